@@ -1,0 +1,78 @@
+"""The specification of every kernel, in plain torch: what a fast version must equal, forward and gradient.
+
+Written for the reader, not for speed: each function is the formula. `select.py` puts faster ones in its place.
+
+Shapes (docs/shapes.md): N tokens, D width, E experts, A active experts per token, F expert width, M routed copies
+(N * A), V vocabulary, R sequences of T positions, H query heads, G key/value heads, K query/key width, W value width.
+In `rope` the last dimension is the rotary one, R wide, and R2 is its half.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension, in float32 at least, rounded once at the end (arXiv 1910.07467)."""
+    wide = _widen(x)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202), in float32 at least."""
+    return (F.silu(_widen(gate)) * _widen(up)).to(gate.dtype)
+
+
+def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
+    """Rotate pairs by the angle of each token: pairs (x0, x1), (x2, x3), ... or (x0, x_R2), (x1, x_R2+1), ...
+
+    The layout of the pairs is kept: interleaved in, interleaved out.
+    """
+    wide_NHR = _widen(x_NHR)
+    cos_N1R2, sin_N1R2 = cos_NR2.unsqueeze(1), sin_NR2.unsqueeze(1)
+    a, b = (wide_NHR[..., 0::2], wide_NHR[..., 1::2]) if interleaved else wide_NHR.chunk(2, dim=-1)
+    rotated = (a * cos_N1R2 - b * sin_N1R2, a * sin_N1R2 + b * cos_N1R2)
+    out_NHR = torch.stack(rotated, dim=-1).flatten(-2) if interleaved else torch.cat(rotated, dim=-1)
+    return out_NHR.to(x_NHR.dtype)
+
+
+def causal_attention(q_RTHK: Tensor, k_RTGK: Tensor, v_RTGW: Tensor, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v over earlier positions and one's own; query head h reads key head h // (H // G)."""
+    n_repeats, length = q_RTHK.shape[2] // k_RTGK.shape[2], q_RTHK.shape[1]
+    k_RTHK, v_RTHW = k_RTGK.repeat_interleave(n_repeats, dim=2), v_RTGW.repeat_interleave(n_repeats, dim=2)
+    scores_RHTT = torch.einsum("rthk,rshk->rhts", _widen(q_RTHK), _widen(k_RTHK)) * scale
+    later_TT = torch.ones(length, length, dtype=torch.bool, device=q_RTHK.device).triu(1)
+    probs_RHTT = scores_RHTT.masked_fill(later_TT, -torch.inf).softmax(-1)
+    return torch.einsum("rhts,rshw->rthw", probs_RHTT, _widen(v_RTHW)).to(v_RTGW.dtype)
+
+
+def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence[int]) -> Tensor:
+    """Rows sorted by expert, counts_E of each: y_MF, where every row meets the matrix of its expert."""
+    rows_per_expert = x_MD.split(counts_E.tolist() if isinstance(counts_E, Tensor) else list(counts_E))
+    return torch.cat([F.linear(rows, weight_FD) for rows, weight_FD in zip(rows_per_expert, weight_EFD, strict=True)])
+
+
+def moe_ffn(
+    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """Sum over the A experts of each token of weight * down(swiglu(gate(x), up(x))); no expert is ever full."""
+    n_experts, n_active = gate_EFD.shape[0], experts_NA.shape[1]
+    order_M = experts_NA.flatten().argsort(stable=True)
+    counts_E = experts_NA.flatten().bincount(minlength=n_experts)
+    token_M = order_M // n_active
+    x_MD = x_ND[token_M]
+    inner_MF = swiglu(grouped_linear(x_MD, gate_EFD, counts_E), grouped_linear(x_MD, up_EFD, counts_E))
+    y_MD = grouped_linear(inner_MF, down_EDF, counts_E) * weights_NA.flatten()[order_M, None]
+    return torch.zeros_like(x_ND, dtype=y_MD.dtype).index_add(0, token_M, y_MD).to(x_ND.dtype)
+
+
+def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(hidden weight^T)[target] of each token, in float32 at least."""
+    return F.cross_entropy(_widen(F.linear(hidden_ND, weight_VD)), targets_N, reduction="none")
+
+
+def _widen(x: Tensor) -> Tensor:
+    """At least float32; float64 stays, so that gradients can be checked."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,142 @@
+"""Which implementation of each operation runs: chosen once per (operation, device, dtype), stated, and overridable.
+
+The model calls the functions at the end of this page. `describe()` says what was chosen and why; `override(op, name)`
+forces one in tests and benchmarks, and asking for one that cannot run there is an error.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sobre.errors import ConfigError
+from sobre.kernels import reference
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation of one operation, and where it may run."""
+
+    op: str
+    name: str
+    call: Callable[..., Tensor]
+    devices: tuple[str, ...] = ()
+    """Device types it runs on; empty means all."""
+    dtypes: tuple[torch.dtype, ...] = ()
+    """Element types it takes; empty means all."""
+    reason: str = "the plain formula"
+
+    def refuses(self, device: str, dtype: torch.dtype) -> str | None:
+        """Why it cannot run there, or None."""
+        if self.devices and device not in self.devices:
+            return f"runs on {', '.join(self.devices)}, not on {device}"
+        if self.dtypes and dtype not in self.dtypes:
+            return f"takes {', '.join(map(str, self.dtypes))}, not {dtype}"
+        return None
+
+
+# In order of preference: the first that does not refuse is taken.
+KERNELS: tuple[Kernel, ...] = (
+    Kernel("rms_norm", "reference", reference.rms_norm),
+    Kernel("swiglu", "reference", reference.swiglu),
+    Kernel("rope", "reference", reference.rope),
+    Kernel("causal_attention", "reference", reference.causal_attention),
+    Kernel("grouped_linear", "reference", reference.grouped_linear),
+    Kernel("moe_ffn", "reference", reference.moe_ffn),
+    Kernel("linear_nll", "reference", reference.linear_nll),
+)
+OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))
+
+_chosen: dict[tuple[str, str, torch.dtype], Kernel] = {}
+_forced: dict[str, str] = {}
+
+
+def choose(op: str, device: str, dtype: torch.dtype) -> Kernel:
+    """The kernel that runs `op` there."""
+    for kernel in KERNELS:
+        if kernel.op != op or (op in _forced and kernel.name != _forced[op]):
+            continue
+        refusal = kernel.refuses(device, dtype)
+        if refusal is None:
+            return kernel
+        if op in _forced:
+            raise ConfigError(f"kernel {op}={kernel.name!r} {refusal}")
+    raise ConfigError(f"no kernel for {op} on {device} in {dtype}; known operations: {', '.join(OPS)}")
+
+
+@contextmanager
+def override(op: str, name: str) -> Iterator[None]:
+    """Run `op` with the implementation `name` inside the block, wherever it is called."""
+    names = [kernel.name for kernel in KERNELS if kernel.op == op]
+    if name not in names:
+        fits = f"it has: {', '.join(names)}" if names else f"known operations: {', '.join(OPS)}"
+        raise ConfigError(f"no implementation {name!r} of operation {op!r}; {fits}")
+    before = _forced.get(op)
+    _force(op, name)
+    try:
+        yield
+    finally:
+        _force(op, before)
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(operation on device in dtype, implementation, reason) of everything chosen so far."""
+    return [
+        (f"{op} on {device} in {str(dtype).removeprefix('torch.')}", kernel.name, kernel.reason)
+        for (op, device, dtype), kernel in sorted(_chosen.items(), key=str)
+    ]
+
+
+def _force(op: str, name: str | None) -> None:
+    _forced.pop(op, None)
+    if name is not None:
+        _forced[op] = name
+    for key in [key for key in _chosen if key[0] == op]:
+        del _chosen[key]
+
+
+def _kernel(op: str, x: Tensor) -> Callable[..., Tensor]:
+    key = (op, x.device.type, x.dtype)
+    kernel = _chosen.get(key)
+    if kernel is None:
+        kernel = _chosen[key] = choose(*key)
+    return kernel.call
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last dimension."""
+    return _kernel("rms_norm", x)(x, weight, eps)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    return _kernel("swiglu", gate)(gate, up)
+
+
+def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
+    """Rotate pairs of the last dimension by the angle of each token."""
+    return _kernel("rope", x_NHR)(x_NHR, cos_NR2, sin_NR2, interleaved)
+
+
+def causal_attention(q_RTHK: Tensor, k_RTGK: Tensor, v_RTGW: Tensor, scale: float) -> Tensor:
+    """Causal attention of whole sequences; k and v may have fewer heads, and values another width."""
+    return _kernel("causal_attention", q_RTHK)(q_RTHK, k_RTGK, v_RTGW, scale)
+
+
+def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence[int]) -> Tensor:
+    """Rows sorted by expert times the matrix of their expert."""
+    return _kernel("grouped_linear", x_MD)(x_MD, weight_EFD, counts_E)
+
+
+def moe_ffn(
+    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """The routed experts of every token, weighted and summed."""
+    return _kernel("moe_ffn", x_ND)(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+
+
+def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Negative log-likelihood of each target under the output head, in float32."""
+    return _kernel("linear_nll", hidden_ND)(hidden_ND, weight_VD, targets_N)
