@@ -1,0 +1,206 @@
+"""The folder of a run: who may write in it, and whether a run goes there, beside it, or on from where it stopped.
+
+    config.json        the resolved recipe           state/events.jsonl  decisions (runtime/events.py)
+    environment.json   the machine and the source    state/lock          held while a process works here
+    metrics.jsonl  ledger.jsonl  report.*            state/finished.json written last
+
+A folder is never emptied or overwritten. A default place that holds another run makes the next one NAME-2, NAME-3, ...
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from sobre.errors import RunError
+from sobre.runtime.files import TEMPORARY, write_json
+from sobre.schemas import VERSION
+
+
+class RunFolder:
+    """A claimed folder. The claim is a file lock: a kill of any kind releases it."""
+
+    def __init__(self, path: Path, lock: IO[bytes], *, resumed: bool) -> None:
+        self.path = path
+        self.resumed = resumed
+        self._lock = lock
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def events(self) -> Path:
+        return self.state / "events.jsonl"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The recipe that runs here."""
+        recipe: dict[str, Any] = _read_config(self.path)["recipe"]
+        return recipe
+
+    def model(self, stage: str) -> Path:
+        """Where the model after `stage` goes: pretrain is called base."""
+        return self.path / ("base" if stage == "pretrain" else stage)
+
+    def finish(self) -> None:
+        """Say that everything is written: the folder is a finished run from now on."""
+        write_json(self.state / "finished.json", {"schema": VERSION})
+
+    def release(self) -> None:
+        """Let another process in; the end of this one does the same."""
+        self._lock.close()
+
+
+def claim(name: str, recipe: Mapping[str, Any], *, out: Path | None = None, root: Path = Path("out")) -> RunFolder:
+    """Take a folder for a new run: `out` itself, or the first of root/NAME, root/NAME-2, ... that holds no run."""
+    recipe = _plain(recipe)
+    for path in [out] if out is not None else _candidates(root, name):
+        kind = _look(path)
+        if kind == "foreign":
+            raise RunError(
+                f"{path} holds files that are not of a run, and nothing there was touched; {_elsewhere(path)}"
+            )
+        if kind == "free":
+            return _take(path, recipe)
+        if kind == "unfinished" and _read_config(path)["recipe"] == recipe:
+            raise RunError(
+                f"{path} holds an unfinished run of this very recipe; to go on with it:\n"
+                f"  {resume_line(path)}\nto start anew beside it: --out {path}-new"
+            )
+        if out is not None:
+            raise RunError(f"{path} holds another run ({kind}), and nothing there was touched; {_elsewhere(path)}")
+    raise AssertionError("the candidates never end")
+
+
+def resume(path: Path, recipe: Mapping[str, Any] | None = None) -> RunFolder:
+    """Take the folder of an unfinished run again; a recipe, if given, must be the one that runs there."""
+    kind = _look(path)
+    if kind == "finished":
+        raise RunError(f"{path} holds a finished run: there is nothing to resume (see {path / 'report.html'})")
+    if kind != "unfinished":
+        raise RunError(f"{path} holds no run to resume")
+    if recipe is not None:
+        changed = _differences(_read_config(path)["recipe"], _plain(recipe))
+        if changed:
+            raise RunError(
+                f"{path} runs another recipe: {'; '.join(changed[:5])}"
+                + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+                + f". To go on with the recipe that is there: {resume_line(path)}"
+            )
+    return RunFolder(path, _lock(path), resumed=True)
+
+
+def find_unfinished(name: str, recipe: Mapping[str, Any], *, root: Path = Path("out")) -> Path:
+    """The last of root/NAME, root/NAME-2, ... that holds an unfinished run of this recipe."""
+    found = None
+    for path in _candidates(root, name):
+        kind = _look(path)
+        if kind == "free":
+            break
+        if kind == "unfinished" and _read_config(path)["recipe"] == _plain(recipe):
+            found = path
+    if found is None:
+        raise RunError(f"no unfinished run of this recipe in {root / name}, {root / name}-2, ...; say where with --out")
+    return found
+
+
+def resume_line(path: Path) -> str:
+    """What to type to go on with the run in `path`: the recipe is read from there."""
+    return f"sobre run --out {path} --resume"
+
+
+def _candidates(root: Path, name: str) -> Iterator[Path]:
+    yield root / name
+    number = 2
+    while True:
+        yield root / f"{name}-{number}"
+        number += 1
+
+
+def _look(path: Path) -> str:
+    """free (absent, empty, or claimed by a process that died at once), foreign, unfinished or finished."""
+    if not path.exists():
+        return "free"
+    if not path.is_dir():
+        return "foreign"
+    if (path / "config.json").is_file():
+        if not _is_run(path):
+            return "foreign"
+        return "finished" if (path / "state" / "finished.json").is_file() else "unfinished"
+    leftovers = (path / "state", path / "state" / "lock", path / f"config.json{TEMPORARY}")
+    return "free" if all(entry in leftovers for entry in path.rglob("*")) else "foreign"
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        document = _read_config(path)
+    except (RunError, OSError):
+        return False
+    return document.get("kind") == "run" and isinstance(document.get("recipe"), dict)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path / 'config.json'} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise RunError(f"{path / 'config.json'} holds no object")
+    return document
+
+
+def _take(path: Path, recipe: dict[str, Any]) -> RunFolder:
+    try:
+        (path / "state").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {path}: {error.strerror or error}; {_elsewhere(path)}") from error
+    lock = _lock(path)
+    if _look(path) != "free":  # another process was faster
+        lock.close()
+        raise RunError(f"{path} was taken by another run at this moment; {_elsewhere(path)}")
+    write_json(path / "config.json", {"schema": VERSION, "kind": "run", "recipe": recipe})
+    return RunFolder(path, lock, resumed=False)
+
+
+def _lock(path: Path) -> IO[bytes]:
+    file = (path / "state" / "lock").open("a+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().decode() or "unknown"
+        file.close()
+        raise RunError(f"a process (pid {holder}) is working in {path}; wait for it, or choose another --out") from None
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+    return file
+
+
+def _elsewhere(path: Path) -> str:
+    return f"choose another folder, for example --out {path}-2"
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back, so that a recipe equals its saved self."""
+    plain: dict[str, Any] = json.loads(json.dumps(recipe, allow_nan=False))
+    return plain
+
+
+def _differences(there: Any, here: Any, at: str = "") -> list[str]:
+    """The dotted keys whose values differ, with both values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted(there.keys() | here.keys())
+        return [line for key in keys for line in _differences(there.get(key), here.get(key), f"{at}.{key}".strip("."))]
+    return [] if there == here else [f"{at} is {there!r} there and {here!r} here"]
