@@ -1,0 +1,184 @@
+"""What a model is: sizes and variants, in the field's words. No torch here.
+
+Names follow DeepSeek-V3 (arXiv 2412.19437, 2.1); the Hugging Face key stands in brackets where it differs.
+The unions `Attention` and `FeedForward` are closed: the recipe chooses a variant by `kind`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sobre.config.base import config
+from sobre.errors import ConfigError
+
+
+@config
+class YarnConfig:
+    """Context extension by YaRN (arXiv 2309.00071), as DeepSeek-V3 applies it."""
+
+    factor: float = 40.0
+    """New context over the original one."""
+    original_len: int = 4096
+    """Context the model was trained at [original_max_position_embeddings]."""
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 1.0
+    """The softmax scale is multiplied by (0.1 * mscale_all_dim * ln(factor) + 1) squared."""
+
+
+@config
+class RopeConfig:
+    """Rotary position embedding."""
+
+    theta: float = 10_000.0
+    interleaved: bool = True
+    """Rotate the pairs (x0, x1), (x2, x3), ...; False rotates halves, as Llama and Qwen do."""
+    yarn: YarnConfig | None = None
+
+
+@config
+class MLAConfig:
+    """Multi-head latent attention: all heads share one compressed latent per token."""
+
+    kind: Literal["mla"] = "mla"
+    n_heads: int = 4
+    q_rank: int = 0
+    """Width of the compressed query [q_lora_rank]; 0 projects the query directly."""
+    kv_rank: int = 64
+    """Width of the cached latent [kv_lora_rank]."""
+    nope_dim: int = 32
+    """Head width without position [qk_nope_head_dim]."""
+    rope_dim: int = 16
+    """Head width with rotary position, one key shared by all heads [qk_rope_head_dim]."""
+    v_dim: int = 32
+    """Head width of the values [v_head_dim]."""
+
+    def __post_init__(self) -> None:
+        if self.rope_dim % 2:
+            raise ConfigError(f"rope_dim={self.rope_dim} must be even; the nearest: {self.rope_dim + 1}")
+
+    @property
+    def qk_dim(self) -> int:
+        return self.nope_dim + self.rope_dim
+
+    @property
+    def cache_dim(self) -> int:
+        """Cached numbers per token and layer: the latent and the rotary key."""
+        return self.kv_rank + self.rope_dim
+
+
+@config
+class GQAConfig:
+    """Grouped-query attention, as in Llama and Qwen."""
+
+    kind: Literal["gqa"] = "gqa"
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_dim: int = 32
+    qk_norm: bool = False
+    """RMSNorm on every query and key head (Qwen3)."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections (Qwen2)."""
+
+    def __post_init__(self) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} must be even; the nearest: {self.head_dim + 1}")
+
+    @property
+    def cache_dim(self) -> int:
+        """Cached numbers per token and layer: keys and values of every group."""
+        return 2 * self.n_kv_heads * self.head_dim
+
+
+@config
+class DenseConfig:
+    """SwiGLU feed-forward."""
+
+    kind: Literal["dense"] = "dense"
+    d_ff: int = 512
+    """Inner width [intermediate_size]."""
+
+
+@config
+class MoEConfig:
+    """DeepSeekMoE: shared experts plus A of E routed ones, balanced by a bias (arXiv 2412.19437, 2.1.2)."""
+
+    kind: Literal["moe"] = "moe"
+    n_experts: int = 16
+    """Routed experts per layer [n_routed_experts]."""
+    n_active: int = 2
+    """Routed experts each token visits [num_experts_per_tok]."""
+    d_expert: int = 128
+    """Inner width of one expert [moe_intermediate_size]."""
+    n_shared: int = 1
+    """Shared experts, stored as one of width n_shared * d_expert [n_shared_experts]."""
+    n_groups: int = 1
+    """Groups of experts (nodes) [n_group]."""
+    n_active_groups: int = 1
+    """Groups a token may visit [topk_group]."""
+    route_scale: float = 1.0
+    """Factor on the routed weights [routed_scaling_factor]."""
+    norm_weights: bool = True
+    """Make the A weights sum to 1 before scaling [norm_topk_prob]."""
+    n_dense_layers: int = 1
+    """First layers that are dense [first_k_dense_replace]."""
+    d_ff: int = 512
+    """Inner width of those dense layers [intermediate_size]."""
+    balance_alpha: float = 1e-4
+    """Weight of the sequence-wise balance loss."""
+    bias_speed: float = 1e-3
+    """How far the bias moves after each optimizer step (gamma); 0 freezes it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_active <= self.n_experts:
+            raise ConfigError(f"n_active={self.n_active} must lie in 1..n_experts={self.n_experts}")
+        if self.n_experts % self.n_groups:
+            raise ConfigError(f"n_experts={self.n_experts} must be a multiple of n_groups={self.n_groups}")
+        if not 1 <= self.n_active_groups <= self.n_groups:
+            raise ConfigError(f"n_active_groups={self.n_active_groups} must lie in 1..n_groups={self.n_groups}")
+        reachable = self.n_active_groups * (self.n_experts // self.n_groups)
+        if self.n_active > reachable:
+            raise ConfigError(f"n_active={self.n_active} exceeds the {reachable} experts of the active groups")
+
+
+Attention = Annotated[MLAConfig | GQAConfig, Field(discriminator="kind")]
+FeedForward = Annotated[DenseConfig | MoEConfig, Field(discriminator="kind")]
+
+
+@config
+class ModelConfig:
+    """One decoder. `vocab_size=0` and `max_len=0` mean: taken from the tokenizer and the data of the run."""
+
+    vocab_size: int = 0
+    d_model: int = 128
+    n_layers: int = 4
+    attention: Attention = MLAConfig()
+    ffn: FeedForward = MoEConfig()
+    rope: RopeConfig = RopeConfig()
+    max_len: int = 0
+    """Longest sequence, prompt and answer [max_position_embeddings]."""
+    norm_eps: float = 1e-6
+    tied: bool = False
+    """Output head shares the embedding [tie_word_embeddings]."""
+    n_mtp: int = 0
+    """Multi-token prediction modules (0 or 1) [num_nextn_predict_layers]."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights (0.006 at width 7168 in V3)."""
+
+    def __post_init__(self) -> None:
+        if self.n_mtp not in (0, 1):
+            raise ConfigError(f"n_mtp={self.n_mtp} must be 0 or 1")
+        if isinstance(self.ffn, MoEConfig) and not 0 <= self.ffn.n_dense_layers <= self.n_layers:
+            raise ConfigError(f"n_dense_layers={self.ffn.n_dense_layers} must lie in 0..n_layers={self.n_layers}")
+
+    def is_moe_layer(self, layer: int) -> bool:
+        """Whether layer `layer` routes; the MTP layer counts as layer n_layers."""
+        return isinstance(self.ffn, MoEConfig) and layer >= self.ffn.n_dense_layers
+
+    @property
+    def n_moe_layers(self) -> int:
+        """Routing layers of the main model, MTP excluded."""
+        return sum(self.is_moe_layer(layer) for layer in range(self.n_layers))

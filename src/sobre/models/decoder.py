@@ -1,0 +1,158 @@
+"""The one decoder: embed, blocks, norm, head. Training, prefill, decode and every open family run this page.
+
+Pre-norm residual blocks of attention and feed-forward; which kinds stands in the config. The model knows nothing of losses:
+it returns hidden states, routes, loads and the balance loss, and the caller asks for logits where it needs them.
+
+Shapes: N tokens of a step, D width, V vocabulary, L routing layers, A active experts, E experts.
+"""
+
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+
+from sobre.errors import ConfigError
+from sobre.models.cache import KVCache
+from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.ffn import SwiGLU
+from sobre.models.gqa import GQA
+from sobre.models.layers import Linear, RMSNorm
+from sobre.models.mla import MLA
+from sobre.models.moe import Dispatch, MoE, Router, Routing, local_dispatch
+from sobre.models.rope import Rope
+from sobre.models.step import StepInput, StepOutput
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+
+    def __init__(self, cfg: ModelConfig, layer: int, dispatch: Dispatch) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.ffn_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        match cfg.attention:
+            case MLAConfig():
+                self.attn: nn.Module = MLA(cfg, layer)
+            case GQAConfig():
+                self.attn = GQA(cfg, layer)
+            case _ as never:
+                assert_never(never)
+        match cfg.ffn:
+            case MoEConfig() as moe:
+                routes = cfg.is_moe_layer(layer)
+                self.ffn: nn.Module = MoE(moe, cfg.d_model, dispatch) if routes else SwiGLU(cfg.d_model, moe.d_ff)
+            case DenseConfig() as dense:
+                self.ffn = SwiGLU(cfg.d_model, dense.d_ff)
+            case _ as never_ffn:
+                assert_never(never_ffn)
+
+    def forward(
+        self,
+        x_ND: Tensor,
+        rope: tuple[Tensor, Tensor],
+        step: StepInput,
+        cache: KVCache | None,
+        experts_NA: Tensor | None,
+    ) -> tuple[Tensor, Routing | None]:
+        x_ND = x_ND + self.attn(self.attn_norm(x_ND), rope, step, cache)
+        if not isinstance(self.ffn, MoE):
+            return x_ND + self.ffn(self.ffn_norm(x_ND)), None
+        y_ND, routing = self.ffn(self.ffn_norm(x_ND), step, experts_NA)
+        return x_ND + y_ND, routing
+
+
+class MTP(nn.Module):
+    """Multi-token prediction, depth 1 (DeepSeek-V3, 2.2): from h_i and the token at i+1 to a hidden state for i+2.
+
+    Embedding and head are the main model's. The concatenation is [embedding; hidden], as in the released weights.
+    """
+
+    def __init__(self, cfg: ModelConfig, dispatch: Dispatch) -> None:
+        super().__init__()
+        self.embed_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.hidden_norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.proj = Linear(2 * cfg.d_model, cfg.d_model)
+        self.block = Block(cfg, cfg.n_layers, dispatch)
+        self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+
+
+class Decoder(nn.Module):
+    """`Decoder(cfg)` allocates; `init_weights(seed)` fills; `dtype` is what forward computes in."""
+
+    def __init__(
+        self, cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, dispatch: Dispatch = local_dispatch
+    ) -> None:
+        super().__init__()
+        if not cfg.vocab_size or not cfg.max_len:
+            raise ConfigError(f"vocab_size={cfg.vocab_size} and max_len={cfg.max_len} must be known to build a model")
+        self.cfg, self.dtype = cfg, dtype
+        rope_dim = cfg.attention.rope_dim if isinstance(cfg.attention, MLAConfig) else cfg.attention.head_dim
+        self.rope = Rope(cfg.rope, rope_dim, cfg.max_len)
+        self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.layers = nn.ModuleList(Block(cfg, layer, dispatch) for layer in range(cfg.n_layers))
+        self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
+        self.head = None if cfg.tied else Linear(cfg.d_model, cfg.vocab_size)
+        self.mtp = MTP(cfg, dispatch) if cfg.n_mtp else None
+
+    @property
+    def head_VD(self) -> Tensor:
+        """The output head's weight (the embedding's, when tied), in its own dtype."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    def forward(
+        self, step: StepInput, cache: KVCache | None = None, routes_LNA: Tensor | None = None
+    ) -> StepOutput:
+        """Run the step; `routes_LNA` replays experts chosen before (routing layers of the main model, in order)."""
+        x_ND = self.embed(step.tokens_N).to(self.dtype)
+        rope = self.rope(step.positions_N)
+        routings: list[Routing] = []
+        for block in self.layers:
+            given = routes_LNA[len(routings)] if routes_LNA is not None and isinstance(block.ffn, MoE) else None
+            x_ND, routing = block(x_ND, rope, step, cache, given)
+            if routing is not None:
+                routings.append(routing)
+        return _output(self.norm(x_ND), routings)
+
+    def predict_second(self, hidden_ND: Tensor, next_tokens_N: Tensor, step: StepInput) -> StepOutput:
+        """The MTP module: hidden states that predict the token after `next_tokens_N`, without a cache."""
+        assert self.mtp is not None, "the config has n_mtp = 0"
+        embed_ND = self.mtp.embed_norm(self.embed(next_tokens_N).to(self.dtype))
+        x_ND = self.mtp.proj(torch.cat([embed_ND, self.mtp.hidden_norm(hidden_ND)], -1))
+        x_ND, routing = self.mtp.block(x_ND, self.rope(step.positions_N), step, None, None)
+        return _output(self.mtp.norm(x_ND), [] if routing is None else [routing])
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """logits_NV in float32."""
+        return torch.nn.functional.linear(hidden_ND, self.head_VD.to(hidden_ND.dtype)).float()
+
+    def routers(self) -> list[Router]:
+        """Routers in the order of StepOutput.load_LE, the MTP module's last."""
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Normal with `init_std`; what adds to the residual stream is scaled by 1 / sqrt(2 n_layers); norms are 1.
+
+        The scaling is GPT-2's; V3 uses 0.006 everywhere, which is small enough at its width to need none.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        residual = (2 * self.cfg.n_layers) ** -0.5
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name.split(".")[-2]:
+                parameter.fill_(1.0)
+            else:
+                adds = name.endswith(("attn.o.weight", "down.weight", "down_EDF"))
+                parameter.normal_(0.0, self.cfg.init_std * (residual if adds else 1.0), generator=generator)
+
+
+def _output(hidden_ND: Tensor, routings: list[Routing]) -> StepOutput:
+    if not routings:
+        return StepOutput(hidden_ND, None, None, hidden_ND.new_zeros((), dtype=torch.float32))
+    return StepOutput(
+        hidden_ND,
+        torch.stack([routing.experts_NA for routing in routings]),
+        torch.stack([routing.load_E for routing in routings]),
+        torch.stack([routing.balance_loss for routing in routings]).sum(),
+    )

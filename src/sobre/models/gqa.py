@@ -1,0 +1,51 @@
+"""Grouped-query attention (arXiv 2305.13245) as Llama, Qwen2 and Qwen3 have it.
+
+Shapes: N tokens, R sequences, T new tokens of a sequence, S cached positions, H query heads, G key/value heads, K head width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sobre.kernels import select
+from sobre.models.cache import KVCache
+from sobre.models.config import GQAConfig, ModelConfig
+from sobre.models.layers import Linear, RMSNorm
+from sobre.models.rope import softmax_factor
+from sobre.models.step import StepInput
+
+
+class GQA(nn.Module):
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        assert isinstance(cfg.attention, GQAConfig)
+        self.cfg, self.layer, self.interleaved = cfg.attention, layer, cfg.rope.interleaved
+        gqa, d = cfg.attention, cfg.d_model
+        self.scale = gqa.head_dim**-0.5 * softmax_factor(cfg.rope)
+        self.q = Linear(d, gqa.n_heads * gqa.head_dim, gqa.qkv_bias)
+        self.k = Linear(d, gqa.n_kv_heads * gqa.head_dim, gqa.qkv_bias)
+        self.v = Linear(d, gqa.n_kv_heads * gqa.head_dim, gqa.qkv_bias)
+        self.o = Linear(gqa.n_heads * gqa.head_dim, d)
+        if gqa.qk_norm:
+            self.q_norm = RMSNorm(gqa.head_dim, cfg.norm_eps)
+            self.k_norm = RMSNorm(gqa.head_dim, cfg.norm_eps)
+
+    def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
+        gqa = self.cfg
+        q_NHK = self.q(x_ND).unflatten(-1, (gqa.n_heads, gqa.head_dim))
+        k_NGK = self.k(x_ND).unflatten(-1, (gqa.n_kv_heads, gqa.head_dim))
+        v_NGK = self.v(x_ND).unflatten(-1, (gqa.n_kv_heads, gqa.head_dim))
+        if gqa.qk_norm:
+            q_NHK, k_NGK = self.q_norm(q_NHK), self.k_norm(k_NGK)
+        q_NHK = select.rope(q_NHK, *rope, self.interleaved)
+        k_NGK = select.rope(k_NGK, *rope, self.interleaved)
+        if cache is not None:
+            cache.write(self.layer, torch.cat([k_NGK.flatten(1), v_NGK.flatten(1)], -1), step)
+        if cache is None or step.is_fresh:
+            out_RTHK = select.causal_attention(step.pad(q_NHK), step.pad(k_NGK), step.pad(v_NGK), self.scale)
+        else:
+            entries_RSC = cache.read(self.layer, step).to(x_ND.dtype)
+            kv_RS2GK = entries_RSC.unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
+            out_RTHK = select.cached_attention(
+                step.pad(q_NHK), kv_RS2GK[:, :, 0], kv_RS2GK[:, :, 1], step.starts_R, self.scale
+            )
+        return self.o(step.unpad(out_RTHK).flatten(1))

@@ -1,0 +1,35 @@
+"""The two smallest modules: a linear map and RMSNorm, computed in the dtype of their input.
+
+Weights are kept in their own dtype (float32 masters in training) and cast at use, so that one module serves bf16 compute
+over float32 weights and plain float32 alike; autograd brings the gradient back to the master's dtype.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sobre.kernels import select
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b), with W stored (out, in)."""
+
+    def __init__(self, n_in: int, n_out: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean square in float32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return select.rms_norm(x, self.weight, self.eps)

@@ -1,0 +1,78 @@
+"""Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1; V3, arXiv 2412.19437, 2.1.1).
+
+Keys and values of all heads are rebuilt from one latent c of width C per token, and one rotary key is shared by all heads;
+only the two are cached, after norm and rotation. Two forms of the same sums:
+  naive     training and prefill: rebuild k and v of every head, then ordinary attention;
+  absorbed  with a cache: fold the key map into the query and the value map into the output, so that all heads attend
+            to the latents themselves: multi-query attention with one key of width C + rope and one value of width C.
+
+Shapes: N tokens, R sequences, T new tokens of a sequence, S cached positions, H heads, P head width without position,
+K = P + rope, W value head width, C latent width, D model width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from sobre.kernels import select
+from sobre.models.cache import KVCache
+from sobre.models.config import MLAConfig, ModelConfig
+from sobre.models.layers import Linear, RMSNorm
+from sobre.models.rope import softmax_factor
+from sobre.models.step import StepInput
+
+
+class MLA(nn.Module):
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__()
+        assert isinstance(cfg.attention, MLAConfig)
+        self.cfg, self.layer, self.interleaved = cfg.attention, layer, cfg.rope.interleaved
+        mla, d = cfg.attention, cfg.d_model
+        self.scale = mla.qk_dim**-0.5 * softmax_factor(cfg.rope)
+        if mla.q_rank:
+            self.q_down = Linear(d, mla.q_rank)
+            self.q_norm = RMSNorm(mla.q_rank, cfg.norm_eps)
+            self.q_up = Linear(mla.q_rank, mla.n_heads * mla.qk_dim)
+        else:
+            self.q = Linear(d, mla.n_heads * mla.qk_dim)
+        self.kv_down = Linear(d, mla.cache_dim)
+        self.kv_norm = RMSNorm(mla.kv_rank, cfg.norm_eps)
+        self.kv_up = Linear(mla.kv_rank, mla.n_heads * (mla.nope_dim + mla.v_dim))
+        self.o = Linear(mla.n_heads * mla.v_dim, d)
+
+    def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
+        mla = self.cfg
+        q_N = self.q_up(self.q_norm(self.q_down(x_ND))) if mla.q_rank else self.q(x_ND)
+        q_NHP, q_rope_NHr = q_N.unflatten(-1, (mla.n_heads, mla.qk_dim)).split([mla.nope_dim, mla.rope_dim], -1)
+        latent_NC, k_rope_Nr = self.kv_down(x_ND).split([mla.kv_rank, mla.rope_dim], -1)
+        latent_NC = self.kv_norm(latent_NC)
+        q_rope_NHr = select.rope(q_rope_NHr, *rope, self.interleaved)
+        k_rope_Nr = select.rope(k_rope_Nr.unsqueeze(1), *rope, self.interleaved).squeeze(1)
+        if cache is not None:
+            cache.write(self.layer, torch.cat([latent_NC, k_rope_Nr], -1), step)
+        if cache is None or step.is_fresh:
+            out_NHW = self._naive(q_NHP, q_rope_NHr, latent_NC, k_rope_Nr, step)
+        else:
+            out_NHW = self._absorbed(q_NHP, q_rope_NHr, cache, step)
+        return self.o(out_NHW.flatten(1))
+
+    def _naive(self, q_NHP: Tensor, q_rope_NHr: Tensor, latent_NC: Tensor, k_rope_Nr: Tensor, step: StepInput) -> Tensor:
+        mla = self.cfg
+        kv_NH = self.kv_up(latent_NC).unflatten(-1, (mla.n_heads, mla.nope_dim + mla.v_dim))
+        k_NHP, v_NHW = kv_NH.split([mla.nope_dim, mla.v_dim], -1)
+        q_NHK = torch.cat([q_NHP, q_rope_NHr], -1)
+        k_NHK = torch.cat([k_NHP, k_rope_Nr.unsqueeze(1).expand(-1, mla.n_heads, -1)], -1)
+        q, k, v = step.pad(q_NHK), step.pad(k_NHK), step.pad(v_NHW)
+        return step.unpad(select.causal_attention(q, k, v, self.scale))
+
+    def _absorbed(self, q_NHP: Tensor, q_rope_NHr: Tensor, cache: KVCache, step: StepInput) -> Tensor:
+        mla = self.cfg
+        kv_up_HC = self.kv_up.weight.to(q_NHP.dtype).unflatten(0, (mla.n_heads, mla.nope_dim + mla.v_dim))
+        k_up_HPC, v_up_HWC = kv_up_HC.split([mla.nope_dim, mla.v_dim], 1)
+        q_NHC = torch.bmm(q_NHP.transpose(0, 1), k_up_HPC).transpose(0, 1)
+        entries_RSC = cache.read(self.layer, step).to(q_NHP.dtype).unsqueeze(2)
+        q_RTHC = step.pad(torch.cat([q_NHC, q_rope_NHr], -1))
+        out_RTHC = select.cached_attention(
+            q_RTHC, entries_RSC, entries_RSC[..., : mla.kv_rank], step.starts_R, self.scale
+        )
+        out_NHC = step.unpad(out_RTHC)
+        return torch.bmm(out_NHC.transpose(0, 1), v_up_HWC.transpose(1, 2)).transpose(0, 1)

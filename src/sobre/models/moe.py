@@ -1,0 +1,125 @@
+"""DeepSeekMoE: shared experts plus A of E routed ones, balanced by a bias (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
+
+The router works in float32. Its bias steers which experts are chosen and never touches their weights; it is a buffer, moved
+after each optimizer step by the load of the whole batch (`rebalance`), saved with the weights, and frozen in RL. Groups
+that a token may not visit score minus infinity (zero would be wrong once biases are negative).
+
+Shapes: N tokens, R sequences, D width, E experts, A active experts, F expert width, X groups of experts.
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sobre.kernels import select
+from sobre.models.config import MoEConfig
+from sobre.models.ffn import SwiGLU
+from sobre.models.step import StepInput
+
+
+class Routing(NamedTuple):
+    """What the router decided, and what the balance is judged by."""
+
+    weights_NA: Tensor
+    experts_NA: Tensor
+    load_E: Tensor
+    balance_loss: Tensor
+
+
+class Dispatch(Protocol):
+    """Brings tokens to the experts that they chose and the weighted sum of the answers back: y_ND."""
+
+    def __call__(
+        self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+    ) -> Tensor: ...
+
+
+def local_dispatch(
+    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """All experts live in this process."""
+    return select.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+
+
+class Router(nn.Module):
+    """Choose A of E experts per token."""
+
+    def __init__(self, cfg: MoEConfig, d_model: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.weight_ED = nn.Parameter(torch.empty(cfg.n_experts, d_model))
+        self.register_buffer("bias_E", torch.zeros(cfg.n_experts))
+
+    def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> Routing:
+        """Route every token; `experts_NA`, if given, replaces the choice and keeps the weights' gradient."""
+        scores_NE = F.linear(x_ND.float(), self.weight_ED.float()).sigmoid()
+        if experts_NA is None:
+            experts_NA = self._choose(scores_NE.detach())
+        weights_NA = scores_NE.gather(-1, experts_NA)
+        if self.cfg.norm_weights:
+            weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
+        weights_NA = weights_NA * self.cfg.route_scale
+        load_E = torch.bincount(experts_NA.flatten(), minlength=self.cfg.n_experts)
+        balance_loss = self._balance_loss(scores_NE, step) if self.training else scores_NE.new_zeros(())
+        return Routing(weights_NA, experts_NA, load_E, balance_loss)
+
+    def _choose(self, scores_NE: Tensor) -> Tensor:
+        steered_NE = scores_NE + self.bias_E
+        if self.cfg.n_groups > 1:
+            grouped_NXE = steered_NE.unflatten(-1, (self.cfg.n_groups, -1))
+            best_NX = grouped_NXE.topk(min(2, grouped_NXE.shape[-1]), dim=-1).values.sum(-1)
+            kept_NX = best_NX.topk(self.cfg.n_active_groups, dim=-1).indices
+            closed_NX = torch.ones_like(best_NX, dtype=torch.bool).scatter_(-1, kept_NX, False)
+            steered_NE = grouped_NXE.masked_fill(closed_NX.unsqueeze(-1), -torch.inf).flatten(1)
+        return steered_NE.topk(self.cfg.n_active, dim=-1).indices
+
+    def _balance_loss(self, scores_NE: Tensor, step: StepInput) -> Tensor:
+        """alpha * sum_i f_i P_i for each sequence, summed over sequences (eqs 17-20); f carries no gradient."""
+        cfg = self.cfg
+        if not cfg.balance_alpha:
+            return scores_NE.new_zeros(())
+        chosen_NA = scores_NE.detach().topk(cfg.n_active, dim=-1).indices
+        picked_NE = torch.zeros_like(scores_NE).scatter_(-1, chosen_NA, 1.0)
+        share_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
+        picked_RE, share_RE = _sum_by_sequence(picked_NE, step), _sum_by_sequence(share_NE, step)
+        lengths_R1 = step.lengths_R.unsqueeze(-1)
+        f_RE = picked_RE * (cfg.n_experts / cfg.n_active) / lengths_R1
+        return cfg.balance_alpha * (f_RE * share_RE / lengths_R1).sum()
+
+    @torch.no_grad()
+    def rebalance(self, load_E: Tensor) -> None:
+        """Move the bias against the load: +speed below the mean, -speed above."""
+        load_E = load_E.float()
+        self.bias_E += self.cfg.bias_speed * torch.sign(load_E.mean() - load_E)
+
+
+class MoE(nn.Module):
+    def __init__(self, cfg: MoEConfig, d_model: int, dispatch: Dispatch) -> None:
+        super().__init__()
+        self.dispatch = dispatch
+        self.router = Router(cfg, d_model)
+        self.gate_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
+        self.up_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
+        self.down_EDF = nn.Parameter(torch.empty(cfg.n_experts, d_model, cfg.d_expert))
+        self.shared = SwiGLU(d_model, cfg.n_shared * cfg.d_expert) if cfg.n_shared else None
+
+    def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
+        routing = self.router(x_ND, step, experts_NA)
+        dtype = x_ND.dtype
+        y_ND = self.dispatch(
+            x_ND,
+            routing.experts_NA,
+            routing.weights_NA,
+            self.gate_EFD.to(dtype),
+            self.up_EFD.to(dtype),
+            self.down_EDF.to(dtype),
+        )
+        return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
+
+
+def _sum_by_sequence(x_NE: Tensor, step: StepInput) -> Tensor:
+    if step.is_uniform:
+        return step.pad(x_NE).sum(1)
+    return x_NE.new_zeros(step.n_sequences, x_NE.shape[1]).index_add(0, step.sequence_N, x_NE)

@@ -1,0 +1,113 @@
+"""What goes into a forward pass and what comes out: the same for training, prefill and decode.
+
+A step is a ragged list of tokens: R sequences, the r-th bringing `lengths[r]` new tokens that start at position
+`starts[r]`. A training batch of B rows is B sequences that start at 0; a decode step is R sequences of one token; a
+chunk of a prefill is a sequence that starts where the last chunk ended. Only attention looks across tokens.
+
+Shapes (docs/shapes.md): N tokens, R sequences, D width, L routing layers, A active experts, E experts.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """N tokens of R sequences, concatenated.
+
+    Example: a decode step of two requests, 7 and 3 tokens old, in cache rows 0 and 1:
+        StepInput(torch.tensor([5, 9]), lengths=(1, 1), starts=(7, 3), slots=(0, 1), request_ids=("a", "b"))
+    """
+
+    tokens_N: Tensor
+    lengths: tuple[int, ...]
+    """New tokens of each sequence; they sum to N."""
+    starts: tuple[int, ...] = ()
+    """Position of each sequence's first new token; empty means all 0."""
+    slots: tuple[int, ...] = ()
+    """Cache row of each sequence; empty when there is no cache."""
+    request_ids: tuple[str, ...] = field(default=())
+    """Who asked, for logs and errors; empty in training."""
+
+    def __post_init__(self) -> None:
+        assert sum(self.lengths) == self.tokens_N.numel(), "lengths must sum to the number of tokens"
+        assert not self.starts or len(self.starts) == len(self.lengths)
+        assert not self.slots or len(self.slots) == len(self.lengths)
+
+    @property
+    def n_sequences(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def max_length(self) -> int:
+        return max(self.lengths)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Every sequence brings the same number of tokens, so (N,) is a view of (R, T)."""
+        return min(self.lengths) == max(self.lengths)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Every sequence starts at 0: nothing cached is needed."""
+        return not any(self.starts)
+
+    @cached_property
+    def starts_R(self) -> Tensor:
+        starts = self.starts or (0,) * self.n_sequences
+        return torch.tensor(starts, device=self.tokens_N.device)
+
+    @cached_property
+    def lengths_R(self) -> Tensor:
+        return torch.tensor(self.lengths, device=self.tokens_N.device)
+
+    @cached_property
+    def sequence_N(self) -> Tensor:
+        """Which sequence each token belongs to."""
+        return torch.repeat_interleave(torch.arange(self.n_sequences, device=self.tokens_N.device), self.lengths_R)
+
+    @cached_property
+    def offset_N(self) -> Tensor:
+        """How many new tokens of the same sequence come before each token."""
+        if self.is_uniform:
+            return torch.arange(self.max_length, device=self.tokens_N.device).repeat(self.n_sequences)
+        firsts_R = self.lengths_R.cumsum(0) - self.lengths_R
+        return torch.arange(self.tokens_N.numel(), device=self.tokens_N.device) - firsts_R[self.sequence_N]
+
+    @cached_property
+    def positions_N(self) -> Tensor:
+        """Position of each token in its own sequence."""
+        return self.offset_N if self.is_fresh else self.offset_N + self.starts_R[self.sequence_N]
+
+    def pad(self, x_N: Tensor) -> Tensor:
+        """(N, ...) to (R, T, ...) with T the longest sequence; the padding, on the right, is zero."""
+        if self.is_uniform:
+            return x_N.unflatten(0, (self.n_sequences, self.max_length))
+        padded = x_N.new_zeros(self.n_sequences * self.max_length, *x_N.shape[1:])
+        return padded.index_copy(0, self._cells_N, x_N).unflatten(0, (self.n_sequences, self.max_length))
+
+    def unpad(self, x_RT: Tensor) -> Tensor:
+        """(R, T, ...) back to (N, ...)."""
+        flat = x_RT.flatten(0, 1)
+        return flat if self.is_uniform else flat.index_select(0, self._cells_N)
+
+    @cached_property
+    def _cells_N(self) -> Tensor:
+        return self.sequence_N * self.max_length + self.offset_N
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a forward pass of the decoder returns."""
+
+    hidden_ND: Tensor
+    """After the final norm: what the output head and the MTP module read."""
+    routes_LNA: Tensor | None
+    """Experts of every token in every routing layer (int64); None in a dense model."""
+    load_LE: Tensor | None
+    """Tokens each expert received; the bias update sums it over the whole batch."""
+    balance_loss: Tensor
+    """Sequence-wise balance loss, summed over sequences and layers (scalar, already times alpha)."""
