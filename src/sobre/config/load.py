@@ -5,7 +5,7 @@
 Leading arguments are recipes: names of shipped ones, TOML files, or the config.json of a run. They compose left to
 right: tables merge, lists replace, and a table whose `kind` changes starts afresh. pydantic decodes the result
 strictly (true is no integer, "7" neither) and names every wrong key at once, with its file. What follows are dotted
-flags, read by tyro on top of the recipes; they set values, while the variant of a union (`kind`) is the recipe's choice.
+flags, read by tyro on top of the recipes; they set values, and the variant of a union (`kind`) is the recipe's choice.
 Wrong input is a ConfigError, or tyro's own framed message; both end with exit code 2.
 """
 
@@ -177,9 +177,18 @@ def save(cfg: Any, path: Path | str) -> None:
 
 def diff(left: Any, right: Any) -> dict[str, tuple[Any, Any]]:
     """Where two configurations differ: dotted path -> (left, right)."""
-    a, b = dict(_leaves(to_dict(left))), dict(_leaves(to_dict(right)))
+    a, b = dict(leaves(to_dict(left))), dict(leaves(to_dict(right)))
     pairs = {path: (a.get(path, ABSENT), b.get(path, ABSENT)) for path in (*a, *b)}
     return {path: (x, y) for path, (x, y) in pairs.items() if x != y}
+
+
+def leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of the tree as (dotted path, value)."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _defaults(schema: type) -> Tree:
@@ -194,14 +203,6 @@ def _defaults(schema: type) -> Tree:
             continue
         tree[field.name] = to_dict(value) if is_dataclass(value) else value
     return tree
-
-
-def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _explain(fault: Any, schema: type, tree: Tree, defaults: Tree, layers: Sequence[Layer]) -> str:
@@ -249,7 +250,7 @@ def _suggest(path: Sequence[Any], schema: type, tree: Tree, defaults: Tree) -> s
     home = _class_at(schema, tree, parents)
     known = [field.name for field in fields(home)] if home else []
     near = [prefix + name for name in difflib.get_close_matches(str(key), known, n=3)]
-    near += [place for place, _ in _leaves(defaults) if place.rpartition(".")[2] == key]
+    near += [place for place, _ in leaves(defaults) if place.rpartition(".")[2] == key]
     if near:
         return f"perhaps {' or '.join(near)}"
     return f"{prefix.rstrip('.') or 'the recipe'} has {', '.join(known)}"
