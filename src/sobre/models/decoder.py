@@ -99,9 +99,7 @@ class Decoder(nn.Module):
         """The output head's weight (the embedding's, when tied), in its own dtype."""
         return self.embed.weight if self.head is None else self.head.weight
 
-    def forward(
-        self, step: StepInput, cache: KVCache | None = None, routes_LNA: Tensor | None = None
-    ) -> StepOutput:
+    def forward(self, step: StepInput, cache: KVCache | None = None, routes_LNA: Tensor | None = None) -> StepOutput:
         """Run the step; `routes_LNA` replays experts chosen before (routing layers of the main model, in order)."""
         x_ND = self.embed(step.tokens_N).to(self.dtype)
         rope = self.rope(step.positions_N)

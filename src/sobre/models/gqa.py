@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.models.cache import KVCache
+from sobre.models.cached_attention import cached_attention
 from sobre.models.config import GQAConfig, ModelConfig
 from sobre.models.layers import Linear, RMSNorm
 from sobre.models.rope import softmax_factor
@@ -45,7 +46,7 @@ class GQA(nn.Module):
         else:
             entries_RSC = cache.read(self.layer, step).to(x_ND.dtype)
             kv_RS2GK = entries_RSC.unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
-            out_RTHK = select.cached_attention(
+            out_RTHK = cached_attention(
                 step.pad(q_NHK), kv_RS2GK[:, :, 0], kv_RS2GK[:, :, 1], step.starts_R, self.scale
             )
         return self.o(step.unpad(out_RTHK).flatten(1))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.models.cache import KVCache
+from sobre.models.cached_attention import cached_attention
 from sobre.models.config import MLAConfig, ModelConfig
 from sobre.models.layers import Linear, RMSNorm
 from sobre.models.rope import softmax_factor
@@ -55,7 +56,9 @@ class MLA(nn.Module):
             out_NHW = self._absorbed(q_NHP, q_rope_NHr, cache, step)
         return self.o(out_NHW.flatten(1))
 
-    def _naive(self, q_NHP: Tensor, q_rope_NHr: Tensor, latent_NC: Tensor, k_rope_Nr: Tensor, step: StepInput) -> Tensor:
+    def _naive(
+        self, q_NHP: Tensor, q_rope_NHr: Tensor, latent_NC: Tensor, k_rope_Nr: Tensor, step: StepInput
+    ) -> Tensor:
         mla = self.cfg
         kv_NH = self.kv_up(latent_NC).unflatten(-1, (mla.n_heads, mla.nope_dim + mla.v_dim))
         k_NHP, v_NHW = kv_NH.split([mla.nope_dim, mla.v_dim], -1)
@@ -71,8 +74,6 @@ class MLA(nn.Module):
         q_NHC = torch.bmm(q_NHP.transpose(0, 1), k_up_HPC).transpose(0, 1)
         entries_RSC = cache.read(self.layer, step).to(q_NHP.dtype).unsqueeze(2)
         q_RTHC = step.pad(torch.cat([q_NHC, q_rope_NHr], -1))
-        out_RTHC = select.cached_attention(
-            q_RTHC, entries_RSC, entries_RSC[..., : mla.kv_rank], step.starts_R, self.scale
-        )
+        out_RTHC = cached_attention(q_RTHC, entries_RSC, entries_RSC[..., : mla.kv_rank], step.starts_R, self.scale)
         out_NHC = step.unpad(out_RTHC)
         return torch.bmm(out_NHC.transpose(0, 1), v_up_HWC.transpose(1, 2)).transpose(0, 1)

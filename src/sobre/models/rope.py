@@ -20,15 +20,11 @@ class Rope(nn.Module):
     def __init__(self, cfg: RopeConfig, dim: int, max_len: int) -> None:
         super().__init__()
         self.interleaved = cfg.interleaved
-        self.cfg, self.dim, self.max_len = cfg, dim, max_len
-        cos, sin = self._table()
-        self.register_buffer("cos_T2", cos, persistent=False)
-        self.register_buffer("sin_T2", sin, persistent=False)
-
-    def _table(self) -> tuple[Tensor, Tensor]:
-        angles_T2 = torch.outer(torch.arange(self.max_len, dtype=torch.float32), frequencies(self.cfg, self.dim))
-        factor = 1.0 if self.cfg.yarn is None else _table_factor(self.cfg.yarn)
-        return angles_T2.cos() * factor, angles_T2.sin() * factor
+        self.dim = dim
+        angles_T2 = torch.outer(torch.arange(max_len, dtype=torch.float32), frequencies(cfg, dim))
+        factor = 1.0 if cfg.yarn is None else _table_factor(cfg.yarn)
+        self.register_buffer("cos_T2", angles_T2.cos() * factor, persistent=False)
+        self.register_buffer("sin_T2", angles_T2.sin() * factor, persistent=False)
 
     def forward(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """Return cos_N2 and sin_N2 (float32) of the given positions."""

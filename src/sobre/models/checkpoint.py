@@ -1,0 +1,199 @@
+"""Model folders in the Hugging Face layout: config.json and model*.safetensors, in and out.
+
+Tensors go one by one between the files and their place in the model. Nothing is unpickled or executed; a tensor that is
+missing, unexpected or of the wrong shape is named, all of them at once, and nothing is loaded half.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sobre.errors import CheckpointError
+from sobre.models.config import ModelConfig, MoEConfig
+from sobre.models.decoder import Decoder
+from sobre.models.families.base import Family
+from sobre.models.families.deepseek_v3 import MTP_COPIES
+from sobre.models.families.table import FAMILIES
+from sobre.models.rope import Rope
+
+log = logging.getLogger(__name__)
+
+
+def save_model(model: Decoder, folder: Path | str, *, dtype: torch.dtype | None = None, **extra_config: Any) -> None:
+    """Write config.json and model.safetensors; `extra_config` (token ids, for one) joins the config.
+
+    Raises CheckpointError when no open family can carry the model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    family = _family_for(model.cfg)
+    dtype = dtype or model.embed.weight.dtype
+    tensors = {
+        name: tensor.to(_saved_dtype(name, dtype)).contiguous() for name, tensor in _their_tensors(model, family)
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    theirs = family.to_theirs(model.cfg)
+    theirs |= {"architectures": [family.architecture], "model_type": family.model_type}
+    theirs |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
+    (folder / "config.json").write_text(json.dumps(theirs | extra_config, indent=2) + "\n")
+
+
+def load_model(
+    folder: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> Decoder:
+    """Load a model folder; weights take `dtype` (default: as saved), the forward runs in `compute_dtype` (default: `dtype`).
+
+    Raises CheckpointError naming what is missing, unexpected, misshapen or unreadable.
+    """
+    folder = Path(folder)
+    theirs = read_config(folder)
+    family = _family_of(theirs, folder)
+    files = _weight_files(folder)
+    cfg = _without_absent_mtp(family.to_ours(theirs), files)
+    dtype = dtype or getattr(torch, theirs.get("dtype") or theirs.get("torch_dtype") or "float32")
+    with torch.device("meta"):
+        model = Decoder(cfg, dtype=compute_dtype or dtype)
+    model.to_empty(device=device)
+    model.rope = Rope(model.cfg.rope, model.rope.dim, model.cfg.max_len).to(device)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    _fill(model, family, files)
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises CheckpointError when there is none."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no model folder: it has no config.json")
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    if not isinstance(theirs, dict) or "model_type" not in theirs:
+        raise CheckpointError(f"{path} has no model_type; it is not the config of a model")
+    return theirs
+
+
+def _family_of(theirs: dict[str, Any], folder: Path) -> Family:
+    for family in FAMILIES:
+        if family.model_type == theirs["model_type"]:
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    raise CheckpointError(f"{folder}/config.json: model_type {theirs['model_type']!r} is unknown; known: {known}")
+
+
+def _family_for(cfg: ModelConfig) -> Family:
+    for family in FAMILIES:
+        if family.accepts(cfg):
+            return family
+    raise CheckpointError(
+        f"no open family carries {cfg.attention.kind} attention with {cfg.ffn.kind} feed-forward and n_mtp={cfg.n_mtp};"
+        f" mla with either feed-forward can be saved (deepseek_v3), and gqa with dense and n_mtp=0 (llama, qwen2, qwen3)"
+    )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [folder / name for name in names]
+        absent = [file.name for file in files if not file.is_file()]
+        if absent:
+            raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}")
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        hint = f"; {', '.join(pickles)} would have to be unpickled, which is never done" if pickles else ""
+        raise CheckpointError(f"{folder} has no .safetensors file{hint}")
+    return files
+
+
+def _without_absent_mtp(cfg: ModelConfig, files: list[Path]) -> ModelConfig:
+    """Transformers keeps `num_nextn_predict_layers` in the config but drops the module's weights when it saves."""
+    prefix = f"model.layers.{cfg.n_layers}."
+    if not cfg.n_mtp or any(name.startswith(prefix) for file in files for name in _tensor_names(file)):
+        return cfg
+    log.warning("%s: the MTP module of config.json is not in the weights; loaded without it", files[0].parent)
+    return dataclasses.replace(cfg, n_mtp=0)
+
+
+def _tensor_names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is truncated or corrupt: {error}") from None
+
+
+def _saved_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The selection bias stays in float32 whatever the weights are in."""
+    return torch.float32 if name.endswith("e_score_correction_bias") else dtype
+
+
+def _places(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
+    """(their name, the place in our model), every tensor of the model once, experts as views of the stack."""
+    ours = dict(model.named_parameters()) | {
+        name: buffer for name, buffer in model.named_buffers() if name.endswith("bias_E")
+    }
+    cfg = model.cfg
+    n_experts = cfg.ffn.n_experts if isinstance(cfg.ffn, MoEConfig) else 0
+    for their_pattern, our_pattern in family.tensors:
+        their_pattern = their_pattern.replace("{m}", str(cfg.n_layers))
+        for layer in range(cfg.n_layers if "{i}" in their_pattern else 1):
+            place = ours.get(our_pattern.replace("{i}", str(layer)))
+            if place is None:
+                continue
+            name = their_pattern.replace("{i}", str(layer))
+            if "{e}" in name:
+                yield from ((name.replace("{e}", str(e)), place.data[e]) for e in range(n_experts))
+            else:
+                yield name, place.data
+
+
+def _their_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
+    yield from _places(model, family)
+    if model.mtp is not None:
+        copies = (model.embed.weight.data, model.head_VD.data)
+        for pattern, tensor in zip(MTP_COPIES, copies, strict=True):
+            yield pattern.replace("{m}", str(model.cfg.n_layers)), tensor.clone()
+
+
+@torch.no_grad()
+def _fill(model: Decoder, family: Family, files: list[Path]) -> None:
+    places = dict(_places(model, family))
+    copies = {pattern.replace("{m}", str(model.cfg.n_layers)) for pattern in MTP_COPIES}
+    if model.cfg.tied:
+        copies.add("lm_head.weight")
+    found: set[str] = set()
+    faults: list[str] = []
+    for file in files:
+        names = _tensor_names(file)
+        with safe_open(file, framework="pt") as tensors:
+            for name in names:
+                if name not in places:
+                    faults += [] if name in copies else [f"unexpected {name}"]
+                    continue
+                found.add(name)
+                shape = tuple(tensors.get_slice(name).get_shape())
+                if shape != tuple(places[name].shape):
+                    faults.append(f"{name} is {shape}, the config asks for {tuple(places[name].shape)}")
+                else:
+                    places[name].copy_(tensors.get_tensor(name))
+    faults += [f"missing {name}" for name in sorted(places.keys() - found)]
+    if faults:
+        shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise CheckpointError(f"{files[0].parent}: the weights do not match config.json: {shown}")
