@@ -70,25 +70,23 @@ class KneserNey:
                 f"the longest that fit: {order_that_fits(vocab_size, order)}"
             )
         keys, counts = _count(documents, vocab_size, order)
-        levels = []
-        for n in range(order, 0, -1):
-            levels.append(_level(keys, counts, vocab_size + 1))
+        levels = [_level(keys, counts, vocab_size + 1)]
+        for n in range(order - 1, 0, -1):
             # Kneser-Ney: a shorter n-gram counts as often as it has different left neighbours.
-            keys, counts = np.unique(keys % np.uint64((vocab_size + 1) ** (n - 1)), return_counts=True)
-        return cls(levels[::-1], vocab_size)
+            keys, counts = np.unique(keys % np.uint64((vocab_size + 1) ** n), return_counts=True)
+            levels.insert(0, _level(keys, counts, vocab_size + 1))
+        return cls(levels, vocab_size)
 
     def bits(self, documents: Iterable[Ids]) -> float:
         """Summed -log2 p of every id and of every document's end."""
-        return sum(float(-np.log2(self._probabilities(keys)).sum()) for keys in self._keys(documents))
+        ngrams = _ngrams(documents, self.vocab_size, self.order)
+        return sum(float(-np.log2(self._probabilities(keys)).sum()) for keys in ngrams)
 
     def probability(self, context: Ids, token: int) -> float:
-        """p(token | the last order - 1 ids of a document's beginning `context`); vocab_size means its end."""
+        """p(token | a document that has begun with `context`); token vocab_size means that it ends here."""
         ids = np.concatenate([np.asarray(context, dtype=np.uint64), np.asarray([token], dtype=np.uint64)])
         padded = np.concatenate([np.full(self.order - 1, self.vocab_size, dtype=np.uint64), ids])[-self.order :]
         return float(self._probabilities(_pack(padded, self.vocab_size + 1, self.order))[0])
-
-    def _keys(self, documents: Iterable[Ids]) -> Iterator[Keys]:
-        return _ngrams(documents, self.vocab_size, self.order)
 
     def _probabilities(self, keys: Keys) -> NDArray[np.float64]:
         base = np.uint64(self.vocab_size + 1)
@@ -123,14 +121,16 @@ def _ngrams(documents: Iterable[Ids], vocab_size: int, order: int) -> Iterator[K
     pad = np.full(order - 1, vocab_size, dtype=np.uint64)
     end = np.full(1, vocab_size, dtype=np.uint64)
     held: list[Keys] = []
+    n_held = 0
     for ids in documents:
         body = np.asarray(ids, dtype=np.uint64)
         if body.size and int(body.max()) >= vocab_size:
             raise ConfigError(f"id {int(body.max())} in the text is not below vocab_size={vocab_size}")
         held.append(_pack(np.concatenate([pad, body, end]), vocab_size + 1, order))
-        if sum(map(len, held)) >= CHUNK:
+        n_held += len(held[-1])
+        if n_held >= CHUNK:
             yield np.concatenate(held)
-            held = []
+            held, n_held = [], 0
     if held:
         yield np.concatenate(held)
 

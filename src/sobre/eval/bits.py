@@ -1,0 +1,160 @@
+"""Bits per byte of held-out text: what a model that had to send the text would pay, whatever its tokenizer.
+
+The sum of -log2 p over all tokens of a document, its end included, over the UTF-8 bytes of its text. No byte is skipped
+and every token is scored exactly once. The first token is predicted from `start_id`, the id that stands before a
+document in training. A document longer than a window is read in windows of `window` tokens; each begins with the last
+`overlap` share of the one before, read again as context and not scored again, so that no token but those of the first
+window has less than that context.
+
+Shapes: N tokens of a batch of windows.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sobre.models.decoder import Decoder
+from sobre.models.step import StepInput
+
+BATCH_TOKENS = 4096
+"""Tokens in one forward pass: their logits are held at once."""
+
+
+class Encoder(Protocol):
+    """What is needed of a tokenizer."""
+
+    eos_id: int
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+
+class Text(Protocol):
+    """What is needed of a document."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Bits:
+    """The score of the documents of one source, or of all."""
+
+    bits: float
+    n_bytes: int
+    n_tokens: int
+    """Ends of documents included."""
+    n_documents: int
+
+    @property
+    def per_byte(self) -> float:
+        return self.bits / self.n_bytes if self.n_bytes else math.inf
+
+    def __add__(self, other: "Bits") -> "Bits":
+        return Bits(
+            self.bits + other.bits,
+            self.n_bytes + other.n_bytes,
+            self.n_tokens + other.n_tokens,
+            self.n_documents + other.n_documents,
+        )
+
+    def to_dict(self) -> dict[str, float | int]:
+        return {
+            "value": self.per_byte,
+            "bits": self.bits,
+            "bytes": self.n_bytes,
+            "tokens": self.n_tokens,
+            "documents": self.n_documents,
+        }
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of one document: `ids` are read, and the last `n_scored` of `targets` are scored."""
+
+    document: int
+    ids: Sequence[int]
+    targets: Sequence[int]
+    n_scored: int
+
+
+def windows(ids: Sequence[int], document: int, *, start_id: int, window: int, overlap: float) -> Iterator[Window]:
+    """Cut one document, its end included, into windows that score each of its tokens once."""
+    inputs = [start_id, *ids[:-1]]
+    kept = int(window * overlap)
+    scored = 0
+    while scored < len(ids):
+        first = max(0, scored - kept)
+        stop = min(len(ids), first + window)
+        yield Window(document, inputs[first:stop], ids[first:stop], stop - scored)
+        scored = stop
+
+
+@torch.inference_mode()
+def bits_per_byte(
+    model: Decoder,
+    tokenizer: Encoder,
+    documents: Iterable[Text],
+    *,
+    window: int,
+    overlap: float = 0.25,
+    start_id: int | None = None,
+    per_source: int = 0,
+) -> dict[str, Bits]:
+    """Score documents by source, "all" being their sum. start_id None means the end of the document before;
+    per_source > 0 takes only the first so many of each source."""
+    chosen = _first_of_each(documents, per_source)
+    start = tokenizer.eos_id if start_id is None else start_id
+    ids = [[*encoded, tokenizer.eos_id] for encoded in tokenizer.encode_batch([d.text for d in chosen])]
+    cut = [w for i, x in enumerate(ids) for w in windows(x, i, start_id=start, window=window, overlap=overlap)]
+    bits = [0.0] * len(chosen)
+    for batch in _batches(cut):
+        for piece, value in zip(batch, _score(model, batch), strict=True):
+            bits[piece.document] += value
+    scores: dict[str, Bits] = {}
+    for document, tokens, value in zip(chosen, ids, bits, strict=True):
+        one = Bits(value, len(document.text.encode()), len(tokens), 1)
+        for name in (document.source, "all"):
+            scores[name] = scores[name] + one if name in scores else one
+    return scores
+
+
+def _first_of_each(documents: Iterable[Text], per_source: int) -> list[Text]:
+    taken: dict[str, int] = {}
+    chosen = []
+    for document in documents:
+        taken[document.source] = taken.get(document.source, 0) + 1
+        if not per_source or taken[document.source] <= per_source:
+            chosen.append(document)
+    return chosen
+
+
+def _batches(cut: list[Window]) -> Iterator[list[Window]]:
+    """Windows of like length together: padding inside attention costs nothing then."""
+    batch: list[Window] = []
+    for piece in sorted(cut, key=lambda w: len(w.ids)):
+        if batch and (len(batch) + 1) * len(piece.ids) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _score(model: Decoder, batch: list[Window]) -> list[float]:
+    """Bits of each window's scored tokens."""
+    device = next(model.parameters()).device
+    tokens_N = torch.tensor([i for piece in batch for i in piece.ids], device=device)
+    targets_N = torch.tensor([i for piece in batch for i in piece.targets], device=device)
+    hidden_ND = model(StepInput(tokens_N, lengths=tuple(len(piece.ids) for piece in batch))).hidden_ND
+    nll_N = torch.nn.functional.cross_entropy(model.logits(hidden_ND).float(), targets_N, reduction="none")
+    pieces: tuple[Tensor, ...] = nll_N.split([len(piece.ids) for piece in batch])
+    return [
+        float(nll[len(nll) - piece.n_scored :].double().sum()) / math.log(2)
+        for piece, nll in zip(batch, pieces, strict=True)
+    ]
