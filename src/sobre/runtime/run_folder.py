@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sobre.errors import RunError
 from sobre.runtime.files import TEMPORARY, write_json
@@ -22,7 +22,7 @@ from sobre.schemas import VERSION
 class RunFolder:
     """A claimed folder. The claim is a file lock: a kill of any kind releases it."""
 
-    def __init__(self, path: Path, lock: IO[bytes], *, resumed: bool) -> None:
+    def __init__(self, path: Path, lock: int, *, resumed: bool) -> None:
         self.path = path
         self.resumed = resumed
         self._lock = lock
@@ -46,8 +46,7 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The recipe that runs here."""
-        recipe: dict[str, Any] = _read_config(self.path)["recipe"]
-        return recipe
+        return _recipe(self.path)
 
     def model(self, stage: str) -> Path:
         """Where the model after `stage` goes: pretrain is called base."""
@@ -59,7 +58,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Let another process in; the end of this one does the same."""
-        self._lock.close()
+        os.close(self._lock)
 
 
 def claim(name: str, recipe: Mapping[str, Any], *, out: Path | None = None, root: Path = Path("out")) -> RunFolder:
@@ -73,7 +72,7 @@ def claim(name: str, recipe: Mapping[str, Any], *, out: Path | None = None, root
             )
         if kind == "free":
             return _take(path, recipe)
-        if kind == "unfinished" and _read_config(path)["recipe"] == recipe:
+        if kind == "unfinished" and _recipe(path) == recipe:
             raise RunError(
                 f"{path} holds an unfinished run of this very recipe; to go on with it:\n"
                 f"  {resume_line(path)}\nto start anew beside it: --out {path}-new"
@@ -91,7 +90,7 @@ def resume(path: Path, recipe: Mapping[str, Any] | None = None) -> RunFolder:
     if kind != "unfinished":
         raise RunError(f"{path} holds no run to resume")
     if recipe is not None:
-        changed = _differences(_read_config(path)["recipe"], _plain(recipe))
+        changed = _differences(_recipe(path), _plain(recipe))
         if changed:
             raise RunError(
                 f"{path} runs another recipe: {'; '.join(changed[:5])}"
@@ -108,7 +107,7 @@ def find_unfinished(name: str, recipe: Mapping[str, Any], *, root: Path = Path("
         kind = _look(path)
         if kind == "free":
             break
-        if kind == "unfinished" and _read_config(path)["recipe"] == _plain(recipe):
+        if kind == "unfinished" and _recipe(path) == _plain(recipe):
             found = path
     if found is None:
         raise RunError(f"no unfinished run of this recipe in {root / name}, {root / name}-2, ...; say where with --out")
@@ -143,20 +142,23 @@ def _look(path: Path) -> str:
 
 
 def _is_run(path: Path) -> bool:
+    """A run's config.json says its schema, which a model folder's does not, and it has a state."""
     try:
-        document = _read_config(path)
+        _recipe(path)
     except (RunError, OSError):
         return False
-    return document.get("kind") == "run" and isinstance(document.get("recipe"), dict)
+    return (path / "state").is_dir()
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _recipe(path: Path) -> dict[str, Any]:
+    """The recipe in the folder's config.json."""
+    file = path / "config.json"
     try:
-        document = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"{path / 'config.json'} is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise RunError(f"{path / 'config.json'} holds no object")
+        raise RunError(f"{file} is not JSON: {error}") from None
+    if not isinstance(document, dict) or document.pop("schema", None) != VERSION:
+        raise RunError(f"{file} is not the recipe of a run of schema {VERSION}")
     return document
 
 
@@ -167,25 +169,24 @@ def _take(path: Path, recipe: dict[str, Any]) -> RunFolder:
         raise RunError(f"cannot make the folder {path}: {error.strerror or error}; {_elsewhere(path)}") from error
     lock = _lock(path)
     if _look(path) != "free":  # another process was faster
-        lock.close()
+        os.close(lock)
         raise RunError(f"{path} was taken by another run at this moment; {_elsewhere(path)}")
-    write_json(path / "config.json", {"schema": VERSION, "kind": "run", "recipe": recipe})
+    write_json(path / "config.json", {"schema": VERSION, **recipe})
     return RunFolder(path, lock, resumed=False)
 
 
-def _lock(path: Path) -> IO[bytes]:
-    file = (path / "state" / "lock").open("a+b")
+def _lock(path: Path) -> int:
+    """The descriptor of the locked file; the lock lives as long as it is open."""
+    descriptor = os.open(path / "state" / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.seek(0)
-        holder = file.read().decode() or "unknown"
-        file.close()
+        holder = os.read(descriptor, 32).decode() or "unknown"
+        os.close(descriptor)
         raise RunError(f"a process (pid {holder}) is working in {path}; wait for it, or choose another --out") from None
-    file.truncate(0)
-    file.write(str(os.getpid()).encode())
-    file.flush()
-    return file
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
 
 
 def _elsewhere(path: Path) -> str:
@@ -195,6 +196,7 @@ def _elsewhere(path: Path) -> str:
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON gives it back, so that a recipe equals its saved self."""
     plain: dict[str, Any] = json.loads(json.dumps(recipe, allow_nan=False))
+    plain.pop("schema", None)
     return plain
 
 
