@@ -1,0 +1,39 @@
+"""How a stage of training runs. No torch here."""
+
+from sobre.config.base import config
+from sobre.errors import ConfigError
+
+
+@config
+class StageConfig:
+    """One stage of gradient training: pretraining or fine-tuning."""
+
+    steps: int = 0
+    """Optimizer steps; 0 lets the budget decide."""
+    batch_tokens: int = 8192
+    """Tokens of one optimizer step."""
+    micro_tokens: int = 8192
+    """Tokens of one forward pass; a step accumulates as many as it takes."""
+    lr_scale: float = 1.0
+    """Peak learning rate of the stage over the optimizer's own."""
+    mtp_weight: float = 0.3
+    """Weight of the multi-token prediction loss (lambda); 0 leaves the module untrained."""
+    clip: float = 1.0
+    """Largest norm of the gradient; larger ones are scaled down."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch_tokens", "micro_tokens"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}={getattr(self, key)} must be at least 1")
+        if self.steps < 0:
+            raise ConfigError(f"steps={self.steps} must be 0 (the budget decides) or more")
+
+
+@config
+class SaveConfig:
+    """When the state of a run goes to disk. It changes nothing in what is learned."""
+
+    every_s: float = 30.0
+    """Seconds between saved states; a kill loses at most these."""
+    keep: int = 2
+    """States kept; the newest that is whole is the one resumed."""

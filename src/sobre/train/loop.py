@@ -1,0 +1,130 @@
+"""The loop of a stage: feed, step, count, tell the hooks, save. It contains no maths and no clock.
+
+When it ends and how fast the schedule runs is the horizon's decision, recorded before it takes effect; where batches
+come from is the source's, which for RL makes them with the model that is being trained.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sobre.errors import RunError
+from sobre.models.decoder import Decoder
+from sobre.optim.optimizer import Optimizer
+from sobre.runtime.clock import Meter
+from sobre.runtime.horizon import Horizon
+from sobre.train.batch import Batch
+from sobre.train.losses import LossFn
+from sobre.train.step import StepInfo, train_step
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What one optimizer step eats."""
+
+    batches: Sequence[Batch]
+    flops: float = 0.0
+    """Model FLOPs spent on making it (rollouts)."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """For the log, beside the step's own."""
+
+
+class Source(Protocol):
+    """Where the batches of a stage come from; its state is small, and the same state gives the same feed."""
+
+    def feed(self, step: int) -> Feed: ...
+    def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
+        """The weights have changed by this step; returns what it learned of it for the log."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step as the hooks see it."""
+
+    step: int
+    """Steps done in this stage, this one included."""
+    info: StepInfo
+    lr: float
+    """Learning rate of this step over the peak."""
+    flops: float
+    """Model FLOPs of this step, rollouts included."""
+    metrics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Everything that one stage trains with."""
+
+    name: str
+    model: Decoder
+    optimizer: Optimizer
+    source: Source
+    loss_fn: LossFn
+    horizon: Horizon
+    meter: Meter
+    train_flops: Callable[[Batch], float]
+    """Model FLOPs of forward and backward over a batch."""
+    lr_at: Callable[[float, int], float]
+    """(progress from 0 to 1, step) to the learning rate over the peak."""
+    clip: float
+    mtp_weight: float = 0.0
+    rebalance: bool = True
+    """Move the router biases; frozen in RL."""
+
+
+def run_stage(
+    stage: Stage,
+    *,
+    start: int,
+    hooks: Sequence[Callable[[StepRecord], None]],
+    after_step: Callable[[int], None],
+) -> int:
+    """Train from step `start` until the horizon says so; return the steps done. `after_step` may save or interrupt."""
+    step = start
+    while not stage.horizon.ended(step):
+        lr = stage.lr_at(stage.horizon.progress(step), step)
+        feed = stage.source.feed(step)
+        stage.model.train()
+        info = _step(stage, feed, lr, step)
+        flops = feed.flops + sum(stage.train_flops(batch) for batch in feed.batches)
+        stage.meter.add_flops(flops)
+        step += 1
+        metrics = {**feed.metrics, **stage.source.updated(step, info)}
+        for hook in hooks:
+            hook(StepRecord(step, info, lr, flops, metrics))
+        after_step(step)
+    return step
+
+
+def dry_run(stage: Stage) -> None:
+    """Forward and backward of the next feed, without an update: what cannot work fails before anything is spent."""
+    before = stage.source.state()
+    feed = stage.source.feed(0)
+    stage.source.restore(before)
+    stage.model.train()
+    for batch in feed.batches[:1]:
+        output = stage.model(batch.step)
+        loss = stage.loss_fn(stage.model, output, batch).sum
+        loss.backward()
+        if not bool(loss.isfinite()):
+            raise RunError(f"{stage.name}: the loss of the very first batch is {float(loss)}; nothing was trained")
+    stage.optimizer.zero_grad()
+
+
+def _step(stage: Stage, feed: Feed, lr: float, step: int) -> StepInfo:
+    try:
+        return train_step(
+            stage.model,
+            stage.optimizer,
+            feed.batches,
+            stage.loss_fn,
+            lr_scale=lr,
+            clip=stage.clip,
+            mtp_weight=stage.mtp_weight,
+            rebalance=stage.rebalance,
+        )
+    except RunError as error:
+        raise RunError(f"{stage.name}, step {step}: {error}") from error

@@ -1,0 +1,49 @@
+"""Losses: each returns a sum and leaves the division to the step, which knows the global count.
+
+A loss is a function of (model, output, batch), so pretraining, fine-tuning, distillation and RL share one step. Every
+micro-batch and every process adds its sum; the count is known before the backward pass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from sobre.kernels import select
+from sobre.models.decoder import Decoder
+from sobre.models.step import StepOutput
+from sobre.train.batch import Batch, second_targets
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Terms, each a sum over its tokens; `stats` are detached sums over trained tokens, for the log."""
+
+    sum: Tensor
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class LossFn(Protocol):
+    def __call__(self, model: Decoder, output: StepOutput, batch: Batch) -> Loss: ...
+
+
+def next_token(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
+    """Cross-entropy of the next token over the trained tokens."""
+    return Loss((target_nll(model, output.hidden_ND, batch.targets_N, batch.weights_N)).sum())
+
+
+def second_token(model: Decoder, output: StepOutput, batch: Batch) -> tuple[Loss, StepOutput]:
+    """Cross-entropy of the MTP module, and the module's own output, for its routing load."""
+    targets_N, weights_N = second_targets(batch)
+    ahead = model.predict_second(output.hidden_ND, batch.targets_N, batch.step)
+    return Loss(target_nll(model, ahead.hidden_ND, targets_N, weights_N).sum()), ahead
+
+
+def target_nll(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+    """weight * -log p(target) of the tokens whose weight is not zero (float32); the head sees no other token."""
+    head_VD = model.head_VD.to(hidden_ND.dtype)
+    if bool((weights_N == 1).all()):
+        return select.linear_nll(hidden_ND, head_VD, targets_N)
+    trained = weights_N.nonzero().squeeze(1)
+    return select.linear_nll(hidden_ND[trained], head_VD, targets_N[trained]) * weights_N[trained]

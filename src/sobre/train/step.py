@@ -1,0 +1,147 @@
+"""One optimizer step, the same for pretraining, fine-tuning and RL.
+
+Counts first, over all micro-batches and processes; then forward and backward of each micro-batch with its sums divided by
+those global counts, so that accumulation and data parallelism give the gradient of one large batch exactly; then refuse
+what is not finite, clip, update, and move the router biases by the load of the whole batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sobre.errors import RunError
+from sobre.models.decoder import Decoder
+from sobre.optim.clip import clip_grad_norm
+from sobre.optim.optimizer import Optimizer
+from sobre.train.batch import Batch, second_targets
+from sobre.train.losses import LossFn, second_token
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a step tells the log; all over the whole batch."""
+
+    loss: float
+    """Per trained token, balance and MTP terms excluded."""
+    n_tokens: int
+    n_trained: float
+    grad_norm: float
+    mtp_loss: float | None = None
+    load_LE: Tensor | None = None
+    """Tokens each expert of each routing layer received."""
+    stats: dict[str, float] = field(default_factory=dict)
+    """The loss function's own statistics, per trained token."""
+
+
+def train_step(
+    model: Decoder,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    loss_fn: LossFn,
+    *,
+    lr_scale: float,
+    clip: float,
+    mtp_weight: float = 0.0,
+    rebalance: bool = True,
+    group: dist.ProcessGroup | None = None,
+) -> StepInfo:
+    """Accumulate over `batches`, update once.
+
+    `rebalance=False` freezes the router biases (RL). Raises RunError, with nothing updated, when loss or gradient is
+    not finite.
+    """
+    with_mtp = mtp_weight > 0 and model.mtp is not None
+    counts = _global_counts(batches, with_mtp, group)
+    n_tokens, n_sequences, n_trained, n_second = counts.tolist()
+    sums: dict[str, Tensor] = {}
+    loads: list[Tensor] = []
+    optimizer.zero_grad()
+    for batch in batches:
+        output = model(batch.step, routes_LNA=batch.routes_LNA)
+        loss = loss_fn(model, output, batch)
+        total = loss.sum / n_trained + output.balance_loss / n_sequences
+        load = output.load_LE
+        if with_mtp:
+            ahead_loss, ahead = second_token(model, output, batch)
+            total = total + mtp_weight * ahead_loss.sum / max(n_second, 1.0) + ahead.balance_loss / n_sequences
+            _add(sums, "mtp", ahead_loss.sum)
+            load = (
+                ahead.load_LE
+                if load is None
+                else torch.cat([load, *([] if ahead.load_LE is None else [ahead.load_LE])])
+            )
+        total.backward()
+        _add(sums, "loss", loss.sum)
+        for name, value in loss.stats.items():
+            _add(sums, f"stat/{name}", value)
+        loads += [] if load is None else [load]
+    if group is not None:
+        _sum_over(group, [p.grad for p in model.parameters() if p.grad is not None] + list(sums.values()) + loads)
+    return _update(model, optimizer, sums, loads, counts, lr_scale=lr_scale, clip=clip, rebalance=rebalance)
+
+
+def _update(
+    model: Decoder,
+    optimizer: Optimizer,
+    sums: dict[str, Tensor],
+    loads: list[Tensor],
+    counts: Tensor,
+    *,
+    lr_scale: float,
+    clip: float,
+    rebalance: bool,
+) -> StepInfo:
+    n_tokens, _, n_trained, n_second = counts.tolist()
+    loss = float(sums["loss"]) / n_trained
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    grad_norm = float(clip_grad_norm(grads, clip))
+    if not (_is_finite(loss) and _is_finite(grad_norm)):
+        raise RunError(f"loss={loss} and gradient norm={grad_norm} must be finite; the step was refused")
+    optimizer.step(lr_scale)
+    load_LE = torch.stack(loads).sum(0) if loads else None
+    if load_LE is not None and rebalance:
+        for router, load_E in zip(model.routers(), load_LE, strict=False):
+            router.rebalance(load_E)
+    return StepInfo(
+        loss=loss,
+        n_tokens=int(n_tokens),
+        n_trained=n_trained,
+        grad_norm=grad_norm,
+        mtp_loss=float(sums["mtp"]) / max(n_second, 1.0) if "mtp" in sums else None,
+        load_LE=load_LE,
+        stats={
+            name.removeprefix("stat/"): float(v) / n_trained for name, v in sums.items() if name.startswith("stat/")
+        },
+    )
+
+
+def _global_counts(batches: Sequence[Batch], with_mtp: bool, group: dist.ProcessGroup | None) -> Tensor:
+    """(tokens, sequences, trained tokens, tokens trained by MTP) over micro-batches and processes, float64."""
+    counts = torch.zeros(4, dtype=torch.float64)
+    for batch in batches:
+        second = float(second_targets(batch)[1].sum()) if with_mtp else 0.0
+        counts += torch.tensor(
+            [batch.n_tokens, batch.step.n_sequences, float(batch.weights_N.sum()), second], dtype=torch.float64
+        )
+    if group is not None:
+        dist.all_reduce(counts, group=group)
+    if not counts[2] > 0:
+        raise RunError("a batch without a single trained token has no loss; every weight in it is 0")
+    return counts
+
+
+def _sum_over(group: dist.ProcessGroup, tensors: Sequence[Tensor]) -> None:
+    for tensor in tensors:
+        dist.all_reduce(tensor, group=group)
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    value = value.detach()
+    sums[name] = sums[name] + value if name in sums else value
+
+
+def _is_finite(value: float) -> bool:
+    return abs(value) < float("inf")

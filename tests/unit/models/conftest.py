@@ -1,0 +1,68 @@
+"""Small models of every kind, filled with seeded weights, and ragged steps to feed them."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
+from sobre.models.decoder import Decoder
+from sobre.models.step import StepInput
+
+KINDS = {
+    "mla+moe": ModelConfig(
+        vocab_size=61,
+        max_len=64,
+        d_model=32,
+        n_layers=3,
+        attention=MLAConfig(n_heads=4, q_rank=24, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=12),
+        ffn=MoEConfig(n_experts=8, n_active=3, d_expert=16, n_groups=4, n_active_groups=2, d_ff=40, route_scale=2.5),
+        n_mtp=1,
+    ),
+    "mla+dense": ModelConfig(
+        vocab_size=61,
+        max_len=64,
+        d_model=32,
+        n_layers=2,
+        attention=MLAConfig(n_heads=2, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8),
+        ffn=DenseConfig(d_ff=40),
+    ),
+    "gqa+dense": ModelConfig(
+        vocab_size=61,
+        max_len=64,
+        d_model=32,
+        n_layers=2,
+        attention=GQAConfig(n_heads=4, n_kv_heads=2, head_dim=12, qk_norm=True),
+        ffn=DenseConfig(d_ff=40),
+        rope=RopeConfig(interleaved=False),
+        tied=True,
+    ),
+}
+
+
+def build(cfg: ModelConfig, seed: int = 0) -> Decoder:
+    """A model in float32 with large seeded weights and uneven router biases, in eval mode."""
+    model = Decoder(cfg)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
+        for router in model.routers():
+            router.bias_E.normal_(0, 0.1, generator=generator)
+    return model.eval()
+
+
+def ragged(lengths: tuple[int, ...], vocab_size: int = 61, seed: int = 0) -> StepInput:
+    generator = torch.Generator().manual_seed(seed)
+    return StepInput(torch.randint(0, vocab_size, (sum(lengths),), generator=generator), lengths=lengths)
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> ModelConfig:
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def make() -> Callable[..., Decoder]:
+    return build

@@ -1,0 +1,109 @@
+"""Model folders: what does not fit is named, nothing is loaded half, nothing is unpickled."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sobre.errors import CheckpointError
+from sobre.models.checkpoint import load_model, save_model
+from sobre.models.config import DenseConfig, GQAConfig, ModelConfig, MoEConfig
+
+from .conftest import KINDS, build
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(build(KINDS["mla+moe"]), tmp_path)
+    return tmp_path
+
+
+def rewrite(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_every_kind_comes_back_bit_for_bit(kind, tmp_path: Path):
+    model = build(kind)
+    save_model(model, tmp_path)
+    back = load_model(tmp_path)
+    assert {n: t.dtype for n, t in back.state_dict().items()} == {n: t.dtype for n, t in model.state_dict().items()}
+    assert all(torch.equal(t, back.state_dict()[n]) for n, t in model.state_dict().items())
+
+
+def test_bf16_weights_keep_the_selection_bias_in_float32(folder: Path, tmp_path: Path):
+    model = load_model(folder, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(router.bias_E.dtype == torch.float32 for router in model.routers())
+    save_model(model, tmp_path / "half")
+    saved = load_file(tmp_path / "half" / "model.safetensors")
+    assert saved["model.layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32
+    assert saved["model.norm.weight"].dtype == torch.bfloat16
+
+
+def test_all_faults_are_named_at_once(folder: Path):
+    def spoil(tensors):
+        tensors["model.norm.weight"] = torch.zeros(7)
+        tensors["model.surprise"] = torch.zeros(1)
+        del tensors["lm_head.weight"]
+
+    rewrite(folder, spoil)
+    with pytest.raises(CheckpointError) as error:
+        load_model(folder)
+    message = str(error.value)
+    assert "model.norm.weight is (7,), the config asks for (32,)" in message
+    assert "unexpected model.surprise" in message
+    assert "missing lm_head.weight" in message
+
+
+def test_a_truncated_file_is_named(folder: Path):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or corrupt"):
+        load_model(folder)
+
+
+def test_a_pickle_is_never_opened(folder: Path):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytest.bin").write_bytes(b"not opened")
+    with pytest.raises(CheckpointError, match="would have to be unpickled, which is never done"):
+        load_model(folder)
+
+
+def test_sharded_files_load_by_their_index_and_an_index_that_lies_is_refused(folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, part in shards.items():
+        save_file({name: tensors[name] for name in part}, folder / shard)
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: shard for shard, part in shards.items() for name in part}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert torch.equal(load_model(folder).embed.weight, tensors["model.embed_tokens.weight"])
+    index.write_text(json.dumps({"weight_map": weight_map | {"x": "absent.safetensors"}}))
+    with pytest.raises(CheckpointError, match=r"not there: absent\.safetensors"):
+        load_model(folder)
+
+
+def test_folders_that_are_no_models_say_so(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="it has no config.json"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="'bert' is unknown; known: deepseek_v3, llama"):
+        load_model(tmp_path)
+
+
+def test_a_model_that_no_open_family_carries_cannot_be_saved(tmp_path: Path):
+    cfg = ModelConfig(vocab_size=8, max_len=8, attention=GQAConfig(), ffn=MoEConfig(n_experts=4, d_expert=8))
+    with pytest.raises(CheckpointError, match="no open family carries gqa attention with moe"):
+        save_model(build(cfg), tmp_path)
+    interleaved = ModelConfig(vocab_size=8, max_len=8, attention=GQAConfig(), ffn=DenseConfig())
+    with pytest.raises(CheckpointError, match="no open family"):
+        save_model(build(interleaved), tmp_path)
