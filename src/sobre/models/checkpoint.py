@@ -53,7 +53,7 @@ def load_model(
     compute_dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> Decoder:
-    """Load a model folder; weights take `dtype` (default: as saved), the forward runs in `compute_dtype` (default: `dtype`).
+    """Load a model folder: weights in `dtype` (default: as saved), the forward in `compute_dtype` (default: `dtype`).
 
     Raises CheckpointError naming what is missing, unexpected, misshapen or unreadable.
     """
@@ -100,8 +100,9 @@ def _family_for(cfg: ModelConfig) -> Family:
         if family.accepts(cfg):
             return family
     raise CheckpointError(
-        f"no open family carries {cfg.attention.kind} attention with {cfg.ffn.kind} feed-forward and n_mtp={cfg.n_mtp};"
-        f" mla with either feed-forward can be saved (deepseek_v3), and gqa with dense and n_mtp=0 (llama, qwen2, qwen3)"
+        f"no open family carries {cfg.attention.kind} attention (rope interleaved: {cfg.rope.interleaved}) with"
+        f" {cfg.ffn.kind} feed-forward and n_mtp={cfg.n_mtp}; deepseek_v3 carries mla, interleaved, with either"
+        f" feed-forward; llama, qwen2 and qwen3 carry gqa, not interleaved, dense, without mtp"
     )
 
 

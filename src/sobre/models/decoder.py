@@ -1,7 +1,8 @@
 """The one decoder: embed, blocks, norm, head. Training, prefill, decode and every open family run this page.
 
-Pre-norm residual blocks of attention and feed-forward; which kinds stands in the config. The model knows nothing of losses:
-it returns hidden states, routes, loads and the balance loss, and the caller asks for logits where it needs them.
+Pre-norm residual blocks of attention and feed-forward; which kinds stands in the config. The model knows nothing of
+losses: it returns hidden states, routes, loads and the balance loss, and the caller asks for logits where it needs
+them.
 
 Shapes: N tokens of a step, D width, V vocabulary, L routing layers, A active experts, E experts.
 """

@@ -1,6 +1,7 @@
 """Grouped-query attention (arXiv 2305.13245) as Llama, Qwen2 and Qwen3 have it.
 
-Shapes: N tokens, R sequences, T new tokens of a sequence, S cached positions, H query heads, G key/value heads, K head width.
+Shapes: N tokens, R sequences, T new tokens of a sequence, S cached positions, H query heads, G key/value heads, K head
+width.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The two smallest modules: a linear map and RMSNorm, computed in the dtype of their input.
 
-Weights are kept in their own dtype (float32 masters in training) and cast at use, so that one module serves bf16 compute
-over float32 weights and plain float32 alike; autograd brings the gradient back to the master's dtype.
+Weights are kept in their own dtype (float32 masters in training) and cast at use, so that one module serves bf16
+compute over float32 weights and plain float32 alike; autograd brings the gradient back to the master's dtype.
 """
 
 import torch

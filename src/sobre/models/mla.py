@@ -1,7 +1,7 @@
 """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1; V3, arXiv 2412.19437, 2.1.1).
 
-Keys and values of all heads are rebuilt from one latent c of width C per token, and one rotary key is shared by all heads;
-only the two are cached, after norm and rotation. Two forms of the same sums:
+Keys and values of all heads are rebuilt from one latent c of width C per token, and one rotary key is shared by all
+heads; only the two are cached, after norm and rotation. Two forms of the same sums:
   naive     training and prefill: rebuild k and v of every head, then ordinary attention;
   absorbed  with a cache: fold the key map into the query and the value map into the output, so that all heads attend
             to the latents themselves: multi-query attention with one key of width C + rope and one value of width C.

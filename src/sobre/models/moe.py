@@ -1,8 +1,8 @@
 """DeepSeekMoE: shared experts plus A of E routed ones, balanced by a bias (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
 
-The router works in float32. Its bias steers which experts are chosen and never touches their weights; it is a buffer, moved
-after each optimizer step by the load of the whole batch (`rebalance`), saved with the weights, and frozen in RL. Groups
-that a token may not visit score minus infinity (zero would be wrong once biases are negative).
+The router works in float32. Its bias steers which experts are chosen and never touches their weights; it is a buffer,
+moved after each optimizer step by the load of the whole batch (`rebalance`), saved with the weights, and frozen in RL.
+Groups that a token may not visit score minus infinity (zero would be wrong once biases are negative).
 
 Shapes: N tokens, R sequences, D width, E experts, A active experts, F expert width, X groups of experts.
 """

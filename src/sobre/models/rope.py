@@ -1,9 +1,9 @@
 """Rotary position embedding: the table of cosines and sines, with YaRN (arXiv 2309.00071) as DeepSeek-V3 uses it.
 
-The rotation itself is an op (`kernels`); this page only fills the table. YaRN keeps the fast frequencies, divides the slow
-ones by `factor` and blends between two dimensions given by beta_fast and beta_slow. It is applied to every position, as in
-DeepSeek's inference code, and its temperature enters the softmax scale (`softmax_factor`), not the table:
-the table's own factor, mscale / mscale_all_dim, is 1 for V3.
+The rotation itself is an op (`kernels`); this page only fills the table. YaRN keeps the fast frequencies, divides the
+slow ones by `factor` and blends between two dimensions given by beta_fast and beta_slow. It is applied to every
+position, as in DeepSeek's inference code, and its temperature enters the softmax scale (`softmax_factor`), not the
+table: the table's own factor, mscale / mscale_all_dim, is 1 for V3.
 """
 
 import math

@@ -17,7 +17,7 @@ class Batch:
     """One micro-batch.
 
     Example: the sample [bos, 7, 8, eos] with loss on 8 and eos only:
-        Batch(StepInput(tensor([bos, 7, 8]), lengths=(3,)), targets_N=tensor([7, 8, eos]), weights_N=tensor([0., 1., 1.]))
+        Batch(StepInput(tensor([bos, 7, 8]), lengths=(3,)), tensor([7, 8, eos]), tensor([0., 1., 1.]))
     """
 
     step: StepInput

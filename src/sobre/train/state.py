@@ -1,7 +1,8 @@
 """The saved state of a stage: everything needed to go on bit for bit.
 
 A state is a folder step-NNNNNNNN with the weights and the optimizer's tensors, each by its name, and a small JSON of
-counters. It is written beside its place and moved there whole, so that a kill leaves either the old state or the new one.
+counters. It is written beside its place and moved there whole, so that a kill leaves either the old state or the new
+one.
 """
 
 import json

@@ -1,8 +1,8 @@
 """One optimizer step, the same for pretraining, fine-tuning and RL.
 
-Counts first, over all micro-batches and processes; then forward and backward of each micro-batch with its sums divided by
-those global counts, so that accumulation and data parallelism give the gradient of one large batch exactly; then refuse
-what is not finite, clip, update, and move the router biases by the load of the whole batch.
+Counts first, over all micro-batches and processes; then forward and backward of each micro-batch with its sums divided
+by those global counts, so that accumulation and data parallelism give the gradient of one large batch exactly; then
+refuse what is not finite, clip, update, and move the router biases by the load of the whole batch.
 """
 
 from collections.abc import Sequence

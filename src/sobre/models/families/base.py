@@ -1,7 +1,7 @@
 """What a family is: data. How its config maps to ours, and how its tensor names map to ours.
 
-A tensor rule is a pair of patterns, theirs and ours. `{i}` is a layer and `{e}` an expert; experts are one tensor each in
-the files and stacked in the model.
+A tensor rule is a pair of patterns, theirs and ours. `{i}` is a layer and `{e}` an expert; experts are one tensor each
+in the files and stacked in the model.
 """
 
 from collections.abc import Callable, Mapping
