@@ -1,0 +1,1 @@
+"""Requests in, tokens out: scheduler, batch, runner, sampling. Speaks token ids only."""

@@ -1,0 +1,26 @@
+"""What an engine may hold at once. No torch here."""
+
+from sobre.config.base import config
+from sobre.errors import ConfigError
+
+
+@config
+class EngineConfig:
+    """Sizes of the engine; the cache is planned from them before the first request."""
+
+    max_batch: int = 128
+    """Requests decoded together; each holds one row of the cache."""
+    max_len: int = 0
+    """Longest prompt and answer together, in tokens; 0 takes the model's."""
+    prefill_tokens: int = 4096
+    """Prompt tokens computed before running requests get their next token; also the most in one forward pass."""
+    return_routes: bool = False
+    """Keep the experts that every token visited, for routing replay."""
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1:
+            raise ConfigError(f"engine.max_batch={self.max_batch} must be at least 1")
+        if self.max_len < 0:
+            raise ConfigError(f"engine.max_len={self.max_len} must be at least 1, or 0 for the model's own")
+        if self.prefill_tokens < 1:
+            raise ConfigError(f"engine.prefill_tokens={self.prefill_tokens} must be at least 1")

@@ -1,0 +1,205 @@
+"""The engine: requests in, tokens out, any number at a time. A `step`: schedule, run, sample, keep the books.
+
+What a request gets depends on its prompt, its parameters and the weights; its companions change only the rounding
+of the model's sums. Nothing is dropped: a request that cannot be served is refused by `add`, with the reason.
+One thread at a time; the server's bridge gives the engine a thread of its own.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sobre.engine.batch import Batch
+from sobre.engine.config import EngineConfig
+from sobre.engine.request import FinishReason, Output, Request, Token
+from sobre.engine.runner import Model, Runner
+from sobre.engine.sampling import sample
+from sobre.engine.scheduler import Row, Scheduler
+from sobre.errors import ConfigError, EngineError, PromptTooLong
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What the engine has done since it was made."""
+
+    requests: int
+    prompt_tokens: int
+    """Of the prompts as asked."""
+    computed_tokens: int
+    """That went through the model: shared prompts once, every sampled token but the last of an answer."""
+    generated_tokens: int
+    steps: int
+    flops: float
+    """Of the forward passes, as `plan` counts them."""
+    seconds: float
+    """Spent inside steps."""
+
+
+class Engine:
+    """Continuous batching over one model. `run_seed` and the request's seed make the samples."""
+
+    def __init__(self, model: Model, cfg: EngineConfig, *, run_seed: int = 0) -> None:
+        self.model, self.cfg, self.run_seed = model, cfg, run_seed
+        self.max_len = _max_len(cfg, model)
+        self.weight_version = 0
+        self._device = _device(model)
+        self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens)
+        self._runner = Runner(model, cfg, self.max_len, self._device)
+        self._batch: Batch | None = None
+        self._requests = self._prompt_tokens = self._generated = self._steps = 0
+        self._seconds = 0.0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request waits or runs."""
+        return self._scheduler.has_work
+
+    @property
+    def n_running(self) -> int:
+        return self._scheduler.n_running
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._scheduler.waiting)
+
+    @property
+    def stats(self) -> EngineStats:
+        runner = self._runner
+        return EngineStats(
+            requests=self._requests,
+            prompt_tokens=self._prompt_tokens,
+            computed_tokens=runner.n_prefilled + runner.n_decoded,
+            generated_tokens=self._generated,
+            steps=self._steps,
+            flops=runner.flops,
+            seconds=self._seconds,
+        )
+
+    def add(self, request: Request) -> None:
+        """Take a request, or refuse it with the reason; it starts with the next step that has room."""
+        self._check(request)
+        if request.id in self._scheduler:
+            raise EngineError(f"request {request.id!r} is already here; ids of requests in flight must differ")
+        self._scheduler.add(request)
+        self._requests += 1
+        self._prompt_tokens += len(request.prompt_ids)
+
+    def abort(self, request_id: str) -> Output | None:
+        """Stop a request wherever it stands and return what it got; None when it is not here (any more)."""
+        row = self._scheduler.remove(request_id)
+        return None if row is None else _output(row, "abort", None)
+
+    def step(self) -> list[Token]:
+        """One token for every running request, after as many have started as there is room for."""
+        return self._advance()[0]
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Run these requests to their ends, in the engine's own time; outputs in the order of the requests."""
+        if self.has_work:
+            raise EngineError(f"generate needs an idle engine; {self.n_running} run and {self.n_waiting} wait")
+        for request in requests:
+            self._check(request)
+        outputs: dict[str, Output] = {}
+        try:
+            for request in requests:
+                self.add(request)
+            while self.has_work:
+                outputs |= {output.request_id: output for output in self._advance()[1]}
+        finally:
+            for request in requests:
+                self.abort(request.id)
+        return [outputs[request.id] for request in requests]
+
+    def weights_changed(self) -> None:
+        """The weights are others now: what the old ones cached is computed anew. Call it after each update."""
+        self.weight_version += 1
+        self._scheduler.requeue()
+
+    def _check(self, request: Request) -> None:
+        n_prompt, n_new, vocab_size = len(request.prompt_ids), request.params.max_tokens, self.model.cfg.vocab_size
+        if not n_prompt:
+            raise EngineError(f"request {request.id!r} has an empty prompt; it needs at least one token")
+        if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
+            wrong = next(token for token in request.prompt_ids if not 0 <= token < vocab_size)
+            raise EngineError(f"request {request.id!r} has token {wrong} in its prompt; ids lie in 0..{vocab_size - 1}")
+        if n_prompt + n_new > self.max_len:
+            room = self.max_len - n_prompt
+            fits = f"max_tokens={room} would fit" if room > 0 else f"prompts of {self.max_len - 1} tokens fit at most"
+            raise PromptTooLong(
+                f"request {request.id!r}: prompt of {n_prompt} tokens + max_tokens={n_new} = {n_prompt + n_new}"
+                f" exceeds the context of {self.max_len} tokens; {fits}"
+            )
+
+    def _advance(self) -> tuple[list[Token], list[Output]]:
+        began = time.perf_counter()
+        if not self.has_work:
+            return [], []
+        try:
+            with torch.inference_mode():
+                tokens, logprobs = self._sample()
+        except BaseException:
+            self._scheduler.requeue()  # the cache may be half written; every request keeps what it has and starts anew
+            raise
+        result = self._book(tokens, logprobs)
+        self._steps += 1
+        self._seconds += time.perf_counter() - began
+        return result
+
+    def _sample(self) -> tuple[list[int], list[float]]:
+        plan = self._scheduler.schedule()
+        self._runner.apply(plan)
+        if self._batch is None or plan.batch_changed:
+            self._batch = Batch(self._scheduler.running, self.run_seed, self.model.cfg.vocab_size, self._device)
+        batch = self._batch
+        tokens_R, logprobs_R = sample(self._runner.decode(batch), batch.choice, batch.positions_R + 1)
+        logprobs = logprobs_R.tolist()
+        wrong = [row.request.id for row, logprob in zip(batch.rows, logprobs, strict=True) if logprob != logprob]
+        if wrong:
+            raise EngineError(f"the model gave logits that are no numbers for {', '.join(wrong)}; look at its weights")
+        batch.advance(tokens_R)
+        return tokens_R.tolist(), logprobs
+
+    def _book(self, token_ids: list[int], logprobs: list[float]) -> tuple[list[Token], list[Output]]:
+        assert self._batch is not None
+        tokens: list[Token] = []
+        outputs: list[Output] = []
+        for row, token_id, logprob in zip(self._batch.rows, token_ids, logprobs, strict=True):
+            if not row.logprobs:
+                row.weight_version = self.weight_version
+            row.context.append(token_id)
+            row.logprobs.append(logprob)
+            request = row.request
+            reason: FinishReason | None = None
+            if token_id in request.params.stop_ids:
+                reason = "stop"
+            elif len(row.logprobs) == request.params.max_tokens:
+                reason = "length"
+            tokens.append(Token(request.id, token_id, logprob, reason))
+            if reason is not None:
+                outputs.append(_output(row, reason, self._runner.routes(row)))
+                self._scheduler.remove(request.id)
+        self._generated += len(tokens)
+        return tokens, outputs
+
+
+def _output(row: Row, reason: FinishReason, routes_LTA: Tensor | None) -> Output:
+    answer = row.context[len(row.request.prompt_ids) :]
+    return Output(row.request.id, answer, row.logprobs, reason, routes_LTA, row.weight_version)
+
+
+def _max_len(cfg: EngineConfig, model: Model) -> int:
+    limit = model.cfg.max_len
+    if cfg.max_len > limit > 0:
+        raise ConfigError(f"engine.max_len={cfg.max_len} exceeds the model's max_len={limit}")
+    if not (cfg.max_len or limit):
+        raise ConfigError("engine.max_len=0 takes the model's, and this model names none; set engine.max_len")
+    return cfg.max_len or limit
+
+
+def _device(model: Model) -> torch.device:
+    """Where the model's weights are; a model without any computes on the CPU."""
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    return next((parameter.device for parameter in parameters), torch.device("cpu"))

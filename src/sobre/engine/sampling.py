@@ -1,0 +1,157 @@
+"""The choice of the next token: keyed randomness, filters, inverse distribution function.
+
+Every token takes one uniform number, a hash of (run seed, request seed, position), and no generator anywhere keeps a
+state: what a request gets depends on its own logits alone, whoever shares its batch and in whatever order they came.
+The hash is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
+
+The number meets the distribution function in two levels, blocks of tokens and then the tokens of one block, summed in
+float64: cheaper than one long running sum, and a token of probability 1e-12 still comes up once in 1e12 draws.
+
+Shapes: R rows, V vocabulary, J blocks of W tokens (J * W = V, padded).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sobre.engine.request import SamplingParams
+
+BLOCK = 64
+"""Tokens of a block: near the square root of common vocabularies, where both levels cost the same."""
+SHORTLIST = 256
+"""Most probable tokens looked at first for top_p; rows that need more are sorted whole."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK = (1 << 64) - 1
+
+
+def mix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: a bijection of 64-bit integers in which every input bit moves every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def keys(run_seed: int, request_seeds: Sequence[int]) -> NDArray[np.uint64]:
+    """One key per request; seeds are taken modulo 2**64."""
+    run = mix64(np.array([run_seed & _MASK], dtype=np.uint64) + _GOLDEN)
+    seeds = np.array([seed & _MASK for seed in request_seeds], dtype=np.uint64)
+    return mix64(run ^ mix64(seeds * _GOLDEN + _GOLDEN))
+
+
+def uniforms(keys_R: NDArray[np.uint64], positions_R: NDArray[np.int64]) -> NDArray[np.float64]:
+    """One number of 53 bits in [0, 1) for each (key, position)."""
+    bits = mix64(keys_R + (positions_R.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How each row of a batch samples; made once for as long as the batch stays the same."""
+
+    keys_R: NDArray[np.uint64]
+    scale_R1: Tensor | None
+    """1 / temperature; None when all are 1. Greedy rows have 1."""
+    greedy_R: Tensor | None
+    """Rows that take the most probable token; None when no row does."""
+    all_greedy: bool
+    filtered: Tensor | None
+    """Indices of rows with top_k or top_p; None when no row has them."""
+    top_k: Tensor
+    """Of the filtered rows; V or more means off."""
+    top_p: Tensor
+
+    @staticmethod
+    def of(params: Sequence[SamplingParams], run_seed: int, vocab_size: int, device: str | torch.device) -> "Choice":
+        greedy = [p.temperature == 0 for p in params]
+        scales = [1.0 if p.temperature == 0 else 1.0 / p.temperature for p in params]
+        filtered = [i for i, p in enumerate(params) if p.temperature and (p.top_k or p.top_p < 1)]
+        return Choice(
+            keys_R=keys(run_seed, [p.seed for p in params]),
+            scale_R1=torch.tensor(scales, device=device).unsqueeze(1) if set(scales) != {1.0} else None,
+            greedy_R=torch.tensor(greedy, device=device) if any(greedy) else None,
+            all_greedy=all(greedy),
+            filtered=torch.tensor(filtered, device=device) if filtered else None,
+            top_k=torch.tensor([params[i].top_k or vocab_size for i in filtered], device=device),
+            top_p=torch.tensor([params[i].top_p for i in filtered], device=device, dtype=torch.float64),
+        )
+
+
+def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """tokens_R and their logprobs_R (float64); a row of logits that is no distribution has a NaN logprob."""
+    scaled_RV = logits_RV if choice.scale_R1 is None else logits_RV * choice.scale_R1
+    probs_RV = scaled_RV.softmax(-1)
+    if choice.filtered is not None:
+        _filter(probs_RV, choice)
+    if choice.all_greedy:
+        tokens_R = logits_RV.argmax(-1)
+        return tokens_R, _pick(probs_RV, tokens_R).double().log()
+    uniforms_R = torch.from_numpy(uniforms(choice.keys_R, positions_R)).to(logits_RV.device)
+    tokens_R, totals_R = invert(probs_RV, uniforms_R)
+    if choice.greedy_R is not None:
+        tokens_R = torch.where(choice.greedy_R, logits_RV.argmax(-1), tokens_R)
+        totals_R = totals_R.masked_fill(choice.greedy_R, 1.0)  # as when all are greedy, to the last bit
+    return tokens_R, (_pick(probs_RV, tokens_R) / totals_R).log()
+
+
+def invert(weights_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The first token of each row at which the running sum exceeds uniform * total, and the totals (float64)."""
+    n_tokens = weights_RV.shape[1]
+    weights_RJW = F.pad(weights_RV, (0, -n_tokens % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums_RJ = weights_RJW.sum(-1, dtype=torch.float64).cumsum(-1)
+    totals_R1 = sums_RJ[:, -1:]
+    block_R1, rest_R1 = _first_above(sums_RJ, uniforms_R.unsqueeze(1) * totals_R1)
+    inside_RW = weights_RJW.gather(1, block_R1.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1)
+    within_R1, _ = _first_above(inside_RW.double().cumsum(-1), rest_R1)
+    chosen_R1 = (block_R1 * BLOCK + within_R1).clamp_(max=n_tokens - 1)  # a row of NaN would point into the padding
+    return chosen_R1.squeeze(1), totals_R1.squeeze(1)
+
+
+def _first_above(sums_RJ: Tensor, targets_R1: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the first running sum above each target, and what of the target lies beyond the sum before it.
+
+    A target that rounding lifted to the total falls back just below it: the last token with any weight is taken.
+    """
+    below_R1 = torch.nextafter(sums_RJ[:, -1:], torch.zeros_like(targets_R1))
+    targets_R1 = torch.minimum(targets_R1, below_R1)
+    index_R1 = torch.searchsorted(sums_RJ, targets_R1, right=True).clamp_(max=sums_RJ.shape[1] - 1)
+    before_R1 = sums_RJ.gather(1, (index_R1 - 1).clamp_(min=0)).masked_fill_(index_R1 == 0, 0.0)
+    return index_R1, targets_R1 - before_R1
+
+
+def _filter(probs_RV: Tensor, choice: Choice) -> None:
+    """Zero, in place, what top_k and top_p leave out: all tokens less probable than the last one that must stay."""
+    probs_FV = probs_RV[choice.filtered]
+    shortlist = min(max(SHORTLIST, _largest(choice.top_k, probs_FV.shape[1])), probs_FV.shape[1])
+    last_F1, open_F = _last_kept(probs_FV, choice.top_k, choice.top_p, shortlist)
+    if open_F.any():
+        last_F1[open_F] = _last_kept(probs_FV[open_F], choice.top_k[open_F], choice.top_p[open_F], probs_FV.shape[1])[0]
+    probs_RV[choice.filtered] = probs_FV.masked_fill_(probs_FV < last_F1, 0.0)
+
+
+def _last_kept(probs_FV: Tensor, top_k: Tensor, top_p: Tensor, shortlist: int) -> tuple[Tensor, Tensor]:
+    """Probability of the last token kept, and the rows whose last token lies beyond the shortlist."""
+    ranked_FJ = probs_FV.topk(shortlist, sorted=True).values
+    sums_FJ = ranked_FJ.double().cumsum(-1)
+    limit_F1 = top_k.clamp(max=probs_FV.shape[1]).unsqueeze(1)
+    total_F1 = sums_FJ.gather(1, limit_F1.clamp(max=shortlist) - 1)
+    total_F1 = torch.where(limit_F1 < probs_FV.shape[1], total_F1, probs_FV.sum(-1, keepdim=True, dtype=torch.float64))
+    enough_F1 = torch.searchsorted(sums_FJ, top_p.unsqueeze(1) * total_F1) + 1
+    n_kept_F1 = torch.minimum(enough_F1, limit_F1)
+    open_F = (n_kept_F1 > shortlist).squeeze(1)
+    return ranked_FJ.gather(1, n_kept_F1.clamp(max=shortlist) - 1), open_F
+
+
+def _largest(top_k: Tensor, vocab_size: int) -> int:
+    """The largest k that is not off; the shortlist must hold it."""
+    used = top_k[top_k < vocab_size]
+    return int(used.max()) if used.numel() else 0
+
+
+def _pick(probs_RV: Tensor, tokens_R: Tensor) -> Tensor:
+    return probs_RV.gather(1, tokens_R.unsqueeze(1)).squeeze(1)

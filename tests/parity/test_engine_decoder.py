@@ -1,0 +1,114 @@
+"""Engine and trainer agree: the engine over the real decoder against full forward passes without a cache."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sobre.engine.config import EngineConfig
+from sobre.engine.engine import Engine
+from sobre.engine.request import Request, SamplingParams
+from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.decoder import Decoder
+from sobre.models.step import StepInput
+
+VOCAB, MAX_LEN = 100, 64
+ATTENTIONS = {
+    "mla": MLAConfig(n_heads=3, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=12),
+    "mla-q": MLAConfig(n_heads=3, q_rank=20, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=12),
+    "gqa": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8, qk_norm=True),
+}
+FFNS = {"dense": DenseConfig(d_ff=48), "moe": MoEConfig(n_experts=8, n_active=2, d_expert=16, d_ff=48)}
+
+
+@pytest.fixture(scope="module", params=[(a, f) for a in ATTENTIONS for f in FFNS], ids="-".join)
+def model(request):
+    attention, ffn = request.param
+    cfg = ModelConfig(
+        vocab_size=VOCAB,
+        d_model=32,
+        n_layers=3,
+        max_len=MAX_LEN,
+        attention=ATTENTIONS[attention],
+        ffn=FFNS[ffn],
+        init_std=0.2,
+    )
+    decoder = Decoder(cfg)
+    decoder.init_weights(1)
+    return decoder.eval()
+
+
+def requests_for(n, seed=0, **given):
+    generator = torch.Generator().manual_seed(seed)
+
+    def prompt():
+        length = int(torch.randint(1, 20, (), generator=generator))
+        return tuple(torch.randint(VOCAB, (length,), generator=generator).tolist())
+
+    prompts = [prompt() for _ in range(n)]
+    prompts[n // 2] = prompts[0]
+    params = [SamplingParams(**({"max_tokens": 5 + i % 17, "seed": i} | given)) for i in range(n)]
+    return [Request(str(i), prompts[i], params[i]) for i in range(n)]
+
+
+@torch.no_grad()
+def full_logits(model, tokens):
+    """Of every position, in one pass without a cache."""
+    return model.logits(model(StepInput(torch.tensor(tokens), (len(tokens),))).hidden_ND)
+
+
+@pytest.mark.parametrize("prefill_tokens", [6, 4096])
+def test_sampled_log_probabilities_are_those_of_the_full_forward(model, prefill_tokens):
+    requests = requests_for(20, temperature=0.8)
+    outputs = Engine(model, EngineConfig(max_batch=7, prefill_tokens=prefill_tokens)).generate(requests)
+    for asked, got in zip(requests, outputs, strict=True):
+        logits = full_logits(model, [*asked.prompt_ids, *got.token_ids])[len(asked.prompt_ids) - 1 : -1]
+        logprobs = (logits.double() / 0.8).log_softmax(-1)
+        exact = logprobs.gather(1, torch.tensor(got.token_ids)[:, None]).squeeze(1)
+        assert_close(torch.tensor(got.logprobs, dtype=torch.float64), exact, rtol=0, atol=1e-5)
+
+
+def test_greedy_answers_equal_full_recomputation_step_by_step(model):
+    requests = requests_for(8, temperature=0.0)
+    for asked, got in zip(requests, Engine(model, EngineConfig(max_batch=3)).generate(requests), strict=True):
+        context = list(asked.prompt_ids)
+        for _ in range(asked.params.max_tokens):
+            context.append(int(full_logits(model, context)[-1].argmax()))
+        assert got.token_ids == context[len(asked.prompt_ids) :]
+
+
+def test_the_size_of_the_batch_changes_no_token(model):
+    requests = requests_for(24, seed=3)
+    tokens = [
+        [output.token_ids for output in Engine(model, EngineConfig(max_batch=size)).generate(requests)]
+        for size in (1, 5, 24)
+    ]
+    assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_routes_are_those_of_the_full_forward_and_replaying_them_gives_its_hidden_states(model):
+    if model.cfg.n_moe_layers == 0:
+        pytest.skip("a dense model routes nothing")
+    requests = requests_for(10)
+    outputs = Engine(model, EngineConfig(max_batch=4, return_routes=True)).generate(requests)
+    for asked, got in zip(requests, outputs, strict=True):
+        tokens = torch.tensor([*asked.prompt_ids, *got.token_ids])[:-1]
+        step = StepInput(tokens, (len(tokens),))
+        with torch.no_grad():
+            free, replayed = model(step), model(step, routes_LNA=got.routes_LTA.long())
+        assert_close(got.routes_LTA.long().sort(-1).values, free.routes_LNA.sort(-1).values)
+        assert_close(free.hidden_ND, replayed.hidden_ND, rtol=0, atol=1e-5)
+
+
+def test_new_weights_take_effect_in_the_middle_of_an_answer(model):
+    engine = Engine(model, EngineConfig(max_batch=2))
+    asked = Request("a", (1, 2, 3), SamplingParams(max_tokens=6, temperature=0.0))
+    engine.add(asked)
+    context = [*asked.prompt_ids, *(engine.step()[0].token_id for _ in range(3))]
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        model.init_weights(2)
+        engine.weights_changed()
+        expected = int(full_logits(model, context)[-1].argmax())
+        assert engine.step()[0].token_id == expected
+    finally:
+        model.load_state_dict(kept)
