@@ -102,7 +102,7 @@ def test_folders_that_are_no_models_say_so(tmp_path: Path):
 
 def test_a_model_that_no_open_family_carries_cannot_be_saved(tmp_path: Path):
     cfg = ModelConfig(vocab_size=8, max_len=8, attention=GQAConfig(), ffn=MoEConfig(n_experts=4, d_expert=8))
-    with pytest.raises(CheckpointError, match="no open family carries gqa attention with moe"):
+    with pytest.raises(CheckpointError, match="no open family carries gqa attention .* with moe"):
         save_model(build(cfg), tmp_path)
     interleaved = ModelConfig(vocab_size=8, max_len=8, attention=GQAConfig(), ffn=DenseConfig())
     with pytest.raises(CheckpointError, match="no open family"):
