@@ -1,0 +1,105 @@
+"""From groups of answers to training batches.
+
+An answer is trained on from its first sampled token to its last, the end token included when it ended by itself. An
+answer cut at the limit has no end token, so none is learned from it.
+
+Shapes: X groups, Y answers per group, N tokens of a batch, L routing layers, T positions of one answer, A active
+experts.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from sobre.models.step import StepInput
+from sobre.rl.advantage import advantages
+from sobre.rl.config import PublishedConfig, RLConfig
+from sobre.rl.types import Group, Rollout, Sample
+from sobre.train.batch import Batch
+
+
+def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
+    """Give every answer its advantage and its weight in the loss."""
+    rewards_XY = torch.tensor([[answer.reward.total for answer in group.rollouts] for group in groups])
+    advantages_XY = advantages(rewards_XY, cfg.algorithm.kind).tolist()
+    answers = [
+        (answer, advantage)
+        for group, row in zip(groups, advantages_XY, strict=True)
+        for answer, advantage in zip(group.rollouts, row, strict=True)
+    ]
+    weights = [_weight(answer, cfg) for answer, _ in answers]
+    if not any(weights):  # every answer was cut: each counts, or the step would have nothing to divide by
+        weights = [1.0] * len(weights)
+    return [
+        Sample(answer.prompt_ids, answer.response_ids, answer.logprobs, advantage, weight, answer.routes_LTA)
+        for (answer, advantage), weight in zip(answers, weights, strict=True)
+    ]
+
+
+def minibatches(samples: Sequence[Sample], cfg: RLConfig, key: str) -> list[list[Sample]]:
+    """Every optimizer step's samples: `n_epochs` passes in a new random order each, `n_minibatches` parts of a pass.
+
+    Samples that the loss leaves out are not read at all.
+    """
+    trained = [sample for sample in samples if sample.weight]
+    n_parts = min(cfg.n_minibatches, len(trained))
+    parts = []
+    for epoch in range(cfg.n_epochs):
+        order = random.Random(f"minibatches/{key}/{epoch}").sample(trained, len(trained))
+        parts += [order[i::n_parts] for i in range(n_parts)]
+    return parts
+
+
+def microbatches(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
+    """Parts of at most `max_tokens` tokens (or one sample), samples of like length together, for attention pads."""
+    parts: list[list[Sample]] = []
+    room = 0
+    for sample in sorted(samples, key=lambda sample: -sample.n_tokens):
+        if not parts or sample.n_tokens > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(sample)
+        room -= sample.n_tokens
+    return parts
+
+
+def to_batch(samples: Sequence[Sample], *, replay: bool) -> Batch:
+    """Flatten samples to N tokens; the numbers of an answer stand at the token before, which predicts it."""
+    inputs = [(*sample.prompt_ids, *sample.response_ids[:-1]) for sample in samples]
+    targets = [(*sample.prompt_ids[1:], *sample.response_ids) for sample in samples]
+    step = StepInput(torch.tensor(list(chain.from_iterable(inputs))), lengths=tuple(map(len, inputs)))
+    streams = {
+        "advantage": _per_answer(samples, [[sample.advantage] * len(sample.response_ids) for sample in samples]),
+        "behaviour": _per_answer(samples, [sample.logprobs for sample in samples]),
+    }
+    routes_LNA = _routes(samples)
+    if routes_LNA is not None:
+        streams["engine_routes_LNA"] = routes_LNA
+    return Batch(
+        step,
+        torch.tensor(list(chain.from_iterable(targets))),
+        _per_answer(samples, [[sample.weight] * len(sample.response_ids) for sample in samples]),
+        routes_LNA if replay else None,
+        streams,
+    )
+
+
+def _weight(answer: Rollout, cfg: RLConfig) -> float:
+    if not answer.finished and cfg.truncated == "mask":
+        return 0.0
+    return 1 / answer.n_tokens if isinstance(cfg.algorithm, PublishedConfig) else 1.0
+
+
+def _per_answer(samples: Sequence[Sample], values: Sequence[Sequence[float]]) -> Tensor:
+    """One number per token (float32): 0 on the prompt, except its last token, which predicts the answer's first."""
+    rows = ([0.0] * (len(sample.prompt_ids) - 1) + list(row) for sample, row in zip(samples, values, strict=True))
+    return torch.tensor(list(chain.from_iterable(rows)))
+
+
+def _routes(samples: Sequence[Sample]) -> Tensor | None:
+    """routes_LNA of a batch, or None when the model does not route or the engine did not keep its routes."""
+    routes = [sample.routes_LTA for sample in samples if sample.routes_LTA is not None]
+    return torch.cat(routes, 1).long() if len(routes) == len(samples) else None

@@ -1,0 +1,128 @@
+"""Settings of reinforcement learning. No torch here.
+
+The union `Algorithm` is closed and chosen by one key of the recipe: `algorithm.kind`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sobre.config.base import config
+from sobre.errors import ConfigError
+from sobre.tasks.config import check_difficulty
+
+
+@config
+class GRPOConfig:
+    """GRPO as it is run today: advantage r - mean, one mean over all tokens, clip-higher, flat groups replaced."""
+
+    kind: Literal["grpo"] = "grpo"
+    clip_low: float = 0.2
+    """The ratio of a bad token counts down to 1 - clip_low."""
+    clip_high: float = 0.28
+    """The ratio of a good token counts up to 1 + clip_high (DAPO's clip-higher leaves room for rare tokens)."""
+    kl: float = 0.0
+    """Weight of the KL to the model that the stage started from, times the ratio (DeepSeek-V3.2); 0 keeps no copy."""
+    refill_rounds: int = 1
+    """How often groups without variance are replaced by new problems before the step goes on with fewer."""
+
+    def __post_init__(self) -> None:
+        _check_clip(self.clip_low, self.clip_high)
+        _check_at_least(self, kl=0, refill_rounds=0)
+
+
+@config
+class PublishedConfig:
+    """GRPO as published (DeepSeekMath, R1): (r - mean) / std, a mean for each response, one clip, k3 KL, no refill."""
+
+    kind: Literal["grpo_published"] = "grpo_published"
+    clip: float = 0.2
+    """The ratio counts within 1 - clip .. 1 + clip (R1's first stage used 10)."""
+    kl: float = 0.001
+    """Weight of the KL to the model that the stage started from; 0 keeps no copy."""
+
+    def __post_init__(self) -> None:
+        _check_clip(min(self.clip, 1.0), self.clip)
+        _check_at_least(self, kl=0)
+
+
+Algorithm = Annotated[GRPOConfig | PublishedConfig, Field(discriminator="kind")]
+
+
+@config
+class CurriculumConfig:
+    """Which (task, difficulty) the next problems come from, decided by the pass rates so far."""
+
+    enabled: bool = True
+    """False draws every task and difficulty equally often."""
+    difficulty: tuple[int, int] = (1, 5)
+    """Lowest and highest rung of the ladder."""
+    low: float = 0.2
+    """Below this pass rate a difficulty is too hard to learn much from."""
+    high: float = 0.8
+    """Above this pass rate it is too easy."""
+    memory: float = 0.8
+    """Weight of the past in the running pass rate, for each group seen."""
+    explore: float = 0.1
+    """Share of problems drawn from every task and difficulty equally, so that none is forgotten."""
+
+    def __post_init__(self) -> None:
+        check_difficulty("rl.curriculum.difficulty", *self.difficulty)
+        if not 0 <= self.low < self.high <= 1:
+            raise ConfigError(f"low={self.low} and high={self.high} must satisfy 0 <= low < high <= 1")
+        if not 0 <= self.memory < 1:
+            raise ConfigError(f"memory={self.memory} must lie in 0..1, 1 excluded (nothing would be learned)")
+        if not 0 <= self.explore <= 1:
+            raise ConfigError(f"explore={self.explore} must lie in 0..1")
+
+
+@config
+class RLConfig:
+    """A step asks n_prompts problems group_size times each, scores the answers, and learns from the differences."""
+
+    algorithm: Algorithm = GRPOConfig()
+    """How rewards become a loss."""
+    n_prompts: int = 16
+    """Problems of one step (X)."""
+    group_size: int = 8
+    """Answers to each problem (Y)."""
+    max_tokens: int = 192
+    """Longest answer, thought included."""
+    temperature: float = 1.0
+    """Of the rollouts; the trainer's log-probabilities are taken at the same one."""
+    truncated: Literal["score", "mask"] = "score"
+    """Answers cut at max_tokens earn nothing: they count in the loss (score), or only in their group's mean (mask)."""
+    n_minibatches: int = 1
+    """Optimizer steps per set of rollouts and pass."""
+    n_epochs: int = 1
+    """Passes over the same rollouts."""
+    micro_tokens: int = 16_384
+    """Most tokens in one forward and backward pass; the step's gradient is the same for every value."""
+    lr_scale: float = 0.1
+    """Learning rates of this stage over those of `optim`."""
+    replay_routes: Literal["auto", "on", "off"] = "auto"
+    """Train with the experts that the engine chose; auto starts once the two differ for more than replay_above."""
+    replay_above: float = 0.01
+    """Share of tokens whose experts differ between engine and trainer."""
+    curriculum: CurriculumConfig = CurriculumConfig()
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1)
+        _check_at_least(self, lr_scale=0, replay_above=0)
+        if not 0 < self.temperature <= 10:
+            raise ConfigError(
+                f"temperature={self.temperature} must lie above 0 and up to 10: greedy groups are all alike"
+            )
+        if self.n_minibatches > self.n_prompts:
+            raise ConfigError(f"n_minibatches={self.n_minibatches} must lie in 1..n_prompts={self.n_prompts}")
+
+
+def _check_clip(low: float, high: float) -> None:
+    if not 0 < low <= 1 or not low <= high:
+        raise ConfigError(f"a clip from {low} below to {high} above must satisfy 0 < low <= 1 and low <= high")
+
+
+def _check_at_least(cfg: object, **floors: float) -> None:
+    for name, floor in floors.items():
+        if not getattr(cfg, name) >= floor:
+            raise ConfigError(f"{name}={getattr(cfg, name)} must be at least {floor}")

@@ -1,0 +1,149 @@
+"""Rollouts: the policy answers X problems Y times each, and each answer gets its reward.
+
+A group whose answers all earn the same teaches nothing. Where the algorithm says so, such groups are replaced by new
+problems, for a limited number of rounds; what was thrown away is counted, for it is in the bill.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sobre.engine.engine import EngineStats
+from sobre.engine.request import Output, Request, SamplingParams
+from sobre.rl.config import GRPOConfig, RLConfig
+from sobre.rl.types import Group, Rollout
+from sobre.tasks.base import Problem
+from sobre.tasks.format import reward
+from sobre.tokenizer.tokenizer import Tokenizer
+
+Draw = Callable[[int, int], list[Problem]]
+"""(round, number of problems) -> problems; round 0 comes first, later rounds replace flat groups."""
+
+
+class Sampler(Protocol):
+    """What a rollout needs of an engine."""
+
+    @property
+    def stats(self) -> EngineStats: ...
+    def generate(self, requests: Sequence[Request]) -> list[Output]: ...
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What one step of RL has to learn from, and what it cost."""
+
+    groups: tuple[Group, ...]
+    """To be trained on."""
+    dropped: tuple[Group, ...]
+    """Flat groups, thrown away."""
+    flops: float
+    """Model FLOPs of all rollouts."""
+    seconds: float
+
+    @property
+    def all(self) -> tuple[Group, ...]:
+        return (*self.groups, *self.dropped)
+
+    @property
+    def wasted_share(self) -> float:
+        """Share of the sampled tokens that was thrown away."""
+        return sum(group.n_tokens for group in self.dropped) / sum(group.n_tokens for group in self.all)
+
+    def metrics(self) -> dict[str, float]:
+        """Means over all answers of this step, thrown away or not."""
+        answers = [rollout for group in self.all for rollout in group.rollouts]
+        n = len(answers)
+        return {
+            "reward": sum(answer.reward.total for answer in answers) / n,
+            "pass_rate": sum(answer.reward.accuracy for answer in answers) / n,
+            "format_rate": sum(answer.reward.format for answer in answers) / n,
+            "truncated": sum(not answer.finished for answer in answers) / n,
+            "answer_tokens": sum(answer.n_tokens for answer in answers) / n,
+            "difficulty": sum(group.problem.difficulty for group in self.all) / len(self.all),
+            "n_answers": n,
+            "groups": len(self.groups),
+            "flat_groups": sum(group.is_flat for group in self.all),
+            "rollout_tokens": sum(group.n_tokens for group in self.all),
+            "wasted_tokens": sum(group.n_tokens for group in self.dropped),
+            "rollout_flops": self.flops,
+            "wasted_flops": self.flops * self.wasted_share,
+            "rollout_s": self.seconds,
+        }
+
+
+def collect(
+    engine: Sampler, tokenizer: Tokenizer, draw: Draw, cfg: RLConfig, *, format_weight: float, seed: int
+) -> Rollouts:
+    """Sample `cfg.n_prompts` groups. `seed` makes this step's answers differ from those of other steps.
+
+    When not one group has variance, the last flat ones are kept: their advantages are 0, so the step changes nothing by
+    them, and the log shows it.
+    """
+    before = engine.stats
+    replaces = cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig) else None
+    kept: list[Group] = []
+    flat: list[Group] = []
+    for round_ in range(1 + (replaces or 0)):
+        missing = cfg.n_prompts - len(kept)
+        if not missing:
+            break
+        first = (seed * (1 + (replaces or 0)) + round_) * cfg.n_prompts * cfg.group_size
+        groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, format_weight=format_weight, seed=first)
+        for group in groups:
+            (flat if replaces is not None and group.is_flat else kept).append(group)
+    if not kept:
+        kept, flat = flat[-cfg.n_prompts :], flat[: -cfg.n_prompts]
+    after = engine.stats
+    return Rollouts(tuple(kept), tuple(flat), after.flops - before.flops, after.seconds - before.seconds)
+
+
+def sample_groups(
+    engine: Sampler,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    cfg: RLConfig,
+    *,
+    format_weight: float,
+    seed: int,
+) -> list[Group]:
+    """Answer each problem `group_size` times; answer number i gets the request seed `seed + i`."""
+    prompts = [tuple(tokenizer.render([_question(problem)], generation_prompt=True)) for problem in problems]
+    requests = [
+        Request(f"{seed + x * cfg.group_size + y}", prompt, _sampling(cfg, tokenizer, seed + x * cfg.group_size + y))
+        for x, prompt in enumerate(prompts)
+        for y in range(cfg.group_size)
+    ]
+    outputs = engine.generate(requests)
+    groups = []
+    for x, problem in enumerate(problems):
+        answers = outputs[x * cfg.group_size : (x + 1) * cfg.group_size]
+        rollouts = (_rollout(problem, prompts[x], answer, tokenizer, format_weight) for answer in answers)
+        groups.append(Group(problem, tuple(rollouts)))
+    return groups
+
+
+def _sampling(cfg: RLConfig, tokenizer: Tokenizer, seed: int) -> SamplingParams:
+    """The whole distribution, without top-p or top-k: ratios need the probabilities that were sampled from."""
+    return SamplingParams(
+        max_tokens=cfg.max_tokens, temperature=cfg.temperature, stop_ids=(tokenizer.eos_id,), seed=seed
+    )
+
+
+def _rollout(
+    problem: Problem, prompt_ids: tuple[int, ...], output: Output, tokenizer: Tokenizer, format_weight: float
+) -> Rollout:
+    finished = output.finish_reason == "stop"
+    text = tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids)
+    return Rollout(
+        prompt_ids=prompt_ids,
+        response_ids=tuple(output.token_ids),
+        logprobs=tuple(output.logprobs),
+        text=text,
+        finished=finished,
+        reward=reward(problem, text, finished, format_weight=format_weight),
+        routes_LTA=output.routes_LTA,
+    )
+
+
+def _question(problem: Problem) -> dict[str, str]:
+    return {"role": "user", "content": problem.prompt}

@@ -1,0 +1,147 @@
+"""The source of batches in reinforcement learning: draw problems, roll out, score, and hand the trainer its samples.
+
+It meets the same seam as the sources of pretraining and fine-tuning (`train.loop.Source`). Its state is small JSON:
+pass rates, whether routes are replayed, and, with several optimizer steps per set of rollouts, the samples to come.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sobre.engine.engine import Engine
+from sobre.models.decoder import Decoder
+from sobre.rl import curriculum
+from sobre.rl.batch import microbatches, minibatches, to_batch, to_samples
+from sobre.rl.config import RLConfig
+from sobre.rl.losses import log_probs, policy_loss
+from sobre.rl.mismatch import Mismatch, replays
+from sobre.rl.rollout import Rollouts, collect
+from sobre.rl.types import Sample
+from sobre.tasks.base import Problem
+from sobre.tasks.config import TasksConfig
+from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train.batch import Batch
+from sobre.train.loop import Feed
+from sobre.train.losses import LossFn
+from sobre.train.step import StepInfo
+
+
+@dataclass
+class RolloutSource:
+    """Batches that the model itself writes. Train it with `source.loss_fn` and with the router biases frozen."""
+
+    engine: Engine
+    model: Decoder
+    tokenizer: Tokenizer
+    cfg: RLConfig
+    tasks: TasksConfig
+    seed: int
+    forward_flops: Callable[[Batch], float]
+    """Model FLOPs of one forward pass, for the passes that no training step counts."""
+    reference: Decoder | None = None
+    """The model that the stage started from; needed when the algorithm's kl is above 0."""
+    pass_rates: dict[str, float] = field(default_factory=dict)
+    is_replaying: bool = False
+    pending: list[list[Sample]] = field(default_factory=list)
+    """Samples of the optimizer steps still to come from the last rollouts."""
+    mismatch: Mismatch = field(default_factory=Mismatch)
+    _last: tuple[int, int, Rollouts] | None = None
+
+    def __post_init__(self) -> None:
+        assert self.reference is not None or not self.cfg.algorithm.kl, "a KL term needs the reference model"
+        self.is_replaying = replays(self.cfg, self.is_replaying, None)
+
+    @property
+    def loss_fn(self) -> LossFn:
+        return policy_loss(self.cfg, self._watch)
+
+    def feed(self, step: int) -> Feed:
+        """The batches of one optimizer step; new rollouts when the last ones are used up."""
+        self.mismatch = Mismatch(active=not self.pending)
+        flops, metrics = 0.0, {}
+        if not self.pending:
+            rollouts = self._roll_out(step)
+            flops, metrics = rollouts.flops, rollouts.metrics()
+            self.pass_rates = curriculum.updated(self.pass_rates, rollouts.all, self.cfg.curriculum)
+            self.pending = minibatches(to_samples(rollouts.groups, self.cfg), self.cfg, f"{self.seed}/{step}")
+        parts = microbatches(self.pending.pop(0), self.cfg.micro_tokens)
+        batches = [to_batch(part, replay=self.is_replaying) for part in parts]
+        if self.reference is not None:
+            batches = [self._with_reference(batch, self.reference) for batch in batches]
+            flops += sum(map(self.forward_flops, batches))
+        if self.is_replaying and self.mismatch.active:
+            flops += self._probe_routes(batches[0])
+        return Feed(batches, flops, {**metrics, "replay": self.is_replaying})
+
+    def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
+        """The weights have changed: the engine forgets what it cached, and the next step may replay routes."""
+        self.engine.weights_changed()
+        self.is_replaying = replays(self.cfg, self.is_replaying, self.mismatch.route_share)
+        return self.mismatch.metrics()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next feed depends on, as JSON data."""
+        return {
+            "pass_rates": dict(self.pass_rates),
+            "is_replaying": self.is_replaying,
+            "pending": [[_encode(sample) for sample in part] for part in self.pending],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back, or on, to a state."""
+        self.pass_rates = dict(state["pass_rates"])
+        self.is_replaying = state["is_replaying"]
+        self.pending = [[_decode(sample) for sample in part] for part in state["pending"]]
+
+    def _roll_out(self, step: int) -> Rollouts:
+        """Sample, or return what was sampled for this very step and weights (the dry run asks first)."""
+        version = self.engine.weight_version
+        if self._last is not None and self._last[:2] == (step, version):
+            return self._last[2]
+
+        def draw(round_: int, n: int) -> list[Problem]:
+            key = f"{self.seed}/{step}/{round_}"
+            return curriculum.draw(self.pass_rates, self.tasks.names, self.tasks.langs, self.cfg.curriculum, n, key)
+
+        weight = self.tasks.format_weight
+        rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, format_weight=weight, seed=step)
+        self._last = (step, version, rollouts)
+        return rollouts
+
+    def _watch(self, *seen: Any) -> None:
+        self.mismatch.see(*seen)
+
+    @torch.no_grad()
+    def _with_reference(self, batch: Batch, reference: Decoder) -> Batch:
+        trained = batch.weights_N.nonzero().squeeze(1)
+        hidden_ND = reference(batch.step).hidden_ND[trained]
+        logp_N = log_probs(reference, hidden_ND, batch.targets_N[trained], self.cfg.temperature)
+        reference_N = torch.zeros_like(batch.weights_N).index_copy(0, trained, logp_N)
+        return replace(batch, streams={**batch.streams, "reference": reference_N})
+
+    @torch.no_grad()
+    def _probe_routes(self, batch: Batch) -> float:
+        """Under replay, measure on one batch what the trainer would have chosen; return the FLOPs."""
+        self.mismatch.see_routes(self.model(batch.step).routes_LNA, batch.streams.get("engine_routes_LNA"))
+        return self.forward_flops(batch)
+
+
+def _encode(sample: Sample) -> dict[str, Any]:
+    routes = None if sample.routes_LTA is None else sample.routes_LTA.tolist()
+    return {
+        "prompt_ids": list(sample.prompt_ids),
+        "response_ids": list(sample.response_ids),
+        "logprobs": list(sample.logprobs),
+        "advantage": sample.advantage,
+        "weight": sample.weight,
+        "routes_LTA": routes,
+    }
+
+
+def _decode(data: Mapping[str, Any]) -> Sample:
+    lists: Sequence[str] = ("prompt_ids", "response_ids", "logprobs")
+    routes: Tensor | None = None if data["routes_LTA"] is None else torch.tensor(data["routes_LTA"])
+    return Sample(**{**data, **{name: tuple(data[name]) for name in lists}, "routes_LTA": routes})
