@@ -4,8 +4,18 @@ from typing import Literal
 
 from sobre.config.base import config
 from sobre.config.load import RECIPES, O, load_with
+from sobre.data.config import DataConfig
+from sobre.engine.config import EngineConfig
+from sobre.errors import ConfigError
+from sobre.eval.config import EvalConfig
 from sobre.models.config import ModelConfig
+from sobre.plan.config import BudgetConfig
+from sobre.rl.config import RLConfig
+from sobre.tasks.config import TasksConfig, TextConfig
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.train.config import SaveConfig, StageConfig
 
+StageName = Literal["pretrain", "sft", "rl"]
 SHORTCUTS = {"--budget": "--budget.amount", "--data": "--data.paths"}
 
 
@@ -17,10 +27,25 @@ class Recipe:
     """Name of the run; its folder is out/NAME unless --out says otherwise."""
     seed: int = 0
     """Every random choice of the run derives from it."""
-    stages: tuple[Literal["pretrain", "sft", "rl"], ...] = ("pretrain", "sft", "rl")
+    stages: tuple[StageName, ...] = ("pretrain", "sft", "rl")
     """What the run does, in this order; each stage starts from the model that the one before left."""
+    budget: BudgetConfig = BudgetConfig()
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    tasks: TasksConfig = TasksConfig()
     model: ModelConfig = ModelConfig()
-    """The decoder; its sizes are the planner's choice unless budget.choose_model is off."""
+    pretrain: StageConfig = StageConfig()
+    sft: StageConfig = StageConfig()
+    rl: RLConfig = RLConfig()
+    engine: EngineConfig = EngineConfig()
+    eval: EvalConfig = EvalConfig()
+    save: SaveConfig = SaveConfig()
+
+    def __post_init__(self) -> None:
+        order: tuple[StageName, ...] = ("pretrain", "sft", "rl")
+        if list(self.stages) != [stage for stage in order if stage in self.stages]:
+            raise ConfigError(f"stages={list(self.stages)} must be some of {list(order)}, each once, in this order")
 
 
 def load_recipe(argv: list[str], options: type[O], *, prog: str | None = None) -> tuple[Recipe, O]:
