@@ -12,6 +12,17 @@ from sobre.errors import ConfigError
 from sobre.tasks.config import check_difficulty
 
 
+def _check_clip(low: float, high: float) -> None:
+    if not 0 < low <= 1 or not low <= high:
+        raise ConfigError(f"a clip from {low} below to {high} above must satisfy 0 < low <= 1 and low <= high")
+
+
+def _check_at_least(cfg: object, **floors: float) -> None:
+    for name, floor in floors.items():
+        if not getattr(cfg, name) >= floor:
+            raise ConfigError(f"{name}={getattr(cfg, name)} must be at least {floor}")
+
+
 @config
 class GRPOConfig:
     """GRPO as it is run today: advantage r - mean, one mean over all tokens, clip-higher, flat groups replaced."""
@@ -115,14 +126,3 @@ class RLConfig:
             )
         if self.n_minibatches > self.n_prompts:
             raise ConfigError(f"n_minibatches={self.n_minibatches} must lie in 1..n_prompts={self.n_prompts}")
-
-
-def _check_clip(low: float, high: float) -> None:
-    if not 0 < low <= 1 or not low <= high:
-        raise ConfigError(f"a clip from {low} below to {high} above must satisfy 0 < low <= 1 and low <= high")
-
-
-def _check_at_least(cfg: object, **floors: float) -> None:
-    for name, floor in floors.items():
-        if not getattr(cfg, name) >= floor:
-            raise ConfigError(f"{name}={getattr(cfg, name)} must be at least {floor}")
