@@ -1,0 +1,214 @@
+"""What does this budget buy? Pure arithmetic: recipe and measured machine in, plan out, the same every time.
+
+    budget - start - evaluations - end  =  what the stages share       (recipe: budget.split)
+    stage seconds * peak * efficiency   =  FLOPs                       (plan/rules.py)
+    FLOPs / FLOPs per token             =  tokens, for every rung of the ladder
+    the rung whose tokens / active parameters comes nearest to the rule is chosen; the next one is the runner-up
+
+A FLOP budget is the same sum without the clock: every model FLOP counts, of training, rollouts and evaluations.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import log
+from typing import Protocol
+
+from sobre.errors import ConfigError
+from sobre.ledger.prices import price
+from sobre.models.config import ModelConfig
+from sobre.plan.budget import Budget, parse_budget
+from sobre.plan.config import BudgetConfig
+from sobre.plan.count import decode_flops, flops_per_token, generate_flops, params
+from sobre.plan.ladder import at_rung
+from sobre.plan.plan import Machine, Plan, StagePlan, describe, short
+from sobre.plan.rules import LADDER, Rules
+
+
+class Wanted(Protocol):
+    """The part of a recipe that the planner reads."""
+
+    @property
+    def budget(self) -> BudgetConfig: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def stages(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Purse:
+    """The budget, divided: `start`, `evaluation` (after each stage) and `end` are kept, `stages` may be spent."""
+
+    budget: Budget
+    start: float
+    evaluation: float
+    end: float
+    stages: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a token costs on this machine, in FLOPs, and in the budget's unit."""
+
+    machine: Machine
+    seq_len: int
+    kind: str
+    rules: Rules
+
+    def token(self, stage: str, model: ModelConfig) -> tuple[float, float]:
+        """FLOPs and seconds of one token of a stage; in RL a token is sampled, then trained on."""
+        train = flops_per_token(model, self.seq_len).train
+        seconds = train / (self.machine.total_flops * self.rules.train_efficiency)
+        if stage != "rl":
+            return train, seconds
+        sampled = decode_flops(model, [self.rules.eval_prompt + self.rules.rl_answer // 2])
+        return train + sampled, seconds + self._decode_s(sampled)
+
+    def tokens(self, stage: str, model: ModelConfig, amount: float) -> float:
+        """Tokens of a stage that `amount` of the budget buys."""
+        flops, seconds = self.token(stage, model)
+        return amount / (seconds if self.kind == "seconds" else flops)
+
+    def problem(self, model: ModelConfig) -> float:
+        """What one evaluated problem costs, in the budget's unit."""
+        flops = generate_flops(model, self.rules.eval_prompt, self.rules.eval_answer)
+        return self._decode_s(flops) if self.kind == "seconds" else flops
+
+    def _decode_s(self, flops: float) -> float:
+        return flops / (self.machine.total_flops * self.rules.decode_efficiency)
+
+
+def solve(
+    recipe: Wanted,
+    machine: Machine,
+    *,
+    vocab_size: int,
+    seq_len: int,
+    step_tokens: Mapping[str, int] | None = None,
+    data_tokens: int | None = None,
+    n_problems: int = 1000,
+    rules: Rules | None = None,
+) -> Plan:
+    """Plan a run.
+
+    `step_tokens` keeps the recipe's tokens of one step for the stages that it names; `data_tokens` is the size of the
+    training text of the first stage, if it can end.
+    """
+    rules = rules or Rules()
+    rate = price(recipe.budget.price)
+    budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=machine.n_devices)
+    rates = Rates(machine, seq_len, budget.kind, rules)
+    purse = divide(budget, recipe.budget, recipe.stages, rules)
+    kind = replace(recipe.model, vocab_size=vocab_size, max_len=max(recipe.model.max_len, seq_len))
+    models, notes = _by_fit(kind, purse, rates) if recipe.budget.choose_model else ([kind], [])
+    model = models[0]
+    purse = divide(budget, recipe.budget, recipe.stages, rules, need=n_problems * rates.problem(model))
+    compute = sum(rates.tokens(s, model, a) * rates.token(s, model)[0] for s, a in purse.stages.items())
+    batch = max(4, round(rules.batch_scale * compute**rules.batch_power / seq_len)) * seq_len
+    stages = tuple(_stage(s, model, purse, rates, (step_tokens or {}).get(s, batch), n_problems) for s in purse.stages)
+    for stage in stages:
+        _check_steps(stage, budget, rules)
+    if data_tokens is not None:
+        notes += _epochs(stages[0], data_tokens, rules)
+    count = params(model)
+    return Plan(
+        budget=budget,
+        price_source=rate.source,
+        machine=machine,
+        model=model,
+        params=count,
+        seq_len=seq_len,
+        batch_tokens=batch,
+        lr=rules.lr_scale * compute**rules.lr_power,
+        start=purse.start,
+        stages=stages,
+        end=purse.end,
+        runner_up=_in_words(models[1], count.active) if len(models) > 1 else "",
+        notes=tuple(notes),
+    )
+
+
+def divide(
+    budget: Budget, cfg: BudgetConfig, stages: Sequence[str], rules: Rules, *, need: float | None = None
+) -> Purse:
+    """Keep what start, evaluations and end need, and split the rest by the recipe's weights.
+
+    `need` is what one evaluation should cost: the reserve is not held for more than it, with a margin.
+    """
+    weights = {stage: float(getattr(cfg.split, stage)) for stage in stages}
+    if not weights or min(weights.values()) <= 0:
+        idle = ", ".join(stage for stage, weight in weights.items() if weight <= 0) or "no stage at all"
+        raise ConfigError(f"budget.split gives nothing to {idle}; give it a weight, or take it out of stages")
+    start, end = (rules.start_s, rules.end_s) if budget.kind == "seconds" else (0.0, 0.0)
+    held = max(cfg.reserve * budget.amount - start - end, rules.least_evaluation * budget.amount)
+    evaluation = held / len(stages)
+    if need is not None:
+        evaluation = min(evaluation, need * rules.evaluation_margin)
+    left = budget.amount - start - end - evaluation * len(stages)
+    shares = {stage: left * weight / sum(weights.values()) for stage, weight in weights.items()}
+    return Purse(budget, start, evaluation, end, shares)
+
+
+def _by_fit(kind: ModelConfig, purse: Purse, rates: Rates) -> tuple[list[ModelConfig], list[str]]:
+    """The ladder's models that fit the memory, the best first."""
+    models = [at_rung(kind, rung) for rung in LADDER]
+    if rates.machine.memory_bytes is not None:
+        room = rates.machine.memory_bytes * rates.rules.most_memory
+        models = [model for model in models if params(model).total * rates.rules.bytes_per_parameter <= room]
+        if not models:
+            raise ConfigError(f"the smallest model needs more than {room / 2**30:.2f} GiB of memory for training")
+    largest = models[-1]
+
+    def misfit(model: ModelConfig) -> float:
+        tokens = sum(rates.tokens(stage, model, amount) for stage, amount in purse.stages.items())
+        return abs(log(tokens / params(model).active / rates.rules.tokens_per_active))
+
+    models.sort(key=misfit)
+    at_limit = ["the largest model that ladder and memory allow is chosen"] if models[0] == largest else []
+    return models, at_limit
+
+
+def _stage(name: str, model: ModelConfig, purse: Purse, rates: Rates, step_tokens: int, n_problems: int) -> StagePlan:
+    flops, seconds = rates.token(name, model)
+    tokens = rates.tokens(name, model, purse.stages[name])
+    return StagePlan(
+        name=name,
+        amount=purse.stages[name],
+        seconds=tokens * seconds,
+        flops=tokens * flops,
+        tokens=int(tokens),
+        step_tokens=step_tokens,
+        steps=int(tokens // step_tokens),
+        evaluation=purse.evaluation,
+        eval_problems=min(n_problems, int(purse.evaluation / rates.problem(model))),
+    )
+
+
+def _check_steps(stage: StagePlan, budget: Budget, rules: Rules) -> None:
+    if stage.steps < rules.least_steps:
+        factor = rules.least_steps / max(stage.steps, 0.1)
+        unit = "s" if budget.kind == "seconds" else "flop"
+        raise ConfigError(
+            f"budget {budget.text!r} is too small: {stage.name} would have {stage.steps} of the {rules.least_steps} steps"
+            f" that it needs at the least on this machine; about {budget.amount * factor:.3g}{unit} would do"
+        )
+
+
+def _epochs(stage: StagePlan, data_tokens: int, rules: Rules) -> list[str]:
+    """What to say about the size of the training text."""
+    epochs = stage.tokens / max(1, data_tokens)
+    if epochs > rules.most_epochs:
+        raise ConfigError(
+            f"too little data for the plan: {short(stage.tokens)} trained tokens over a text of {short(data_tokens)}"
+            f" are {epochs:,.0f} passes, and at most {rules.most_epochs:.0f} teach anything;"
+            f" {short(stage.tokens / rules.most_epochs)} tokens of text would do, or a smaller budget"
+        )
+    if epochs > rules.good_epochs:
+        return [f"the text is read {epochs:.1f} times; beyond {rules.good_epochs:.0f} new text would teach more"]
+    return []
+
+
+def _in_words(model: ModelConfig, chosen_active: int) -> str:
+    count = params(model)
+    relation = "larger" if count.active > chosen_active else "smaller"
+    return f"a {relation} one, {short(count.active)} active of {short(count.total)}: {describe(model)}"
