@@ -1,0 +1,219 @@
+"""The examination of a stage: every problem of the test mix answered greedily, some of them k times by sampling.
+
+Right means: `tasks.reward` finds the extracted answer right, whether or not the layout is. The reported figure counts
+every problem; `pass_at_1_formatted` leaves out the responses whose layout is wrong, so that what was learnt of the form
+and what was learnt of the task can be told apart. Sampling is keyed by the evaluation's seed and the problem's place,
+so that a stage is examined with the same draws however often and after whatever else the engine did.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from sobre.engine.request import Output, Request, SamplingParams
+from sobre.eval.config import EvalConfig
+from sobre.eval.stats import Share, bootstrap, pass_at_k, wilson
+from sobre.tasks.base import Problem
+from sobre.tasks.format import extract_answer, reward
+
+
+class Generator(Protocol):
+    """What is needed of an engine."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]: ...
+
+
+class ChatTokenizer(Protocol):
+    """What is needed of a tokenizer."""
+
+    eos_id: int
+
+    def render(self, messages: list[dict[str, str]], *, generation_prompt: bool = False) -> list[int]: ...
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str: ...
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem and the greedy response to it."""
+
+    task: str
+    lang: str
+    difficulty: int
+    prompt: str
+    answer: str
+    """A reference answer; others may be right too."""
+    completion: str
+    right: bool
+    formatted: bool
+    length: int
+    """Tokens of the response, its end included."""
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """k sampled responses to each of n problems."""
+
+    k: int
+    temperature: float
+    top_p: float
+    majority_at_k: Share
+    pass_at_k: dict[str, dict[str, float]]
+    """By k as text: value, ci_low, ci_high (unbiased estimator; bootstrap over problems)."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What eval/STAGE.json holds, beside bits per byte."""
+
+    overall: Share
+    by_task: dict[str, Share]
+    by_lang: dict[str, Share]
+    formatted: Share
+    """Responses in the right layout."""
+    right_formatted: Share
+    """Right ones among those."""
+    sampled: Sampled | None
+    mean_length: float
+    truncated: Share
+    items: tuple[Item, ...]
+
+    @property
+    def pass_at_1(self) -> float:
+        return self.overall.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of the result file (schemas/eval.schema.json)."""
+        return {
+            "schema": 1,
+            "n": self.overall.n,
+            "pass_at_1": self.overall.value,
+            "ci_low": self.overall.ci_low,
+            "ci_high": self.overall.ci_high,
+            "by_task": {name: asdict(share) for name, share in self.by_task.items()},
+            "by_lang": {name: asdict(share) for name, share in self.by_lang.items()},
+            "format_rate": asdict(self.formatted),
+            "pass_at_1_formatted": asdict(self.right_formatted),
+            "sampled": None if self.sampled is None else asdict(self.sampled),
+            "mean_length": self.mean_length,
+            "truncated": asdict(self.truncated),
+            "items": [asdict(item) for item in self.items],
+        }
+
+
+def evaluate(
+    engine: Generator, tokenizer: ChatTokenizer, problems: Sequence[Problem], cfg: EvalConfig, *, seed: int
+) -> EvalResult:
+    """Answer the first `cfg.n_problems` of `problems` greedily, and an even spread of them k times."""
+    problems = problems[: cfg.n_problems]
+    greedy = SamplingParams(max_tokens=cfg.max_new_tokens, temperature=0.0, stop_ids=(tokenizer.eos_id,), seed=seed)
+    prompts = [prompt_ids(tokenizer, problem) for problem in problems]
+    requests = [Request(f"eval-{i}", prompt, greedy) for i, prompt in enumerate(prompts)]
+    outputs = _generate(engine, requests)
+    items = tuple(_item(tokenizer, p, outputs[r.id]) for p, r in zip(problems, requests, strict=True))
+    chosen = spread(len(problems), cfg.n_sampled) if cfg.k else []
+    sampled = _sample(engine, tokenizer, [problems[i] for i in chosen], cfg, seed) if chosen else None
+    formatted = [item for item in items if item.formatted]
+    return EvalResult(
+        overall=_share(item.right for item in items),
+        by_task=_by(items, lambda item: item.task),
+        by_lang=_by(items, lambda item: item.lang),
+        formatted=wilson(len(formatted), len(items)),
+        right_formatted=_share(item.right for item in formatted),
+        sampled=sampled,
+        mean_length=sum(item.length for item in items) / max(1, len(items)),
+        truncated=_share(item.truncated for item in items),
+        items=items,
+    )
+
+
+def prompt_ids(tokenizer: ChatTokenizer, problem: Problem) -> tuple[int, ...]:
+    """The problem as the user's message, up to where the model's thought begins."""
+    return tuple(tokenizer.render([{"role": "user", "content": problem.prompt}], generation_prompt=True))
+
+
+def completion_text(tokenizer: ChatTokenizer, output: Output) -> str:
+    """The response as text: thought, its closing mark and the answer; the end token is not part of it."""
+    ids = list(output.token_ids)
+    return tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids)
+
+
+def spread(n: int, wanted: int) -> list[int]:
+    """`wanted` of n indices at even distances, so that a mix sorted by task stays a mix."""
+    wanted = min(n, wanted)
+    return [i * n // wanted for i in range(wanted)]
+
+
+def majority(answers: Sequence[str | None]) -> int | None:
+    """Index of the first response that gives the most frequent answer; no answer has no vote, ties go to the first."""
+    votes = Counter(answer.strip() for answer in answers if answer is not None)
+    if not votes:
+        return None
+    winner = votes.most_common(1)[0][0]
+    return next(i for i, answer in enumerate(answers) if answer is not None and answer.strip() == winner)
+
+
+def _generate(engine: Generator, requests: list[Request]) -> dict[str, Output]:
+    return {output.request_id: output for output in engine.generate(requests)}
+
+
+def _item(tokenizer: ChatTokenizer, problem: Problem, output: Output) -> Item:
+    text, finished = completion_text(tokenizer, output), output.finish_reason == "stop"
+    earned = reward(problem, text, finished)
+    return Item(
+        task=problem.task,
+        lang=problem.lang,
+        difficulty=problem.difficulty,
+        prompt=problem.prompt,
+        answer=problem.answer,
+        completion=text,
+        right=earned.accuracy > 0,
+        formatted=earned.format > 0,
+        length=len(output.token_ids),
+        truncated=not finished,
+    )
+
+
+def _sample(
+    engine: Generator, tokenizer: ChatTokenizer, problems: list[Problem], cfg: EvalConfig, seed: int
+) -> Sampled:
+    params = SamplingParams(
+        max_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, stop_ids=(tokenizer.eos_id,)
+    )
+    prompts = [prompt_ids(tokenizer, problem) for problem in problems]
+    requests = [
+        Request(f"eval-{x}-{y}", prompt, replace(params, seed=seed + x * cfg.k + y))
+        for x, prompt in enumerate(prompts)
+        for y in range(cfg.k)
+    ]
+    outputs = _generate(engine, requests)
+    n_right, majority_right = [], []
+    for x, problem in enumerate(problems):
+        group = [outputs[f"eval-{x}-{y}"] for y in range(cfg.k)]
+        texts = [completion_text(tokenizer, output) for output in group]
+        right = [
+            reward(problem, text, output.finish_reason == "stop").accuracy > 0
+            for text, output in zip(texts, group, strict=True)
+        ]
+        winner = majority([extract_answer(text) for text in texts])
+        n_right.append(sum(right))
+        majority_right.append(winner is not None and right[winner])
+    curve = {}
+    for k in sorted({1, *(2**i for i in range(1, 10) if 2**i < cfg.k), cfg.k}):
+        values = [pass_at_k(cfg.k, right, k) for right in n_right]
+        low, high = bootstrap(values, seed=seed)
+        curve[str(k)] = {"value": sum(values) / len(values), "ci_low": low, "ci_high": high}
+    return Sampled(cfg.k, cfg.temperature, cfg.top_p, _share(majority_right), curve)
+
+
+def _share(flags: Iterable[bool]) -> Share:
+    values = list(flags)
+    return wilson(sum(values), len(values))
+
+
+def _by(items: Iterable[Item], name: Callable[[Item], str]) -> dict[str, Share]:
+    groups: dict[str, list[bool]] = {}
+    for item in items:
+        groups.setdefault(name(item), []).append(item.right)
+    return {group: _share(right) for group, right in groups.items()}

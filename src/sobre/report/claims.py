@@ -1,0 +1,82 @@
+"""The sentences that page, model card and terminal share, so that they never disagree."""
+
+from typing import Any
+
+from sobre.report import words
+
+Report = dict[str, Any]
+STAGE_NAMES = {"pretrain": "base", "sft": "cold start", "rl": "reinforcement learning", "distill": "distillation"}
+GENERATED = (
+    "The text was generated: problems, worked steps and plain sentences in a few languages, written by a grammar from "
+    "a seed. A model trained on it has never read anything that a person wrote. It solves problems of the kinds that "
+    "it was taught; it knows nothing of the world, cannot hold a conversation, and what it says about anything else "
+    "is noise in the shape of sentences."
+)
+SMALL = (
+    "A model of this size makes things up and is sure of them. Nothing that it writes should be relied upon without "
+    "being checked."
+)
+
+
+def stage_name(stage: str) -> str:
+    """How people call a stage."""
+    return STAGE_NAMES.get(stage, stage)
+
+
+def headline(report: Report) -> str:
+    """One sentence: what was spent, and what came of it."""
+    model = report["model"] or {}
+    size = f"a model of {words.number(model['total'])} parameters" if model.get("total") else "a model"
+    spent = report["bill"]["total"]["wall_s"]
+    opening = f"{words.duration(spent)} bought {size}" if spent else f"This run made {size}"
+    judged = last_judged(report)
+    if judged is not None:
+        _, stage = judged
+        return f"{opening} that solves {words.percent(stage['pass_at_1'], 0)} of {stage['n']:,} unseen problems."
+    if report["bits_per_byte"]:
+        value = report["bits_per_byte"].get("all", min(report["bits_per_byte"].values()))
+        return f"{opening} that reads unseen text at {value:.3f} bits per byte."
+    return f"{opening}; it has not been examined."
+
+
+def last_judged(report: Report) -> tuple[str, Report] | None:
+    """The last stage that was examined on problems."""
+    judged = [(name, stage) for name, stage in report["stages"].items() if "pass_at_1" in stage]
+    return judged[-1] if judged else None
+
+
+def accuracy(share: Report) -> str:
+    """87.1 % (84.9 - 89.0)."""
+    value = share["pass_at_1"] if "pass_at_1" in share else share["value"]
+    return f"{words.percent(value)} ({100 * share['ci_low']:.1f}–{100 * share['ci_high']:.1f})"
+
+
+def gain(report: Report) -> str | None:
+    """What the last stage added, in points, with the warning that belongs to it when the intervals overlap."""
+    judged = [(name, stage) for name, stage in report["stages"].items() if "pass_at_1" in stage]
+    if len(judged) < 2:
+        return None
+    (before, old), (after, new) = judged[-2:]
+    points = 100 * (new["pass_at_1"] - old["pass_at_1"])
+    sentence = f"{stage_name(after).capitalize()} moved accuracy by {points:+.1f} points over the {stage_name(before)}."
+    if new["ci_low"] <= old["ci_high"] and old["ci_low"] <= new["ci_high"]:
+        sentence += " The two 95 % intervals overlap: the difference may be chance."
+    return sentence
+
+
+def energy(row: Report) -> str:
+    """The energy and how it is known."""
+    if row["energy_j"] is None:
+        return words.UNKNOWN
+    return f"{words.energy(row['energy_j'])} ({row['energy_source']})"
+
+
+def prices(report: Report) -> list[str]:
+    """Each price that the bill used, with its source and date."""
+    found = []
+    for price in report["bill"]["prices"]:
+        if price["usd_per_h"] is None:
+            found.append("The price of this machine is unknown, so no sum in dollars is given.")
+        else:
+            found.append(f"${price['usd_per_h']:g} per hour: {price['source'] or 'no source given'}.")
+    return found

@@ -1,0 +1,125 @@
+"""Everything the report says, as one document: report.json. A pure function of the run folder's files."""
+
+from typing import Any
+
+from sobre.report.bill import bill
+from sobre.report.curves import curves, load
+from sobre.report.run_files import Record, RunFiles
+from sobre.report.samples import samples
+
+SCHEMA = 1
+EVAL_FIELDS = (
+    "n pass_at_1 ci_low ci_high by_task by_lang format_rate pass_at_1_formatted sampled mean_length truncated "
+    "bits_per_byte baselines"
+).split()
+
+
+def facts(files: RunFiles) -> dict[str, Any]:
+    """report.json as a dictionary (schemas/report.schema.json)."""
+    drawn = curves(files.metrics, files.stages)
+    spent = bill(files.ledger)
+    stages = {name: _stage(files, name) for name in files.stages}
+    bits = _last(files.evals, "bits_per_byte")
+    document = {
+        "schema": SCHEMA,
+        "name": files.recipe.get("name", "run"),
+        "seed": files.recipe.get("seed"),
+        "budget": _budget(files, spent),
+        "plan": files.plan,
+        "model": _model(files),
+        "stages": stages,
+        "bits_per_byte": {name: _value(bits[name]) for name in bits} if bits else {},
+        "baselines": _last(files.evals, "baselines") or {},
+        "bill": spent,
+        "curves": drawn,
+        "load": load(files.metrics),
+        "samples": samples(files.evals),
+        "data": files.data,
+        "events": [{k: e.get(k) for k in ("stage", "step", "kind", "data")} for e in files.events],
+        "environment": files.environment,
+        "config": files.recipe,
+    }
+    return {**document, "missing": _missing(files, document)}
+
+
+def _stage(files: RunFiles, name: str) -> Record:
+    """What a stage did and how it was judged; fields of an examination are absent if there was none."""
+    lines = [line for line in files.metrics if line["stage"] == name]
+    metrics: Record = {"steps": len(lines)}
+    if lines:
+        tenth = max(1, len(lines) // 10)
+        spent = [entry["wall_s"] for entry in files.ledger if entry["stage"] == name]
+        metrics |= {
+            "tokens": lines[-1].get("tokens"),
+            "flops": lines[-1].get("flops"),
+            "seconds": sum(spent) if spent else None,
+            "loss_first_tenth": _mean_of(lines[:tenth], "loss"),
+            "loss_last_tenth": _mean_of(lines[-tenth:], "loss"),
+            "tokens_per_s": _mean_of(lines, "tokens_per_s"),
+        }
+        for field in ("reward", "pass_rate", "length"):
+            if any(line.get(field) is not None for line in lines):
+                metrics |= {f"{field}_first_tenth": _mean_of(lines[:tenth], field)}
+                metrics |= {f"{field}_last_tenth": _mean_of(lines[-tenth:], field)}
+        worst = [line["kl_engine_max"] for line in lines if line.get("kl_engine_max") is not None]
+        metrics |= {"kl_engine_max": max(worst)} if worst else {}
+    result = files.evals.get(name, {})
+    return {"metrics": metrics, **{field: result[field] for field in EVAL_FIELDS if result.get(field) is not None}}
+
+
+def _budget(files: RunFiles, spent: Record) -> Record:
+    """What was allowed and what was used, in the budget's own unit."""
+    asked = (files.plan or {}).get("budget") or {}
+    if isinstance(files.recipe.get("budget"), dict):
+        asked = {"text": files.recipe["budget"].get("amount"), **asked}
+    kind = asked.get("kind", "seconds")
+    return {
+        "text": asked.get("text"),
+        "kind": kind,
+        "amount": asked.get("amount"),
+        "used": spent["total"]["flops" if kind == "flops" else "wall_s"],
+    }
+
+
+def _model(files: RunFiles) -> Record | None:
+    """Sizes: the planner's word first, the recipe's otherwise."""
+    plan = files.plan or {}
+    shape = plan.get("model") or files.recipe.get("model")
+    if not isinstance(shape, dict):
+        return None
+    params = plan.get("params") or {}
+    return {"total": params.get("total"), "active": params.get("active"), "shape": shape}
+
+
+def _missing(files: RunFiles, document: Record) -> list[str]:
+    """What a reader might look for and will not find, one sentence each."""
+    found = []
+    for name, stage in document["stages"].items():
+        if not stage["metrics"]["steps"]:
+            found.append(f"The stage {name} is in the recipe and left no metrics: it has not run.")
+        elif "pass_at_1" not in stage and "bits_per_byte" not in stage:
+            found.append(f"The stage {name} was not examined.")
+    if not files.ledger:
+        found.append("The ledger is empty, so there is no bill.")
+    if "rl" not in document["stages"]:
+        found.append("There was no reinforcement learning in this run.")
+    if document["load"] is None:
+        found.append("No expert load was recorded: a dense model has none.")
+    if not document["samples"]["chosen"]:
+        found.append("No answers were kept, so there are no samples.")
+    absent = {"plan": files.plan, "data": files.data, "environment": files.environment}
+    found += [f"{name}.json is not in the run folder." for name, value in absent.items() if value is None]
+    return found
+
+
+def _last(evals: dict[str, Record], field: str) -> Record | None:
+    return next((result[field] for result in reversed(evals.values()) if result.get(field)), None)
+
+
+def _value(score: Any) -> float:
+    return float(score["value"]) if isinstance(score, dict) else float(score)
+
+
+def _mean_of(lines: list[Record], field: str) -> float | None:
+    values = [line[field] for line in lines if line.get(field) is not None]
+    return sum(values) / len(values) if values else None

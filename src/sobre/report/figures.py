@@ -1,0 +1,257 @@
+"""The figures of the report, each from the numbers in report.json."""
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.ticker as ticker
+from matplotlib.axes import Axes
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+
+from sobre.report import words
+from sobre.report.claims import stage_name
+from sobre.report.svg import colour, figure, style, to_svg
+
+Report = dict[str, Any]
+LEVELS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
+"""Edges, as load over the mean, of the seven shades of the load picture; the middle one is left blank."""
+MAX_LAYERS = 6
+
+
+def draw_all(report: Report, *, alone: bool = False) -> dict[str, str]:
+    """Every figure whose numbers are there."""
+    drawings: dict[str, Callable[[Report, bool], str | None]] = {
+        "accuracy": _accuracy,
+        "loss": _loss,
+        "reinforcement": _reinforcement,
+        "health": _health,
+        "load": _load,
+    }
+    drawn = {name: draw(report, alone) for name, draw in drawings.items()}
+    return {name: svg for name, svg in drawn.items() if svg is not None}
+
+
+def _accuracy(report: Report, alone: bool) -> str | None:
+    """A row for all problems, each task and each language; a dot and its interval for each examined stage."""
+    judged = {name: stage for name, stage in report["stages"].items() if "pass_at_1" in stage}
+    if not judged:
+        return None
+    last = list(judged.values())[-1]
+    rows: list[tuple[str, str | None, str | None]] = [("all problems", None, None)]
+    rows += [(task.replace("_", " "), "by_task", task) for task in last.get("by_task", {})]
+    rows += [(_language(lang), "by_lang", lang) for lang in last.get("by_lang", {})]
+    with style("accuracy"):
+        drawing, [panel] = figure(7.6, 0.55 + 0.34 * len(rows))
+        positions = _row_positions([group for _, group, _ in rows])
+        for i, (name, stage) in enumerate(judged.items()):
+            shift = (i - (len(judged) - 1) / 2) * 0.2
+            for y, (_, group, key) in zip(positions, rows, strict=True):
+                share = stage if group is None else stage.get(group, {}).get(key)
+                if share is not None:
+                    _dot(panel, y + shift, share, colour(name))
+            at = stage["pass_at_1"] * 100
+            panel.annotate(
+                stage_name(name), (at, positions[0] - 0.42), ha="center", va="bottom", color=colour(name), fontsize=9
+            )
+        panel.set_yticks(positions, [label for label, _, _ in rows])
+        panel.tick_params(axis="y", labelcolor=colour("ink"))
+        panel.set_ylim(positions[-1] + 0.5, -0.95)
+        panel.set_xlim(0, 100)
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
+        panel.grid(axis="y", visible=False)
+        panel.spines[["left", "bottom"]].set_visible(False)
+        return to_svg(drawing, "Share of problems answered right after each stage, with 95 % intervals", alone=alone)
+
+
+def _dot(panel: Axes, y: float, share: Report, shade: str) -> None:
+    value = share["pass_at_1"] if "pass_at_1" in share else share["value"]
+    panel.plot([share["ci_low"] * 100, share["ci_high"] * 100], [y, y], color=shade, alpha=0.45, linewidth=2.6)
+    panel.plot([value * 100], [y], "o", color=shade, markersize=5, markeredgewidth=0)
+
+
+def _row_positions(groups: list[str | None]) -> list[float]:
+    """Rows one apart, with a gap where a group of rows begins."""
+    positions: list[float] = []
+    for i, group in enumerate(groups):
+        gap = 0.35 if i and group != groups[i - 1] else 0.0
+        positions.append(positions[-1] + 1 + gap if positions else 0.0)
+    return positions
+
+
+def _language(code: str) -> str:
+    return {"en": "English", "fr": "French", "zh": "Chinese"}.get(code, code)
+
+
+def _loss(report: Report, alone: bool) -> str | None:
+    """Loss against seconds and against FLOPs, of the stages that learn from text."""
+    drawn = {name: curve for name, curve in report["curves"].items() if "loss" in curve and "reward" not in curve}
+    if not drawn:
+        return None
+    with style("loss"):
+        drawing, panels = figure(7.6, 2.7, columns=2)
+        axes: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+            ("time_s", "seconds", lambda x: f"{x:,.0f}"),
+            ("flops", "model FLOPs", lambda x: words.flops(x, 2)),
+        )
+        for panel, (field, label, shown) in zip(panels, axes, strict=True):
+            for name, curve in drawn.items():
+                panel.plot(curve[field], curve["loss"], color=colour(name))
+                panel.annotate(
+                    f"{stage_name(name)} {curve['loss'][-1]:.2f}",
+                    (curve[field][-1], curve["loss"][-1]),
+                    xytext=(0, 7),
+                    textcoords="offset points",
+                    ha="right",
+                    color=colour(name),
+                )
+            panel.set_xlabel(label)
+            panel.xaxis.set_major_locator(ticker.MaxNLocator(4))
+            panel.xaxis.set_major_formatter(lambda x, _, shown=shown: shown(x))
+            panel.set_ylim(0)
+            panel.set_xlim(0)
+            panel.grid(axis="x", visible=False)
+        panels[0].set_ylabel("nats per token")
+        return to_svg(drawing, "Training loss against seconds and against model FLOPs", alone=alone)
+
+
+def _reinforcement(report: Report, alone: bool) -> str | None:
+    """What reinforcement learning moved: reward and pass rate, length, and the curriculum."""
+    curve = report["curves"].get("rl")
+    if curve is None or "reward" not in curve:
+        return None
+    with style("reinforcement"):
+        drawing, panels = figure(7.6, 2.7, columns=3)
+        steps = curve["step"]
+        panels[0].axhspan(0.2, 0.8, color=colour("rule"), alpha=0.35, linewidth=0)
+        panels[0].plot(steps, curve["reward"], color=colour("muted"), linewidth=1.1)
+        _end_label(panels[0], curve, "reward", "muted", "reward")
+        if "pass_rate" in curve:
+            panels[0].plot(steps, curve["pass_rate"], color=colour("rl"))
+            _end_label(panels[0], curve, "pass_rate", "rl", "pass rate")
+        panels[0].set_title("In training")
+        panels[0].set_ylim(0)
+        _lengths_and_levels(panels[1], panels[2], curve)
+        for panel in panels:
+            panel.set_xlabel("step")
+            panel.grid(axis="x", visible=False)
+            panel.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
+        return to_svg(drawing, "Reward, response length and difficulty over reinforcement learning", alone=alone)
+
+
+def _lengths_and_levels(lengths: Axes, levels: Axes, curve: Report) -> None:
+    lengths.set_title("Response length, tokens")
+    if "length" in curve:
+        lengths.plot(curve["step"], curve["length"], color=colour("rl"))
+        lengths.set_ylim(0)
+    levels.set_title("Difficulty by task")
+    ends = []
+    for task, level in curve.get("difficulty", {}).items():
+        levels.plot(curve["step"], level, color=colour("rl"), alpha=0.75, linewidth=1.2)
+        if level[-1] is not None:
+            ends.append((level[-1], task))
+    top = max((level for level, _ in ends), default=1.0)
+    placed = -1.0
+    for level, task in sorted(ends):  # labels keep a line's height from each other
+        placed = max(level, placed + top * 0.085)
+        levels.annotate(
+            task.replace("_", " "),
+            (curve["step"][-1], placed),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=colour("muted"),
+            annotation_clip=False,
+        )
+    levels.set_ylim(0)
+
+
+def _end_label(panel: Axes, curve: Report, field: str, shade: str, label: str) -> None:
+    panel.annotate(
+        f"{label}\n{curve[field][-1]:.2f}",
+        (curve["step"][-1], curve[field][-1]),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        color=colour(shade),
+        fontsize=8,
+        annotation_clip=False,
+    )
+
+
+def _health(report: Report, alone: bool) -> str | None:
+    """Signs that training is sound: entropy, agreement of sampler and trainer, clipping, groups without variance."""
+    curve = report["curves"].get("rl", {})
+    titles = {
+        "entropy": "Entropy, nats",
+        "kl_engine_mean": "Sampler – trainer, nats",
+        "clip_share": "Tokens clipped",
+        "n_degenerate_groups": "Groups without variance",
+    }
+    fields = [field for field in titles if field in curve]
+    if not fields:
+        return None
+    with style("health"):
+        drawing, panels = figure(7.6, 1.75, columns=len(fields))
+        for panel, field in zip(panels, fields, strict=True):
+            panel.plot(curve["step"], curve[field], color=colour("muted"), linewidth=1.2)
+            panel.set_title(titles[field], fontsize=8.5, color=colour("muted"))
+            panel.set_ylim(0)
+            panel.grid(axis="x", visible=False)
+            panel.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
+            panel.yaxis.set_major_locator(ticker.MaxNLocator(3, integer=field.startswith("n_")))
+        return to_svg(drawing, "Entropy, agreement, clipping and groups without variance", alone=alone)
+
+
+def _load(report: Report, alone: bool) -> str | None:
+    """A column for each moment, a row for each expert; coloured where an expert is far from its fair share."""
+    load = report["load"]
+    if load is None:
+        return None
+    layers = load["ratio_LES"][:MAX_LAYERS]
+    n_columns = min(3, len(layers))
+    n_rows = -(-len(layers) // n_columns)
+    with style("load"):
+        drawing, panels = figure(7.6, 0.4 + 1.7 * n_rows, columns=n_columns, rows=n_rows)
+        for i, panel in enumerate(panels):
+            if i >= len(layers):
+                panel.set_visible(False)
+                continue
+            _paint(panel, layers[i])
+            panel.set_title(f"routing layer {i + 1}", fontsize=9)
+            panel.set_ylabel(f"{len(layers[i])} experts" if i % n_columns == 0 else "", fontsize=8)
+            _moments(panel, load["stage"])
+        return to_svg(drawing, "Load of each expert over time, relative to a fair share", alone=alone)
+
+
+def _moments(panel: Axes, stages: list[str]) -> None:
+    """Under the picture: where each stage begins."""
+    starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+    panel.set_xticks(
+        starts, ["RL" if stages[i] == "rl" else stage_name(stages[i]) for i in starts], ha="left", fontsize=8
+    )
+    for start in starts[1:]:
+        panel.axvline(start, color=colour("ink"), linewidth=0.7, linestyle=(0, (2, 2)))
+    panel.set_yticks([])
+    panel.grid(visible=False)
+
+
+def _paint(panel: Axes, ratio_ES: list[list[float]]) -> None:
+    """One compound path a shade; equal neighbours in a row are one rectangle."""
+    shades = [("low", 0.95), ("low", 0.6), ("low", 0.3), None, ("rl", 0.3), ("rl", 0.6), ("rl", 0.95)]
+    boxes: dict[int, list[Path]] = {}
+    for expert, row in enumerate(ratio_ES):
+        level = [sum(value >= edge for edge in LEVELS) for value in row]
+        start = 0
+        for i in range(1, len(level) + 1):
+            if i == len(level) or level[i] != level[start]:
+                corners = [(start, expert), (i, expert), (i, expert + 1), (start, expert + 1), (start, expert)]
+                boxes.setdefault(level[start], []).append(Path(corners, closed=True))
+                start = i
+    for level_index, paths in boxes.items():
+        shade = shades[level_index]
+        if shade is not None:
+            compound = Path.make_compound_path(*paths)
+            panel.add_patch(PathPatch(compound, facecolor=colour(shade[0]), alpha=shade[1], linewidth=0))
+    panel.set_xlim(0, len(ratio_ES[0]))
+    panel.set_ylim(len(ratio_ES), 0)
