@@ -1,0 +1,77 @@
+"""The layout of a response, and the reward for a completion. The one home of the tags.
+
+The prompt of a reasoning model ends with `<think>` and a newline, so a completion starts inside the thought:
+
+    {thought}
+    </think>
+    <answer>{answer}</answer>
+
+Accuracy asks for a finished completion with exactly one thought and one answer after it; the format reward asks for
+exactly the layout above. Both read the text alone (without the end-of-sequence token).
+"""
+
+import re
+from dataclasses import dataclass
+
+from sobre.tasks.base import Problem
+from sobre.tasks.registry import task
+
+THINK_OPEN = "<think>"
+THINK_CLOSE = "</think>"
+ANSWER_OPEN = "<answer>"
+ANSWER_CLOSE = "</answer>"
+
+_TAG = re.compile(r"</?(?:think|answer)>")
+_ANSWER = re.compile(r"<answer>([^<>]*)</answer>")
+_TAIL = re.compile(r"<answer>[^<>\n]+</answer>")
+
+
+@dataclass(frozen=True)
+class Reward:
+    """What a completion earns."""
+
+    accuracy: float
+    """1 if the extracted answer is right, else 0."""
+    format: float
+    """1 if the completion has exactly our layout, else 0."""
+    total: float
+    """accuracy + format_weight * format."""
+
+
+def completion(thought: str, answer: str) -> str:
+    """What a model writes after the generation prompt."""
+    return f"{thought}\n{THINK_CLOSE}\n{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
+
+
+def response(problem: Problem, thought: str) -> str:
+    """The assistant's whole message: thought and reference answer."""
+    return f"{THINK_OPEN}\n{completion(thought, problem.answer)}"
+
+
+def extract_answer(text: str) -> str | None:
+    """The answer of a completion; None without exactly one end of thought, or with answers that differ or nest.
+
+    What stands inside the thought is never an answer.
+    """
+    if text.count(THINK_CLOSE) != 1 or THINK_OPEN in text:
+        return None
+    tail = text.partition(THINK_CLOSE)[2]
+    answers = _ANSWER.findall(tail)
+    whole = len(_TAG.findall(tail)) == 2 * len(answers)
+    return answers[-1] if whole and len(set(answers)) == 1 else None
+
+
+def format_ok(text: str) -> bool:
+    """Whether a completion is laid out exactly as `completion` does it, with a thought that is not empty."""
+    thought, _, tail = text.partition(f"\n{THINK_CLOSE}\n")
+    return bool(thought.strip()) and not _TAG.search(thought) and bool(_TAIL.fullmatch(tail))
+
+
+def reward(problem: Problem, text: str, finished: bool, *, format_weight: float = 0.1) -> Reward:
+    """Score a completion (the text after the generation prompt). One that was cut off earns nothing."""
+    if not finished:
+        return Reward(0.0, 0.0, 0.0)
+    answer = extract_answer(text)
+    accuracy = float(answer is not None and task(problem.task).score(problem, answer))
+    layout = float(format_ok(text))
+    return Reward(accuracy, layout, accuracy + format_weight * layout)

@@ -1,0 +1,80 @@
+"""The next number of a sequence. The thought walks through the differences, and takes one step more.
+
+Levels: 1 equal steps of at most 9 (four terms), 2 of at most 15, 3, the test's, also two alternating steps and
+growing steps (five terms), 4 also sums of the two terms before, 5 the same with larger steps (six terms).
+Five terms tell the kinds apart: differences d d d d, a b a b and d d+k d+2k d+3k never coincide.
+"""
+
+import random
+
+from sobre.tasks.base import Problem
+from sobre.tasks.verify import read_integer
+
+KINDS = {
+    1: ("equal",),
+    2: ("equal",),
+    3: ("equal", "alternating", "growing", "alternating", "growing"),
+    4: ("alternating", "growing", "sums"),
+    5: ("alternating", "growing", "sums"),
+}
+START = {1: 20, 2: 60, 3: 90, 4: 90, 5: 200}
+STEP = {1: 9, 2: 15, 3: 20, 4: 30, 5: 60}
+TERMS = {1: 4, 2: 4, 3: 5, 4: 5, 5: 6}
+PROMPTS = {
+    "en": ("What comes next? {}", "Next number: {}"),
+    "fr": ("Quel nombre vient après ? {}", "Nombre suivant : {}"),
+    "zh": ("下一个数是多少？{}", "找规律填数：{}"),
+}
+
+
+def signed(rng: random.Random, largest: int) -> int:
+    """A step from -largest to largest, never zero."""
+    return rng.randint(1, largest) * rng.choice((1, -1))
+
+
+def differences(rng: random.Random, kind: str, largest: int, n: int) -> list[int]:
+    """The n differences of a sequence with equal, alternating or growing steps."""
+    first = signed(rng, largest)
+    if kind == "equal":
+        return [first] * n
+    if kind == "alternating":
+        second = signed(rng, largest)
+        while second == first:
+            second = signed(rng, largest)
+        return [second if i % 2 else first for i in range(n)]
+    growth = signed(rng, max(2, largest // 4))
+    return [first + i * growth for i in range(n)]
+
+
+def draw(rng: random.Random, difficulty: int) -> list[int]:
+    """The shown terms and, last, the one asked for; all natural numbers."""
+    kind, n_terms = rng.choice(KINDS[difficulty]), TERMS[difficulty]
+    while True:
+        terms = [rng.randint(1, START[difficulty])]
+        if kind == "sums":
+            terms = [rng.randint(1, STEP[difficulty] // 2), rng.randint(1, STEP[difficulty] // 2)]
+            while len(terms) <= n_terms:
+                terms.append(terms[-2] + terms[-1])
+        else:
+            for difference in differences(rng, kind, STEP[difficulty], n_terms):
+                terms.append(terms[-1] + difference)
+        if min(terms) >= 0:
+            return terms
+
+
+class Sequence:
+    name = "sequence"
+
+    def problem(self, rng: random.Random, lang: str, difficulty: int) -> Problem:
+        *shown, following = terms = draw(rng, difficulty)
+        text = " ".join(map(str, shown))
+        prompt = rng.choice(PROMPTS[lang]).format(text)
+        return Problem(self.name, lang, difficulty, prompt, str(following), f"{self.name}:{text}", {"terms": terms})
+
+    def thought(self, problem: Problem, rng: random.Random) -> str:
+        terms = problem.data["terms"]
+        steps = [after - before for before, after in zip(terms[:-1], terms[1:], strict=True)]
+        return "\n".join(f"{terms[i]}{step:+d}={terms[i + 1]}" for i, step in enumerate(steps))
+
+    def score(self, problem: Problem, answer: str) -> bool:
+        return read_integer(answer) == int(problem.answer)

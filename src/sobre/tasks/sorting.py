@@ -1,0 +1,37 @@
+"""Sort distinct numbers of 0-99. The thought gathers them by their tens, smallest tens first.
+
+Levels (numbers; largest): 1 (3; 20), 2 (3-5; 50), 3, the test's (5-8; 99), 4 (8-10; 99), 5 (10-12; 99).
+A group such as `4: 47 41` keeps the order of the question; the answer then only orders within groups.
+"""
+
+import random
+
+from sobre.tasks.base import Problem
+from sobre.tasks.verify import read_integers
+
+LEVELS = {1: (3, 3, 20), 2: (3, 5, 50), 3: (5, 8, 99), 4: (8, 10, 99), 5: (10, 12, 99)}
+PROMPTS = {
+    "en": ("Sort from smallest to largest: {}", "Put in increasing order: {}"),
+    "fr": ("Trie du plus petit au plus grand : {}", "Range dans l'ordre croissant : {}"),
+    "zh": ("从小到大排列：{}", "按从小到大的顺序写出：{}"),
+}
+
+
+class Sorting:
+    name = "sorting"
+
+    def problem(self, rng: random.Random, lang: str, difficulty: int) -> Problem:
+        low, high, top = LEVELS[difficulty]
+        numbers = rng.sample(range(top + 1), rng.randint(low, high))
+        answer = " ".join(map(str, sorted(numbers)))
+        prompt = rng.choice(PROMPTS[lang]).format(" ".join(map(str, numbers)))
+        return Problem(self.name, lang, difficulty, prompt, answer, f"{self.name}:{answer}", {"numbers": numbers})
+
+    def thought(self, problem: Problem, rng: random.Random) -> str:
+        groups: dict[int, list[int]] = {}
+        for number in problem.data["numbers"]:
+            groups.setdefault(number // 10, []).append(number)
+        return "\n".join(f"{tens}: {' '.join(map(str, groups[tens]))}" for tens in sorted(groups))
+
+    def score(self, problem: Problem, answer: str) -> bool:
+        return read_integers(answer) == sorted(problem.data["numbers"])
