@@ -189,7 +189,7 @@ def _check_steps(stage: StagePlan, budget: Budget, rules: Rules) -> None:
         factor = rules.least_steps / max(stage.steps, 0.1)
         unit = "s" if budget.kind == "seconds" else "flop"
         raise ConfigError(
-            f"budget {budget.text!r} is too small: {stage.name} would have {stage.steps} of the {rules.least_steps} steps"
+            f"budget {budget.text!r} is too small: {stage.name} gets {stage.steps} of the {rules.least_steps} steps"
             f" that it needs at the least on this machine; about {budget.amount * factor:.3g}{unit} would do"
         )
 

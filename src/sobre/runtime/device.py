@@ -1,0 +1,128 @@
+"""The device, what it computes in, and how fast it is: measured in about two seconds, since labels and clocks lie.
+
+`best` figures are the peak that shares are taken of; `typical` ones (medians) are what a plan counts on, because the
+speed of a small or rented machine moves by tens of percent within minutes.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from sobre.errors import ConfigError
+from sobre.runtime.environment import cpu_name
+
+SIZE = {"cpu": 1024, "mps": 2048, "cuda": 8192}
+"""Side of the square matrices that are multiplied."""
+COPY_BYTES = 128 * 2**20
+"""Larger than most caches; memory speed is what moving it takes."""
+BF16_GAIN = 1.2
+"""bfloat16 must be this much faster than float32 in matrix products to pay for its casts."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured speed of the machine with the present number of threads."""
+
+    name: str
+    device: str
+    threads: int
+    fp32_flops: float
+    """Typical FLOPs per second of float32 matrix products."""
+    bf16_flops: float
+    fp32_best: float
+    """The best of them: the peak."""
+    bf16_best: float
+    bytes_per_s: float
+    """Memory read and written by a large copy."""
+    seconds: float
+    """What the calibration took."""
+
+    @property
+    def dtype(self) -> str:
+        """What training should compute in here: "bfloat16" or "float32"."""
+        return "bfloat16" if self.bf16_flops > BF16_GAIN * self.fp32_flops else "float32"
+
+    def flops(self, dtype: str) -> float:
+        return self.bf16_flops if dtype == "bfloat16" else self.fp32_flops
+
+    def peak(self, dtype: str) -> float:
+        return self.bf16_best if dtype == "bfloat16" else self.fp32_best
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "dtype": self.dtype}
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """The device asked for; "auto" takes CUDA, then MPS, then the CPU."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return torch.device(next(kind for kind in present if present[kind]))
+    if not present.get(wanted.partition(":")[0], False):
+        there = ", ".join(kind for kind in present if present[kind])
+        raise ConfigError(f"device {wanted!r} is not here; there are: auto, {there}")
+    return torch.device(wanted)
+
+
+def calibrate(device: torch.device | None = None, *, seconds: float = 1.8) -> Calibration:
+    """Measure matrix products in both dtypes and the memory, each for a third of `seconds` at most."""
+    device = device or pick_device()
+    start = time.perf_counter()
+    fp32 = _product_flops(device, torch.float32, seconds / 3)
+    bf16 = _product_flops(device, torch.bfloat16, seconds / 3)
+    moved = _copy_bytes_per_s(device, seconds / 3)
+    return Calibration(
+        name=_name(device),
+        device=str(device),
+        threads=torch.get_num_threads(),
+        fp32_flops=median(fp32),
+        bf16_flops=median(bf16),
+        fp32_best=max(fp32),
+        bf16_best=max(bf16),
+        bytes_per_s=median(moved),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _product_flops(device: torch.device, dtype: torch.dtype, seconds: float) -> list[float]:
+    size = SIZE.get(device.type, 1024)
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    times = _time(lambda: torch.mm(left, right, out=out), device, seconds)
+    return [2 * size**3 / each for each in times]
+
+
+def _copy_bytes_per_s(device: torch.device, seconds: float) -> list[float]:
+    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return [2 * COPY_BYTES / each for each in _time(lambda: target.copy_(source), device, seconds)]
+
+
+def _time(work: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
+    """Seconds of each call, after one that is not counted; at least three, then until the time is up."""
+    work()
+    _wait(device)
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 1000):
+        start = time.perf_counter()
+        work()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of {cpu_name()}" if device.type == "cpu" else cpu_name()
