@@ -91,6 +91,8 @@ class CurriculumConfig:
 class RLConfig:
     """A step asks n_prompts problems group_size times each, scores the answers, and learns from the differences."""
 
+    steps: int = 0
+    """Optimizer steps; 0 lets the budget decide."""
     algorithm: Algorithm = GRPOConfig()
     """How rewards become a loss."""
     n_prompts: int = 16
@@ -109,6 +111,8 @@ class RLConfig:
     """Passes over the same rollouts."""
     micro_tokens: int = 16_384
     """Most tokens in one forward and backward pass; the step's gradient is the same for every value."""
+    clip: float = 1.0
+    """Largest norm of the gradient; larger ones are scaled down."""
     lr_scale: float = 0.1
     """Learning rates of this stage over those of `optim`."""
     replay_routes: Literal["auto", "on", "off"] = "auto"
@@ -118,7 +122,7 @@ class RLConfig:
     curriculum: CurriculumConfig = CurriculumConfig()
 
     def __post_init__(self) -> None:
-        _check_at_least(self, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1)
+        _check_at_least(self, steps=0, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1)
         _check_at_least(self, lr_scale=0, replay_above=0)
         if not 0 < self.temperature <= 10:
             raise ConfigError(

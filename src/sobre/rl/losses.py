@@ -92,7 +92,7 @@ def grpo(logp_N: Tensor, streams: Streams, cfg: GRPOConfig) -> Loss:
 
 
 def grpo_published(logp_N: Tensor, streams: Streams, cfg: PublishedConfig) -> Loss:
-    """The published form: with weights 1 / |o_i| the sum holds a mean for each answer, to be divided by their number."""
+    """The published form: with weights 1 / |o_i| the sum holds a mean for each answer; the count is their number."""
     ratio_N = (logp_N - streams.behaviour_N).exp()
     loss_N = _clipped(ratio_N, streams.advantage_N, cfg.clip, cfg.clip)
     kl_N = _kl(logp_N, streams) if cfg.kl else None

@@ -1,0 +1,56 @@
+# What to type. `make demo` and `make test` do their own set-up; nothing here needs an account or a GPU.
+#
+#   make demo     train a small reasoning model on this machine (7 minutes), report in out/demo/report.html
+#   make test     every test            make check    lint, types, fast tests, size of the core (what to run before a commit)
+#   make bench    our benchmarks        make gpu      every GPU test and benchmark, results in bench-results/gpu
+#   make docs     check the links       make clean    remove what can be made again (not .venv, not out/)
+#
+# On Linux the default wheel of torch brings CUDA's libraries (gigabytes). Where only the CPU will be used:
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+TORCH_INDEX ?=
+CONSTRAINTS ?= constraints-cpu.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test check bench docs clean gpu
+
+setup: $(READY)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "sobre needs Python 3.11 or newer; name one: make setup PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -z "$(TORCH_INDEX)" || $(PIP) install -q -c $(CONSTRAINTS) --index-url "$(TORCH_INDEX)" torch
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/sobre run demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python scripts/closure.py
+
+bench: $(READY)
+	$(BIN)/sobre bench all
+
+docs: $(READY)
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache bench-results
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# No network and no set-up: this uses the torch that the machine has, and wheels from $(WHEELS) when that is set.
+gpu:
+	$(PYTHON) scripts/gpu.py --out bench-results/gpu $(if $(WHEELS),--wheels "$(WHEELS)")
