@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sobre.errors import ConfigError
-from sobre.kernels import reference
+from sobre.kernels import attention, loss, moe, pointwise, reference
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,25 @@ class Kernel:
         return None
 
 
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
 # In order of preference: the first that does not refuse is taken.
 KERNELS: tuple[Kernel, ...] = (
+    Kernel("rms_norm", "fused", pointwise.rms_norm, reason="one autograd node, half the passes"),
     Kernel("rms_norm", "reference", reference.rms_norm),
+    Kernel("swiglu", "fused", pointwise.swiglu, reason="no float32 copies"),
     Kernel("swiglu", "reference", reference.swiglu),
+    Kernel("rope", "fused", pointwise.rope, reason="one complex product, one autograd node"),
     Kernel("rope", "reference", reference.rope),
+    Kernel(
+        "causal_attention", "block", attention.causal_attention, ("cpu",), reason="half the square, batched products"
+    ),
     Kernel("causal_attention", "reference", reference.causal_attention),
+    Kernel("grouped_linear", "grouped", moe.grouped_linear, reason="torch's grouped product"),
     Kernel("grouped_linear", "reference", reference.grouped_linear),
+    Kernel("moe_ffn", "routed", moe.moe_ffn, ("cpu",), reason="one sort, one autograd node, padded row counts"),
     Kernel("moe_ffn", "reference", reference.moe_ffn),
+    Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
 )
 OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))
