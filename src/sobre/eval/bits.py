@@ -19,17 +19,10 @@ from torch import Tensor
 
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
+from sobre.tokenizer.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096
 """Tokens in one forward pass: their logits are held at once."""
-
-
-class Encoder(Protocol):
-    """What is needed of a tokenizer."""
-
-    eos_id: int
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
 
 class Text(Protocol):
@@ -98,7 +91,7 @@ def windows(ids: Sequence[int], document: int, *, start_id: int, window: int, ov
 @torch.inference_mode()
 def bits_per_byte(
     model: Decoder,
-    tokenizer: Encoder,
+    tokenizer: Tokenizer,
     documents: Iterable[Text],
     *,
     window: int,

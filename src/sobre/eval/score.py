@@ -9,28 +9,15 @@ so that a stage is examined with the same draws however often and after whatever
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+from sobre.engine.engine import Engine
 from sobre.engine.request import Output, Request, SamplingParams
 from sobre.eval.config import EvalConfig
 from sobre.eval.stats import Share, bootstrap, pass_at_k, wilson
 from sobre.tasks.base import Problem
 from sobre.tasks.format import extract_answer, reward
-
-
-class Generator(Protocol):
-    """What is needed of an engine."""
-
-    def generate(self, requests: Sequence[Request]) -> list[Output]: ...
-
-
-class ChatTokenizer(Protocol):
-    """What is needed of a tokenizer."""
-
-    eos_id: int
-
-    def render(self, messages: list[dict[str, str]], *, generation_prompt: bool = False) -> list[int]: ...
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str: ...
+from sobre.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ class EvalResult:
 
 
 def evaluate(
-    engine: Generator, tokenizer: ChatTokenizer, problems: Sequence[Problem], cfg: EvalConfig, *, seed: int
+    engine: Engine, tokenizer: Tokenizer, problems: Sequence[Problem], cfg: EvalConfig, *, seed: int
 ) -> EvalResult:
     """Answer the first `cfg.n_problems` of `problems` greedily, and an even spread of them k times."""
     problems = problems[: cfg.n_problems]
@@ -128,12 +115,12 @@ def evaluate(
     )
 
 
-def prompt_ids(tokenizer: ChatTokenizer, problem: Problem) -> tuple[int, ...]:
+def prompt_ids(tokenizer: Tokenizer, problem: Problem) -> tuple[int, ...]:
     """The problem as the user's message, up to where the model's thought begins."""
     return tuple(tokenizer.render([{"role": "user", "content": problem.prompt}], generation_prompt=True))
 
 
-def completion_text(tokenizer: ChatTokenizer, output: Output) -> str:
+def completion_text(tokenizer: Tokenizer, output: Output) -> str:
     """The response as text: thought, its closing mark and the answer; the end token is not part of it."""
     ids = list(output.token_ids)
     return tokenizer.decode(ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids)
@@ -154,11 +141,11 @@ def majority(answers: Sequence[str | None]) -> int | None:
     return next(i for i, answer in enumerate(answers) if answer is not None and answer.strip() == winner)
 
 
-def _generate(engine: Generator, requests: list[Request]) -> dict[str, Output]:
+def _generate(engine: Engine, requests: list[Request]) -> dict[str, Output]:
     return {output.request_id: output for output in engine.generate(requests)}
 
 
-def _item(tokenizer: ChatTokenizer, problem: Problem, output: Output) -> Item:
+def _item(tokenizer: Tokenizer, problem: Problem, output: Output) -> Item:
     text, finished = completion_text(tokenizer, output), output.finish_reason == "stop"
     earned = reward(problem, text, finished)
     return Item(
@@ -175,9 +162,7 @@ def _item(tokenizer: ChatTokenizer, problem: Problem, output: Output) -> Item:
     )
 
 
-def _sample(
-    engine: Generator, tokenizer: ChatTokenizer, problems: list[Problem], cfg: EvalConfig, seed: int
-) -> Sampled:
+def _sample(engine: Engine, tokenizer: Tokenizer, problems: list[Problem], cfg: EvalConfig, seed: int) -> Sampled:
     params = SamplingParams(
         max_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, stop_ids=(tokenizer.eos_id,)
     )

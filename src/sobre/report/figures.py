@@ -106,12 +106,17 @@ def _loss(report: Report, alone: bool) -> str | None:
                 )
             panel.set_xlabel(label)
             panel.xaxis.set_major_locator(ticker.MaxNLocator(4))
-            panel.xaxis.set_major_formatter(lambda x, _, shown=shown: shown(x))
+            panel.xaxis.set_major_formatter(ticker.FuncFormatter(_one_argument(shown)))
             panel.set_ylim(0)
             panel.set_xlim(0)
             panel.grid(axis="x", visible=False)
         panels[0].set_ylabel("nats per token")
         return to_svg(drawing, "Training loss against seconds and against model FLOPs", alone=alone)
+
+
+def _one_argument(shown: Callable[[float], str]) -> Callable[[float, int | None], str]:
+    """A formatter of ticks from a function of the value."""
+    return lambda value, _: shown(value)
 
 
 def _reinforcement(report: Report, alone: bool) -> str | None:

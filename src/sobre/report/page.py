@@ -66,8 +66,6 @@ def _shares(report: Report) -> list[Report]:
 def _plan_rows(report: Report) -> list[Report]:
     """Planned against spent, for each stage that the plan names."""
     stages = (report["plan"] or {}).get("stages") or {}
-    if isinstance(stages, list):
-        stages = {stage.get("stage") or stage.get("name"): stage for stage in stages}
     spent = {row["stage"]: row for row in report["bill"]["rows"]}
     return [
         {

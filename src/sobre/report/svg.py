@@ -7,7 +7,8 @@ the same bytes.
 
 import io
 import re
-from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -65,13 +66,13 @@ def colour(name: str) -> str:
 def figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of `width` x `height` inches with its panels in reading order. Call inside `style()`."""
     drawing = Figure(figsize=(width, height), layout="constrained")
-    panels: Sequence[Axes] = drawing.subplots(rows, columns, squeeze=False).ravel()
-    return drawing, list(panels)
+    return drawing, list(drawing.subplots(rows, columns, squeeze=False).flat)
 
 
-def style(name: str) -> "matplotlib.RcParams":
+def style(name: str) -> AbstractContextManager[None]:
     """Context in which figures are drawn; `name` seeds the ids inside the SVG, so that figures of one page differ."""
-    return matplotlib.rc_context({**RC, "svg.hashsalt": f"sobre-{name}"})  # type: ignore[return-value,arg-type]
+    settings: dict[str, Any] = {**RC, "svg.hashsalt": f"sobre-{name}"}
+    return matplotlib.rc_context(cast(Any, settings))
 
 
 def to_svg(drawing: Figure, title: str, *, alone: bool = False) -> str:

@@ -1,0 +1,216 @@
+"""The report: a pure function of the run folder, complete, self-contained, and honest about what is not there."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import pytest
+from rich.console import Console
+
+from sobre.errors import RunError
+from sobre.report.build import build
+from sobre.report.card import model_card
+from sobre.report.facts import facts
+from sobre.report.figures import draw_all
+from sobre.report.run_files import read_run
+from sobre.report.story import story
+from sobre.schemas import schema
+
+VOID = {"meta", "br"}
+
+
+class Nesting(HTMLParser):
+    """Fails unless every element that opens also closes, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def built(run_folder):
+    build(run_folder)
+    return run_folder
+
+
+@pytest.fixture(scope="module")
+def page(built):
+    return (built / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def report(built):
+    return json.loads((built / "report.json").read_text(encoding="utf-8"))
+
+
+def test_report_json_and_the_eval_files_follow_their_schemas(built, report):
+    jsonschema.validate(report, schema("report"))
+    for path in (built / "eval").glob("*.json"):
+        jsonschema.validate(json.loads(path.read_text(encoding="utf-8")), schema("eval"))
+
+
+def test_building_twice_gives_the_same_bytes(built, page):
+    before = (built / "report.json").read_bytes()
+    build(built)
+    assert (built / "report.html").read_text(encoding="utf-8") == page
+    assert (built / "report.json").read_bytes() == before
+
+
+def test_the_page_needs_nothing_from_outside_and_runs_no_script(page):
+    assert not re.search(r"<script|<link|<img|@import|url\((?!#)|\bon\w+=|(src|href)=\"(?!#)", page)
+    assert len(page) < 400_000
+
+
+def test_every_element_of_the_page_is_closed(page):
+    nesting = Nesting()
+    nesting.feed(page)
+    assert nesting.open == []
+
+
+def test_what_a_model_wrote_is_escaped(page):
+    assert "<b>&amp;</b>" not in page
+    assert "&lt;b&gt;&amp;&lt;/b&gt;" in page
+
+
+def test_figures_take_their_colours_from_the_page(page, report):
+    figures = draw_all(report)
+    assert sorted(figures) == ["accuracy", "health", "load", "loss", "reinforcement"]
+    for svg in figures.values():
+        assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r'"#[^"]*"|url\(#[^)]*\)', "", svg))
+        assert not re.search(r"font-family: ", svg)
+    assert all(f"--{name}:" in page for name in re.findall(r"var\(--(\w+)\)", page))
+
+
+def test_a_figure_that_stands_alone_has_colours_and_a_size_of_its_own(report):
+    svg = draw_all({**report, "curves": {}, "load": None}, alone=True)["accuracy"]
+    assert "var(--" not in svg
+    assert 'xmlns="http://www.w3.org/2000/svg"' in svg
+    assert re.search(r'width="[\d.]+pt"', svg)
+
+
+def test_the_bill_adds_up_and_unknown_energy_stays_unknown(built, report):
+    spent = [json.loads(line) for line in (built / "ledger.jsonl").read_text().splitlines()]
+    total = report["bill"]["total"]
+    for field in ("wall_s", "tokens", "flops", "cost_usd", "wasted_s"):
+        assert total[field] == pytest.approx(sum(entry[field] for entry in spent))
+    assert total["energy_j"] is None
+    assert [row["stage"] for row in report["bill"]["rows"]] == [entry["stage"] for entry in spent]
+
+
+def test_share_of_peak_of_the_total_weighs_seconds(report):
+    known = [row for row in report["bill"]["rows"] if row["share_of_peak"] is not None]
+    mean = sum(r["share_of_peak"] * r["wall_s"] for r in known) / sum(r["wall_s"] for r in known)
+    assert report["bill"]["total"]["share_of_peak"] == pytest.approx(mean)
+
+
+def test_curves_are_short_and_their_flops_go_on_from_stage_to_stage(report):
+    lengths = [len(curve["step"]) for curve in report["curves"].values()]
+    assert max(lengths) <= 240
+    flops = [x for curve in report["curves"].values() for x in curve["flops"]]
+    assert flops == sorted(flops)
+    assert flops[-1] == pytest.approx(1.4e11 * (300 + 300 + 90))
+
+
+def test_load_is_relative_to_a_fair_share(report):
+    for layer in report["load"]["ratio_LES"]:
+        for moment in zip(*layer, strict=True):
+            assert sum(moment) / len(moment) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_samples_show_good_and_bad_of_different_tasks_and_are_the_same_problem(report):
+    chosen = report["samples"]["chosen"]
+    kinds = [sample["kind"] for sample in chosen]
+    assert kinds == ["became right"] * 3 + ["stayed wrong"] * 2 + ["became wrong", "stayed right"]
+    assert len({sample["task"] for sample in chosen[:3]}) == 3
+    for sample in chosen:
+        before, after = sample["before"]["right"], sample["after"]["right"]
+        assert sample["kind"] == ("stayed " if before == after else "became ") + ("right" if after else "wrong")
+
+
+def test_generated_text_is_called_generated_and_said_not_to_know_the_world(page, built):
+    assert "The text was generated" in page
+    assert "knows nothing of the world" in page
+    assert "The text was generated" in model_card(built, "rl")
+
+
+def test_a_text_run_without_problems_or_learning_by_reward_says_what_is_missing(tmp_path, new_run, new_eval):
+    folder = new_run(tmp_path / "text", stages=("pretrain",))
+    scores = new_eval(0.0, 1.79)
+    only_bits = {name: scores[name] for name in ("schema", "bits_per_byte", "baselines")}
+    (folder / "eval" / "pretrain.json").write_text(json.dumps(only_bits))
+    build(folder)
+    report = json.loads((folder / "report.json").read_text())
+    jsonschema.validate(report, schema("report"))
+    assert "There was no reinforcement learning in this run." in report["missing"]
+    assert report["bits_per_byte"]["en"] == 1.79
+    page = (folder / "report.html").read_text()
+    assert "bits per byte" in page
+    assert "There was no reinforcement learning in this run." in page
+
+
+def test_a_run_that_has_barely_begun_still_has_a_report(tmp_path):
+    (tmp_path / "config.json").write_text('{"recipe": {"name": "new", "stages": ["pretrain", "rl"]}}')
+    build(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    jsonschema.validate(report, schema("report"))
+    assert "The ledger is empty, so there is no bill." in report["missing"]
+    assert "The stage pretrain is in the recipe and left no metrics: it has not run." in report["missing"]
+    assert "was not examined" in model_card(tmp_path, "pretrain")
+    Console(file=io.StringIO()).print(story(report, tmp_path))
+
+
+def test_a_folder_without_a_run_and_a_broken_file_are_errors_that_name_them(tmp_path):
+    with pytest.raises(RunError, match="no config.json"):
+        build(tmp_path)
+    (tmp_path / "config.json").write_text('{"recipe": {}}')
+    (tmp_path / "plan.json").write_text("{")
+    with pytest.raises(RunError, match="plan.json is not JSON"):
+        build(tmp_path)
+
+
+def test_an_interval_that_overlaps_is_called_chance(tmp_path, new_run, new_eval):
+    folder = new_run(tmp_path / "run", stages=("sft", "rl"))
+    for stage, rate in (("sft", 0.80), ("rl", 0.82)):
+        (folder / "eval" / f"{stage}.json").write_text(json.dumps(new_eval(rate, 2.0)))
+    build(folder)
+    assert "the difference may be chance" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_card_tells_this_stage_and_not_the_later_ones(built):
+    card = model_card(built, "sft")
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "| cold start | 300 |" in card
+    assert "| reinforcement learning |" not in card
+    assert "| rl |" not in card
+    assert "58.3 %" in card
+    assert "list price of a rented 2-core machine, 2026-11-01" in card
+
+
+def test_the_story_shows_accuracy_a_thought_the_bill_and_what_to_type(report):
+    console = Console(width=120, file=io.StringIO())
+    console.print(story(report, Path("out/demo")))
+    text = console.file.getvalue()
+    for expected in ("88.1 %", "58.3 %", "check:", "right", "the bill", "wasted", "sobre chat out/demo/rl"):
+        assert expected in text
+    assert "out/demo/report.html" in text
+
+
+def test_facts_are_plain_json_without_nan(run_folder):
+    json.dumps(facts(read_run(run_folder)), allow_nan=False)
