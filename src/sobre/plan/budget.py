@@ -22,7 +22,7 @@ MAX_SECONDS = 366 * 86400.0
 MAX_FLOPS = 1e27
 
 SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "gpuh": 3600.0}
-SHAPE = re.compile(r"(?P<number>\d+(\.\d+)?(e\d{1,2})?)(?P<unit>s|m|h|usd|gpuh|flop)")
+SHAPE = re.compile(r"(?P<number>\d+(\.\d+)?(e\d{1,2})?)(?P<unit>s|m|h|usd|gpuh|flop)", re.ASCII)
 NEAR = {
     **dict.fromkeys(["sec", "secs", "second", "seconds"], "s"),
     **dict.fromkeys(["min", "mins", "minute", "minutes", "mn"], "m"),

@@ -7,6 +7,7 @@ from typing import Any
 from sobre.models.config import ModelConfig
 from sobre.plan.budget import Budget
 from sobre.plan.count import ParamCount
+from sobre.schemas import VERSION
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Plan:
         return max(0.0, left) * coming[0].amount / sum(stage.amount for stage in coming)
 
     def to_dict(self) -> dict[str, Any]:
-        document = asdict(self)
+        document: dict[str, Any] = {"schema": VERSION, **asdict(self)}
         document["budget"] = self.budget.to_dict()
         document["stages"] = {stage.pop("name"): stage for stage in document["stages"]}
         document["notes"] = list(self.notes)

@@ -26,11 +26,10 @@ class Metrics:
         self._waiting: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
 
-    def add(self, stage: str, step: int, **values: float | int | str | list[float] | None) -> None:
-        """Remember a line; numbers must be finite, and what has no value is None."""
+    def add(self, stage: str, step: int, **values: Any) -> None:
+        """Remember a line of JSON values; numbers must be finite, and what has no value is None."""
         for name, value in values.items():
-            numbers = value if isinstance(value, list) else [value]
-            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            if not _is_finite(value):
                 raise RunError(f"metric {name}={value} of {stage} at step {step} is not finite")
         self._waiting.append({"schema": VERSION, "stage": stage, "step": step, **values})
         if time.monotonic() - self._flushed_at > FLUSH_S:
@@ -61,3 +60,12 @@ class Metrics:
 def read_metrics(path: Path, stage: str | None = None) -> list[dict[str, Any]]:
     """The lines on the disk, of one stage if asked."""
     return [record for record in lines.read(path) if stage in (None, record["stage"])]
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in the value is NaN or infinite."""
+    if isinstance(value, dict):
+        return all(_is_finite(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_is_finite(item) for item in value)
+    return not isinstance(value, float) or math.isfinite(value)
