@@ -80,7 +80,9 @@ def run_verb(verb: str, argv: list[str]) -> int:
 def _guarded(verb: str, argv: list[str]) -> int:
     """Turn what went wrong into one line and an exit code."""
     try:
-        return run_verb(verb, argv)
+        code = run_verb(verb, argv)
+        sys.stdout.flush()
+        return code
     except SobreError as error:
         if os.environ.get("SOBRE_DEBUG") == "1":
             traceback.print_exc()

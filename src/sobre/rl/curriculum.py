@@ -106,6 +106,5 @@ def draw(
     problems = []
     for i in range(n):
         cell = ladder[min(bisect(ends, (start + i) / n * ends[-1]), len(ladder) - 1)]
-        lang, seed, index = rng.choice(langs), rng.getrandbits(32), rng.getrandbits(32)
-        problems.append(sample_problem(cell.task, lang, cell.difficulty, "train", seed, index))
+        problems.append(sample_problem(cell.task, rng.choice(langs), cell.difficulty, "train", f"rl/{key}", i))
     return problems

@@ -1,0 +1,37 @@
+import pytest
+
+from sobre.config.base import config
+from sobre.config.load import Layer, decode, to_dict
+from sobre.config.recipe import Recipe, load_recipe
+from sobre.errors import ConfigError
+from sobre.models.config import GQAConfig
+from sobre.rl.config import GRPOConfig, PublishedConfig
+
+
+@config
+class Options:
+    out: str = ""
+
+
+def test_the_resolved_recipe_decodes_to_itself() -> None:
+    recipe = Recipe(model=Recipe().model, name="x")
+    assert decode(Recipe, [Layer("memory", to_dict(recipe))]) == recipe
+
+
+def test_one_key_chooses_attention_and_algorithm() -> None:
+    tree = {"model": {"attention": {"kind": "gqa"}}, "rl": {"algorithm": {"kind": "grpo_published"}}}
+    recipe = decode(Recipe, [Layer("memory", tree)])
+    assert recipe.model.attention == GQAConfig()
+    assert recipe.rl.algorithm == PublishedConfig()
+    assert Recipe().rl.algorithm == GRPOConfig()
+
+
+def test_budget_and_data_have_short_flags() -> None:
+    recipe, options = load_recipe(["--budget", "5m", "--data", "a.txt", "b.jsonl", "--out", "o"], Options)
+    assert (recipe.budget.amount, recipe.data.paths, options.out) == ("5m", ("a.txt", "b.jsonl"), "o")
+
+
+@pytest.mark.parametrize("stages", [["sft", "pretrain"], ["rl", "rl"]])
+def test_stages_come_once_and_in_order(stages: list[str]) -> None:
+    with pytest.raises(ConfigError, match="in this order"):
+        decode(Recipe, [Layer("memory", {"stages": stages})])
