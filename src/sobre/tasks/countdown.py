@@ -33,6 +33,8 @@ PROMPTS = {
     ),
     "zh": ("用{numbers}各一次，得到{target}。", "每个数用一次：{numbers}，算出{target}。"),
 }
+SUMS_KEPT = 0.25
+"""Share of the problems with sums and differences alone that are kept: there every pair works, so none is a search."""
 BINDS = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -166,7 +168,8 @@ def draw(rng: random.Random, difficulty: int) -> tuple[list[int], int, str]:
             first, second, *rest = rng.sample(terms, len(terms))
             ways = [made for _, made in made_of(first, second)]
             terms = [rng.choice(ways), *rest] if ways else []
-        if terms and terms[0].value > 1:
+        needs_search = terms and ("*" in terms[0].text or "/" in terms[0].text)
+        if terms and terms[0].value > 1 and (needs_search or rng.random() < SUMS_KEPT):
             target = terms[0].value
             if n_numbers == 2:
                 return numbers, target, next(made.text for _, made in made_of(*given) if made.value == target)

@@ -1,6 +1,6 @@
 """Solve a linear equation for x, then substitute the solution back.
 
-Levels: 1 x+b=c, 2 a*x=c or x-b=c, 3, the test's, a*x+b=c, b+a*x=c or a*x-b=c (a 2-9, x 2-20, b 2-60),
+Levels: 1 x+b=c, 2 a*x=c or x-b=c, 3, the test's, a*x+b=c, b+a*x=c or a*x-b=c (a 2-9, x 2-25, b 2-99),
 4 a*(x+b)=c or a*(x-b)=c, 5 a*x+b=d*x+c. Solutions are natural numbers.
 """
 
@@ -18,7 +18,7 @@ FORMS = {
     5: ("ax+b=dx+c", "ax-b=dx+c"),
 }
 SMALL = {1: 20, 2: 50}
-"""Largest b of the easy levels; 60 above them."""
+"""Largest b of the easy levels; 99 above them."""
 PROMPTS = {
     "en": ("Solve {}", "Find x: {}"),
     "fr": ("Résous {}", "Trouve x : {}"),
@@ -29,18 +29,19 @@ PROMPTS = {
 def draw(rng: random.Random, difficulty: int) -> tuple[str, int, int, int, int]:
     """The form, a, b, d and the solution x, with every part of the equation a natural number."""
     form = rng.choice(FORMS[difficulty])
-    a, b, x = rng.randint(2, 9), rng.randint(2, SMALL.get(difficulty, 60)), rng.randint(2, 20)
+    a, b = rng.randint(2, 9), rng.randint(2, SMALL.get(difficulty, 99))
+    x = rng.randint(2, 20 if difficulty in SMALL else 25)
     if form == "a(x+b)":
         b = rng.randint(2, 99 - x)
     elif form in ("a(x-b)", "x-b"):
         b = rng.randint(1, x - 1)
     elif form == "ax-b":
-        b = rng.randint(2, min(60, a * x - 1))
+        b = rng.randint(2, min(99, a * x - 1))
     d = rng.randint(1, a - 1)
     if form == "ax-b=dx+c":
         b = rng.randint(1, (a - d) * x - 1)
     elif form == "ax+b=dx+c":
-        b = rng.randint(1, 60)
+        b = rng.randint(1, 99)
     return form, a, b, d, x
 
 

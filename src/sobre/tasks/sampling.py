@@ -20,7 +20,7 @@ Difficulty = int | tuple[int, int]
 """One level, or the lowest and highest of a range."""
 Message = dict[str, str]
 DEFAULT = TasksConfig()
-_MAX_DRAWS = 10_000
+_MAX_DRAWS = 2_000
 
 
 def split_of(key: str) -> Split:

@@ -24,7 +24,7 @@ def story(events: tuple[str, ...], wording: tuple[int, ...]) -> Template:
     ranges, steps, have = {"a": (10, 99)}, [], "a"
     for i, event in enumerate(events):
         amount = f"n{i}"
-        ranges[amount] = (2, 9) if event == "packs" else (2, 60)
+        ranges[amount] = (2, 9) if event == "packs" else (2, 60 if len(events) < 3 else 25)
         if event == "packs":
             ranges[f"m{i}"] = (2, 20)
             steps.append(("*", amount, f"m{i}"))
@@ -69,11 +69,10 @@ class Word:
 
     def problem(self, rng: random.Random, lang: str, difficulty: int) -> Problem:
         low, high, top = LEVELS[difficulty]
-        worked = None
+        template, worked = draw_template(rng, low, high), None
+        ranges = [(each, min(least, top // 2), min(most, top)) for each, (least, most) in template.ranges.items()]
         while worked is None:
-            template = draw_template(rng, low, high)
-            ranges = template.ranges.items()
-            numbers = {name: rng.randint(min(least, top // 2), min(most, top)) for name, (least, most) in ranges}
+            numbers = {each: rng.randint(least, most) for each, least, most in ranges}
             worked = work(template, numbers)
         (name, he), (friend, _) = rng.sample(NAMES[lang], 2)
         noun, unit = rng.choice(NOUNS[lang])

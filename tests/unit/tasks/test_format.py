@@ -1,0 +1,88 @@
+"""One layout, and no way to be rewarded around it."""
+
+import random
+
+import pytest
+
+from sobre.tasks.base import Problem
+from sobre.tasks.format import Reward, completion, extract_answer, format_ok, response, reward
+from sobre.tasks.registry import TASKS
+
+PROBLEM = Problem("arithmetic", "en", 3, "Compute 6*7", "42", "k", {"lines": ["6*7=42"]})
+GOOD = "6*7=42\n</think>\n<answer>42</answer>"
+
+NO_ACCURACY = {
+    "answer in the thought only": "<answer>42</answer>\n</think>\n",
+    "answer in the thought, another after it": "<answer>42</answer>\n</think>\n<answer>41</answer>",
+    "no end of thought": "6*7=42\n<answer>42</answer>",
+    "two ends of thought": "6*7=42\n</think>\n</think>\n<answer>42</answer>",
+    "two think blocks": "a\n</think>\n<think>\nb\n</think>\n<answer>42</answer>",
+    "thought opened again": "a\n</think>\n<answer>42</answer><think>",
+    "answers that differ": "a\n</think>\n<answer>41</answer>\n<answer>42</answer>",
+    "every answer": "a\n</think>\n" + "".join(f"<answer>{n}</answer>" for n in range(100)),
+    "nested tags": "a\n</think>\n<answer><answer>42</answer></answer>",
+    "nested differently": "a\n</think>\n<answer>41<answer>42</answer>",
+    "closed twice": "a\n</think>\n<answer>42</answer></answer>",
+    "never closed": "a\n</think>\n<answer>42",
+    "never opened": "a\n</think>\n42</answer>",
+    "bare": "a\n</think>\n42",
+    "other case": "a\n</think>\n<ANSWER>42</ANSWER>",
+    "empty": "",
+    "empty answer": "a\n</think>\n<answer></answer>",
+    "other digits": "a\n</think>\n<answer>４２</answer>",
+    "huge": "a\n</think>\n<answer>" + "42" * 10_000 + "</answer>",
+    "two numbers": "a\n</think>\n<answer>41 42</answer>",
+}
+NO_FORMAT = {
+    "empty thought": "</think>\n<answer>42</answer>",
+    "blank thought": " \n\n</think>\n<answer>42</answer>",
+    "words before the answer": "a\n</think>\nThe answer: <answer>42</answer>",
+    "words after the answer": "a\n</think>\n<answer>42</answer> surely",
+    "newline after the answer": "a\n</think>\n<answer>42</answer>\n",
+    "no newline": "a</think><answer>42</answer>",
+    "answer twice": "a\n</think>\n<answer>42</answer>\n<answer>42</answer>",
+    "answer on its own line": "a\n</think>\n<answer>\n42\n</answer>",
+    "tags in the thought": "<answer>42</answer>\n</think>\n<answer>42</answer>",
+}
+
+
+def test_the_layout_earns_both_rewards():
+    assert completion("6*7=42", "42") == GOOD
+    assert response(PROBLEM, "6*7=42") == "<think>\n" + GOOD
+    assert reward(PROBLEM, GOOD, True, format_weight=0.1) == Reward(1.0, 1.0, 1.1)
+
+
+def test_a_wrong_answer_in_the_right_layout_earns_the_format_only():
+    assert reward(PROBLEM, completion("6*7=41", "41"), True, format_weight=0.25) == Reward(0.0, 1.0, 0.25)
+
+
+@pytest.mark.parametrize("text", NO_ACCURACY.values(), ids=NO_ACCURACY)
+def test_hacks_earn_no_accuracy(text):
+    assert reward(PROBLEM, text, True).accuracy == 0
+
+
+@pytest.mark.parametrize("text", NO_FORMAT.values(), ids=NO_FORMAT)
+def test_a_right_answer_in_another_layout_earns_no_format_reward(text):
+    assert not format_ok(text)
+    assert reward(PROBLEM, text, True) == Reward(1.0, 0.0, 1.0)
+
+
+def test_a_completion_that_was_cut_off_earns_nothing():
+    assert reward(PROBLEM, GOOD, False) == Reward(0.0, 0.0, 0.0)
+    for end in range(len(GOOD)):
+        assert reward(PROBLEM, GOOD[:end], True).accuracy == 0
+        assert not format_ok(GOOD[:end])
+
+
+def test_a_comparison_in_the_thought_is_no_tag():
+    assert reward(PROBLEM, "41<42>40\n</think>\n<answer>42</answer>", True).total == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_answer_of_a_reference_response_is_the_reference_answer(name):
+    for index in range(50):
+        rng = random.Random(index)
+        problem = TASKS[name].problem(rng, ("en", "fr", "zh")[index % 3], index % 5 + 1)
+        text = response(problem, TASKS[name].thought(problem, rng)).removeprefix("<think>\n")
+        assert extract_answer(text) == problem.answer
+        assert reward(problem, text, True).total == pytest.approx(1.1)

@@ -1,0 +1,265 @@
+"""Every thought is true line by line, every reference answer is right, and every perturbed one is wrong."""
+
+import ast
+import itertools
+import operator
+import random
+import re
+from fractions import Fraction
+from statistics import mean
+
+import pytest
+
+from sobre.tasks.arithmetic import combine, number
+from sobre.tasks.base import DIFFICULTIES, NO, YES, Problem
+from sobre.tasks.config import LANGS, TASK_NAMES
+from sobre.tasks.countdown import Term, attempts, made_of
+from sobre.tasks.format import completion
+from sobre.tasks.registry import TASKS, task
+from sobre.tasks.steps import apply, is_easy, line
+
+BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+ONE_NUMBER = ("arithmetic", "word", "equation", "sequence")
+
+
+def value(text: str, x: str = "") -> Fraction:
+    """The value of a part of a thought, by Python's parser; `x` stands for the unknown of an equation."""
+
+    def walk(node: ast.expr) -> Fraction:
+        if isinstance(node, ast.Constant):
+            return Fraction(node.value)
+        if isinstance(node, ast.UnaryOp):
+            assert isinstance(node.op, ast.USub)
+            return -walk(node.operand)
+        assert isinstance(node, ast.BinOp)
+        return BINARY[type(node.op)](walk(node.left), walk(node.right))
+
+    text = re.sub(r"(\d)([x(])", r"\1*\2", text).replace("x", f"({x})")
+    return walk(ast.parse(text, mode="eval").body)
+
+
+def draw(name: str, n: int, difficulty: int | None = None) -> list[tuple[Problem, str]]:
+    """n problems with thoughts, languages and (unless given) difficulties in turn."""
+    result = []
+    for index in range(n):
+        rng = random.Random(f"{name}/{index}")
+        level = difficulty or index // 3 % 5 + 1
+        problem = TASKS[name].problem(rng, LANGS[index % 3], level)
+        result.append((problem, TASKS[name].thought(problem, rng)))
+    return result
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, list[tuple[Problem, str]]]:
+    return {name: draw(name, 900) for name in TASK_NAMES}
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_every_equation_of_every_thought_holds(name, drawn):
+    checked = 0
+    for problem, thought in drawn[name]:
+        for equation in (word for word in thought.split() if "=" in word):
+            values = {value(part, problem.answer) for part in equation.split("=")}
+            assert len(values) == 1, f"{problem.key}: {equation}"
+            checked += 1
+    assert checked > 900 or name == "sorting"
+
+
+@pytest.mark.parametrize("name", ONE_NUMBER)
+def test_a_thought_arrives_at_the_answer(name, drawn):
+    for problem, thought in drawn[name]:
+        reached = [each.split("=")[-1] for each in thought.split("\n") if name != "equation" or each.startswith("x=")]
+        assert reached[-1] == problem.answer
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_the_reference_answer_is_right_and_its_neighbours_are_wrong(name, drawn):
+    for problem, _ in drawn[name]:
+        assert task(name).score(problem, problem.answer)
+        assert not any(task(name).score(problem, wrong) for wrong in perturbed(problem))
+
+
+def perturbed(problem: Problem) -> list[str]:
+    """Wrong answers close to the right one."""
+    answer = problem.answer
+    if problem.task == "countdown":
+        swaps = (
+            answer[:i] + op + answer[i + 1 :] for i, c in enumerate(answer) if c in "+-*/" for op in "+-*/" if op != c
+        )
+        wrong = []
+        for swapped in swaps:
+            try:
+                if value(swapped) != problem.data["target"]:
+                    wrong.append(swapped)
+            except ZeroDivisionError:
+                wrong.append(swapped)
+        return [*wrong, f"{answer}+0", f"{answer}*1", answer[:-1], str(problem.data["target"])]
+    if problem.task == "sorting":
+        numbers = answer.split()
+        swapped = [numbers[1], numbers[0], *numbers[2:]]
+        return [" ".join(each) for each in (swapped, numbers[1:], [*numbers, numbers[-1]], reversed(numbers))]
+    number = int(answer)
+    return [str(n) for n in (number + 1, number - 1, number + 10, number * 10 + 1)] + ([str(-number)] if number else [])
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_a_problem_has_one_key_in_every_language(name):
+    for index in range(200):
+        problems = [TASKS[name].problem(random.Random(index), lang, index % 5 + 1) for lang in LANGS]
+        assert len({problem.key for problem in problems}) == 1
+        assert len({problem.prompt for problem in problems}) == 3
+        assert len({problem.answer for problem in problems}) == 1
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_a_thought_holds_no_word_of_another_language(name, drawn):
+    words = {lang: {YES[lang], NO[lang]} for lang in LANGS}
+    for problem, thought in drawn[name]:
+        assert set(re.findall(r"[^\W\d_x]+", thought)) <= words[problem.lang]
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_lower_levels_ask_for_less(name):
+    lengths = [mean(len(thought) for _, thought in draw(name, 300, level)) for level in DIFFICULTIES]
+    assert lengths[0] < lengths[2] < lengths[4]
+    assert all(easy <= hard * 1.1 for easy, hard in itertools.pairwise(lengths))
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_responses_at_the_tests_difficulty_are_short(name):
+    lengths = [len(completion(thought, problem.answer)) for problem, thought in draw(name, 500, 3)]
+    assert mean(lengths) < (100 if name == "countdown" else 90)
+    assert max(lengths) < (210 if name == "countdown" else 110)
+
+
+def test_arithmetic_stays_within_what_a_thought_can_do():
+    for problem, thought in draw("arithmetic", 900, 3):
+        expression = problem.data["expression"]
+        assert value(expression) == int(problem.answer)
+        assert 2 <= len(thought.split("\n")) <= 4
+        assert all(0 <= int(n) <= 99 for n in re.findall(r"\d+", expression))
+        for step in thought.split("\n")[:-1]:
+            assert 0 <= int(step.split("=")[-1]) <= 999
+        for left, right in re.findall(r"(\d+)\*(\d+)", thought):
+            assert min(int(left), int(right)) <= 9
+            assert max(int(left), int(right)) <= 99
+
+
+def test_sums_and_products_in_another_order_are_one_problem():
+    three, four, five = number(3), number(4), number(5)
+    assert combine("*", combine("+", three, four), five).key == combine("*", five, combine("+", four, three)).key
+    assert combine("-", five, four).key != combine("-", four, five).key
+    assert combine("-", five, combine("-", four, three)).text == "5-(4-3)"
+    assert combine("+", combine("*", three, four), five).text == "3*4+5"
+
+
+def test_a_sorting_thought_groups_by_tens():
+    for problem, thought in draw("sorting", 600):
+        groups = [re.fullmatch(r"(\d): ([\d ]+)", each) for each in thought.split("\n")]
+        tens = [int(group[1]) for group in groups]
+        members = [[int(n) for n in group[2].split()] for group in groups]
+        assert tens == sorted(set(tens))
+        assert all(n // 10 == ten for ten, group in zip(tens, members, strict=True) for n in group)
+        assert sorted(itertools.chain(*members)) == sorted(problem.data["numbers"])
+        assert problem.answer == " ".join(map(str, itertools.chain(*map(sorted, members))))
+
+
+def test_countdown_attempts_fail_and_succeed_as_they_say():
+    failures = 0
+    for problem, thought in draw("countdown", 900, 3):
+        *search, check = thought.split("\n")
+        assert check == f"{problem.answer}={problem.data['target']}"
+        pairs = list(zip(search[::2], search[1::2], strict=True))
+        for made, needed in pairs:
+            verdict = needed.split()[-1]
+            results = {each.split("=")[1] for each in made.split()}
+            wanted = [each.split("=")[1] for each in needed.split()[:-1]]
+            assert (verdict == YES[problem.lang]) == bool(results & set(wanted))
+            assert verdict in (YES[problem.lang], NO[problem.lang])
+        verdicts = [needed.split()[-1] for _, needed in pairs]
+        assert verdicts.index(YES[problem.lang]) == len(verdicts) - 1
+        failures += len(verdicts) - 1
+    assert 150 < failures < 900
+
+
+def reachable(numbers: tuple[Fraction, ...]) -> set[Fraction]:
+    """Every value that uses all of the numbers, by brute force."""
+    if len(numbers) == 1:
+        return set(numbers)
+    values = set()
+    for i, j in itertools.permutations(range(len(numbers)), 2):
+        rest = tuple(n for k, n in enumerate(numbers) if k not in (i, j))
+        x, y = numbers[i], numbers[j]
+        for made in {x + y, x - y, x * y} | ({x / y} if y else set()):
+            values |= reachable((made, *rest))
+    return values
+
+
+def test_every_countdown_has_a_solution():
+    for problem, _ in draw("countdown", 60):
+        assert problem.data["target"] in reachable(tuple(map(Fraction, problem.data["numbers"])))
+
+
+def test_a_countdown_search_misses_no_easy_solution():
+    rng = random.Random(3)
+    for _ in range(100):
+        terms = [Term(n, str(n)) for n in (rng.randint(1, 25) for _ in range(3))]
+        a, b, c = terms
+        results = {
+            whole.value
+            for pair, rest in (((a, b), c), ((a, c), b), ((b, c), a))
+            for _, made in made_of(*pair)
+            for _, whole in made_of(made, rest)
+        }
+        for target in range(2, 100):
+            found = {each.found for each in attempts(terms, target)} - {None}
+            assert bool(found) == (target in results), (terms, target)
+            assert all(value(text) == target for text in found)
+
+
+def test_an_equation_is_solved_by_its_answer_alone():
+    for problem, thought in draw("equation", 600):
+        left, right = problem.data["equation"].split("=")
+        assert value(left, problem.answer) == value(right, problem.answer)
+        assert value(left, str(int(problem.answer) + 1)) != value(right, str(int(problem.answer) + 1))
+        assert thought.endswith(YES[problem.lang])
+
+
+def test_the_shown_terms_of_a_sequence_have_one_continuation():
+    for problem, _ in draw("sequence", 900, 3):
+        *shown, following = problem.data["terms"]
+        d = [b - a for a, b in itertools.pairwise(shown)]
+        rules = []
+        if d[0] == d[2] and d[1] == d[3]:
+            rules.append(shown[-1] + d[0])
+        if d[1] - d[0] == d[2] - d[1] == d[3] - d[2]:
+            rules.append(shown[-1] + d[3] + d[1] - d[0])
+        assert set(rules) == {following}
+        assert min(shown) >= 0
+
+
+def test_every_word_problem_shows_all_of_its_numbers():
+    for problem, thought in draw("word", 900):
+        shown = problem.prompt
+        assert "{" not in shown
+        assert all(n in re.findall(r"\d+", shown) for n in problem.key.split(":")[2].split())
+        steps = {1: (1, 1), 2: (1, 2), 3: (2, 3), 4: (3, 4), 5: (4, 5)}[problem.difficulty]
+        assert steps[0] <= len(thought.split("\n")) <= steps[1]
+
+
+def test_long_products_go_by_tens_and_units():
+    assert line("*", 7, 68) == "7*68=420+56=476"
+    assert line("*", 9, 8) == "9*8=72"
+    assert line("*", 7, 60) == "7*60=420"
+    assert line("-", 3, 10) == "3-10=-7"
+
+
+def test_only_small_exact_operations_are_easy():
+    assert is_easy("*", 9, 99)
+    assert not is_easy("*", 10, 10)
+    assert not is_easy("*", 9, 100)
+    assert not is_easy("-", 3, 4)
+    assert not is_easy("/", 7, 2)
+    assert not is_easy("/", 7, 0)
+    assert not is_easy("+", 999, 1)
+    assert apply("/", 84, 7) == 12
