@@ -1,0 +1,105 @@
+"""What `sobre serve` and `sobre chat` may be told. No torch here."""
+
+import tyro
+
+from sobre.config.base import config
+from sobre.errors import ConfigError
+
+
+def check_answering(temperature: float, top_p: float, price_usd_per_h: float | None) -> None:
+    """Refuse what neither the server nor the chat can sample or bill by."""
+    if not 0 <= temperature <= 2:
+        raise ConfigError(f"temperature={temperature} must lie in 0..2")
+    if not 0 < top_p <= 1:
+        raise ConfigError(f"top_p={top_p} must lie above 0 and up to 1")
+    if price_usd_per_h is not None and not 0 <= price_usd_per_h < float("inf"):
+        raise ConfigError(f"price_usd_per_h={price_usd_per_h} must be a finite number, 0 or more")
+
+
+@config
+class ServeConfig:
+    """Answer OpenAI's chat API and show a chat page, from one model folder."""
+
+    model: tyro.conf.Positional[str]
+    """Folder of the model (config.json, *.safetensors, tokenizer.json)."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 listens on every network this machine is in."""
+    port: int = 8000
+    """Port to listen on; 0 picks a free one."""
+    api_key: tuple[str, ...] = ()
+    """Keys that may use the API; none means that whoever reaches the port may."""
+    api_key_file: str = ""
+    """File with one key per line: unlike a flag it does not show in the list of processes."""
+    name: str = ""
+    """The model's name in the API; left out, the folder's name."""
+    price_usd_per_h: float | None = None
+    """Dollars per hour of this machine; left out, the ledger's price for it."""
+    temperature: float = 0.6
+    """Used when a request names none (DeepSeek's advice for R1)."""
+    top_p: float = 0.95
+    """Used when a request names none (DeepSeek's advice for R1)."""
+    max_context: int = 0
+    """Longest prompt and answer together, in tokens; 0 takes the model's."""
+    n_slots: int = 16
+    """Answers written at the same time; more requests wait."""
+    max_waiting: int = 256
+    """Requests that may wait; the next one is told 429."""
+    max_body_bytes: int = 1 << 20
+    """Largest request; a larger one is told 413 before it is read."""
+    keep_alive_s: float = 15.0
+    """A stream that has been silent for so long sends a comment, so that no proxy closes it."""
+    read_timeout_s: float = 30.0
+    """How long a client may take to send its request."""
+    drain_s: float = 20.0
+    """After SIGTERM, how long running answers may go on."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names accepted besides the loopback ones while listening on loopback only (guards against DNS rebinding)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port={self.port} must lie in 0..65535 (0 picks a free one)")
+        if any(not key or not key.isascii() or not key.isprintable() for key in self.api_key):
+            raise ConfigError("api_key must be printable ASCII and not empty")
+        check_answering(self.temperature, self.top_p, self.price_usd_per_h)
+        for field in ("n_slots", "max_body_bytes"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
+        for field in ("max_waiting", "max_context"):
+            if getattr(self, field) < 0:
+                raise ConfigError(f"{field}={getattr(self, field)} must be at least 0")
+        for field in ("keep_alive_s", "read_timeout_s", "drain_s"):
+            if not getattr(self, field) > 0:
+                raise ConfigError(f"{field}={getattr(self, field)} must be above 0")
+
+
+@config
+class ChatConfig:
+    """Talk to a model in the terminal: thoughts dimmed, answer plain, tokens per second and cost."""
+
+    model: tyro.conf.Positional[str]
+    """Folder of the model (config.json, *.safetensors, tokenizer.json)."""
+    prompt: str = ""
+    """Answer this once and leave; left out, a conversation (or standard input, when it is piped)."""
+    system: str = ""
+    """The system's text, put before the conversation."""
+    temperature: float = 0.6
+    """0 always takes the likeliest token."""
+    top_p: float = 0.95
+    """Sample among the likeliest tokens that together hold this probability."""
+    max_tokens: int = 0
+    """Longest answer, thoughts included; 0 means all the room that the context leaves."""
+    max_context: int = 0
+    """Longest conversation, in tokens; 0 takes the model's."""
+    seed: int | None = None
+    """The same seed and the same questions give the same answers; left out, each answer draws its own."""
+    price_usd_per_h: float | None = None
+    """Dollars per hour of this machine; left out, the ledger's price for it."""
+    json: bool = False
+    """With one question: print one JSON document on standard output and nothing else there."""
+
+    def __post_init__(self) -> None:
+        check_answering(self.temperature, self.top_p, self.price_usd_per_h)
+        if self.max_tokens < 0:
+            raise ConfigError(f"max_tokens={self.max_tokens} must be at least 0 (0: all the room there is)")
+        if self.max_context < 0:
+            raise ConfigError(f"max_context={self.max_context} must be at least 0 (0: the model's own)")

@@ -1,0 +1,124 @@
+"""Token ids to what a reader sees: the thought, then the answer.
+
+Our generation prompt ends with `<think>` and a newline, so an answer starts inside the thought and the special token
+`</think>` ends it; models of other layouts open the thought themselves, or have none. Rules for white space: of the
+layout `<think>\\n thought \\n</think>\\n answer` the newlines beside the tags, one on each side, are layout and are
+dropped; every other character is passed on as it is. In a thought that `</think>` never ends everything is thought and
+the answer is empty. Special tokens never show as text, wherever they come. Stop strings are looked for in the answer
+alone, never in the thought, across the borders of tokens; neither the stop string nor what follows is passed on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sobre.errors import CheckpointError
+from sobre.tokenizer.stream import Detokenizer
+from sobre.tokenizer.tokenizer import Tokenizer
+
+Kind = Literal["reasoning", "content"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of text and what it is part of; never empty."""
+
+    kind: Kind
+    text: str
+
+
+class AnswerReader:
+    """Reads one answer token by token; `push` and `close` return what can be shown so far."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str] = ()) -> None:
+        self._open_id, self._close_id = think_ids(tokenizer)
+        self._hidden = tokenizer.special_ids | {self._open_id, self._close_id}
+        self._stop = tuple(stop)
+        self._detokenizer = Detokenizer(tokenizer)
+        self._held = ""  # characters that may yet turn out to be layout or the beginning of a stop string
+        self._at_border = False  # the next newline belongs to the tag before it
+        self._begun = False  # something of the answer has been shown
+        tags = [token for token in prompt_ids if token in (self._open_id, self._close_id)]
+        self.kind: Kind = "reasoning" if tags and tags[-1] == self._open_id else "content"
+        self.stopped = False
+        """A stop string came: the answer is complete."""
+        self.n_tokens = 0
+        self.n_reasoning = 0
+        """Tokens of the thought, its tags included."""
+
+    def push(self, token_id: int) -> list[Delta]:
+        """Take the next token."""
+        assert not self.stopped, "the answer is complete"
+        self.n_tokens += 1
+        if token_id == self._open_id and self.kind == "content" and not self._begun:
+            self.kind, self._at_border = "reasoning", True
+        self.n_reasoning += self.kind == "reasoning"
+        if token_id == self._close_id and self.kind == "reasoning":
+            return self._end_thought()
+        if token_id in self._hidden:
+            return []
+        return self._show(self._detokenizer.push(token_id))
+
+    def close(self) -> list[Delta]:
+        """The engine has finished: pass on what was held back."""
+        if self.stopped:
+            return []
+        shown = self._show(self._detokenizer.flush())
+        if self._held and not self.stopped:
+            shown.append(Delta(self.kind, self._held))
+            self._held = ""
+        return shown
+
+    def _end_thought(self) -> list[Delta]:
+        shown = self._show(self._detokenizer.flush())
+        self._held = ""  # at most the newline before </think>
+        self.kind, self._at_border = "content", True
+        return shown
+
+    def _show(self, text: str) -> list[Delta]:
+        if text and self._at_border:
+            self._at_border = False
+            text = text.removeprefix("\n")
+        if not text:
+            return []
+        text = self._hold_newline(text) if self.kind == "reasoning" else self._hold_stop(text)
+        return [Delta(self.kind, text)] if text else []
+
+    def _hold_newline(self, text: str) -> str:
+        text, self._held = self._held + text, ""
+        if text.endswith("\n"):
+            text, self._held = text[:-1], "\n"
+        return text
+
+    def _hold_stop(self, text: str) -> str:
+        self._begun = True
+        text, self._held = self._held + text, ""
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            return text[: min(found)]
+        held = max((overlap(text, stop) for stop in self._stop), default=0)
+        if held:
+            text, self._held = text[:-held], text[-held:]
+        return text
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+def think_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """The tokens around a thought; (-1, -1) in a vocabulary that has none."""
+    try:
+        return tokenizer.think_open_id, tokenizer.think_close_id
+    except CheckpointError:
+        return -1, -1
+
+
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens that end an answer: the end itself and, where there is one, the mark of the user's next turn."""
+    try:
+        return tokenizer.eos_id, tokenizer.user_id
+    except CheckpointError:
+        return (tokenizer.eos_id,)
