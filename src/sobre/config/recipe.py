@@ -9,11 +9,12 @@ from sobre.engine.config import EngineConfig
 from sobre.errors import ConfigError
 from sobre.eval.config import EvalConfig
 from sobre.models.config import ModelConfig
+from sobre.optim.config import OptimConfig
 from sobre.plan.config import BudgetConfig
 from sobre.rl.config import RLConfig
 from sobre.tasks.config import TasksConfig, TextConfig
 from sobre.tokenizer.config import TokenizerConfig
-from sobre.train.config import SaveConfig, StageConfig
+from sobre.train.config import FineTuneConfig, SaveConfig, StageConfig
 
 StageName = Literal["pretrain", "sft", "rl"]
 SHORTCUTS = {"--budget": "--budget.amount", "--data": "--data.paths"}
@@ -35,8 +36,9 @@ class Recipe:
     tokenizer: TokenizerConfig = TokenizerConfig()
     tasks: TasksConfig = TasksConfig()
     model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
     pretrain: StageConfig = StageConfig()
-    sft: StageConfig = StageConfig()
+    sft: FineTuneConfig = FineTuneConfig()
     rl: RLConfig = RLConfig()
     engine: EngineConfig = EngineConfig()
     eval: EvalConfig = EvalConfig()

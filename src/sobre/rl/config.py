@@ -122,7 +122,9 @@ class RLConfig:
     curriculum: CurriculumConfig = CurriculumConfig()
 
     def __post_init__(self) -> None:
-        _check_at_least(self, steps=0, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1)
+        _check_at_least(
+            self, steps=0, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1
+        )
         _check_at_least(self, lr_scale=0, replay_above=0)
         if not 0 < self.temperature <= 10:
             raise ConfigError(

@@ -67,6 +67,7 @@ class Rollouts:
             "wasted_tokens": sum(group.n_tokens for group in self.dropped),
             "rollout_flops": self.flops,
             "wasted_flops": self.flops * self.wasted_share,
+            "wasted_share": self.wasted_share,
             "rollout_s": self.seconds,
         }
 

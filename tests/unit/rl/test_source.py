@@ -1,0 +1,164 @@
+"""The source with a real model, engine and training step: the two agree, and a restored state goes on alike."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sobre.engine.config import EngineConfig
+from sobre.engine.engine import Engine
+from sobre.models.config import ModelConfig
+from sobre.models.decoder import Decoder
+from sobre.optim.config import OptimConfig
+from sobre.optim.optimizer import Optimizer
+from sobre.optim.roles import roles
+from sobre.rl import rollout
+from sobre.rl.config import CurriculumConfig, GRPOConfig, PublishedConfig, RLConfig
+from sobre.rl.source import RolloutSource
+from sobre.tasks.config import TasksConfig
+from sobre.tasks.format import Reward
+from sobre.tasks.sampling import chat
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train.batch import Batch
+from sobre.train.step import StepInfo, train_step
+
+TASKS = TasksConfig(names=("sorting",), langs=("en",))
+SMALL = {"n_prompts": 3, "group_size": 4, "max_tokens": 6, "curriculum": CurriculumConfig(difficulty=(1, 1))}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    texts = [message["content"] for i in range(50) for message in chat(TASKS, "t", i)]
+    return Tokenizer.train(texts, TokenizerConfig(vocab_size=300))
+
+
+@pytest.fixture
+def build(nano_config: ModelConfig, tokenizer: Tokenizer):
+    def build(cfg: RLConfig, seed: int = 0) -> tuple[RolloutSource, Optimizer]:
+        model = Decoder(replace(nano_config, vocab_size=tokenizer.vocab_size, max_len=160))
+        model.init_weights(seed)
+        reference = Decoder(model.cfg) if cfg.algorithm.kl else None
+        if reference is not None:
+            reference.load_state_dict(model.state_dict())
+        engine = Engine(model, EngineConfig(max_batch=8, return_routes=True), run_seed=7)
+        source = RolloutSource(
+            engine, model, tokenizer, cfg, TASKS, seed=7, forward_flops=lambda batch: 1.0, reference=reference
+        )
+        return source, Optimizer(
+            dict(model.named_parameters()), roles(dict(model.named_parameters())), OptimConfig(warmup_steps=0)
+        )
+
+    return build
+
+
+def step(source: RolloutSource, optimizer: Optimizer, number: int, lr: float = 1.0) -> tuple[StepInfo, dict]:
+    feed = source.feed(number)
+    info = train_step(source.model, optimizer, feed.batches, source.loss_fn, lr_scale=lr, clip=1.0, rebalance=False)
+    return info, {**feed.metrics, **source.updated(number, info)}
+
+
+def test_engine_and_trainer_give_the_same_log_probabilities(build) -> None:
+    source, optimizer = build(RLConfig(temperature=0.7, micro_tokens=200, **SMALL))
+    info, metrics = step(source, optimizer, 0)
+    assert metrics["logp_gap_max"] <= 1e-5
+    assert metrics["routes_differ"] == 0
+    assert info.stats["ratio"] == pytest.approx(1, abs=1e-5)
+    assert info.n_trained == sum(group.n_tokens for group in source._last[2].groups)
+    assert metrics["replay"] is False
+
+
+def test_a_step_makes_likelier_what_was_rewarded(build, monkeypatch) -> None:
+    def reward(problem, text: str, finished: bool, *, format_weight: float) -> Reward:
+        return Reward(0.0, 0.0, sum(letter.islower() for letter in text) / 6)
+
+    monkeypatch.setattr(rollout, "reward", reward)
+    source, optimizer = build(RLConfig(**SMALL))
+    batches = source.feed(0).batches
+    before = gain(source, batches)
+    train_step(source.model, optimizer, batches, source.loss_fn, lr_scale=0.1, clip=1.0, rebalance=False)
+    assert gain(source, batches) > before + 0.1
+
+
+@torch.no_grad()
+def gain(source: RolloutSource, batches: Sequence[Batch]) -> float:
+    """Sum of advantage * log p over the answers: what the policy gradient climbs."""
+    total = 0.0
+    for batch in batches:
+        logits_NV = source.model.logits(source.model(batch.step).hidden_ND).log_softmax(-1)
+        logp_N = logits_NV.gather(1, batch.targets_N[:, None]).squeeze(1)
+        total += float((logp_N * batch.streams["advantage"] * batch.weights_N).sum())
+    return total
+
+
+def test_a_restored_state_gives_the_same_steps(build) -> None:
+    cfg = RLConfig(n_minibatches=2, n_epochs=2, **SMALL)
+    source, optimizer = build(cfg)
+    step(source, optimizer, 0)
+    state = json.loads(json.dumps(source.state()))
+    weights = {name: tensor.clone() for name, tensor in source.model.state_dict().items()}
+    moments = {name: tensor.clone() for name, tensor in optimizer.state_dict().items()}
+    assert len(state["pending"]) == 3
+    expected = [step(source, optimizer, i)[0] for i in range(1, 6)]
+
+    again, other = build(cfg, seed=1)
+    again.model.load_state_dict(weights)
+    other.load_state_dict(moments)
+    again.restore(state)
+    found = [step(again, other, i)[0] for i in range(1, 6)]
+    assert [(a.loss, a.grad_norm, a.stats) for a in found] == [(b.loss, b.grad_norm, b.stats) for b in expected]
+    for name, tensor in source.model.state_dict().items():
+        assert_close(again.model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_only_the_first_step_on_new_rollouts_measures_the_mismatch(build) -> None:
+    source, optimizer = build(RLConfig(n_minibatches=2, **SMALL))
+    first, second, third = (step(source, optimizer, i)[1] for i in range(3))
+    assert "logp_gap_max" in first
+    assert "logp_gap_max" not in second
+    assert "reward" not in second
+    assert third["logp_gap_max"] <= 1e-5
+
+
+def test_the_dry_run_asks_for_the_same_rollouts_once(build) -> None:
+    source, _ = build(RLConfig(**SMALL))
+    before = source.state()
+    first = source.feed(0)
+    source.restore(before)
+    computed = source.engine.stats.requests
+    again = source.feed(0)
+    assert source.engine.stats.requests == computed
+    assert [b.targets_N.tolist() for b in first.batches] == [b.targets_N.tolist() for b in again.batches]
+
+
+def test_replay_trains_with_the_experts_of_the_engine_and_still_measures(build) -> None:
+    source, optimizer = build(RLConfig(replay_routes="on", **SMALL))
+    feed = source.feed(0)
+    batch = feed.batches[0]
+    assert batch.routes_LNA is not None
+    assert_close(source.model(batch.step, routes_LNA=batch.routes_LNA).routes_LNA, batch.routes_LNA)
+    assert source.mismatch.metrics()["routes_differ"] == 0
+    assert feed.metrics["replay"] is True
+    assert feed.flops >= 1
+
+
+def test_the_published_form_reads_the_reference(build) -> None:
+    cfg = RLConfig(algorithm=PublishedConfig(kl=0.1), **SMALL)
+    source, optimizer = build(cfg)
+    info, _ = step(source, optimizer, 0, lr=0.0)
+    assert info.stats["kl_reference"] == pytest.approx(0, abs=1e-6)
+    step(source, optimizer, 1, lr=5.0)
+    info, _ = step(source, optimizer, 2)
+    assert info.stats["kl_reference"] > 1e-6
+
+
+def test_bf16_leaves_only_rounding_between_engine_and_trainer(build) -> None:
+    source, optimizer = build(RLConfig(algorithm=GRPOConfig(), **SMALL))
+    source.model.dtype = torch.bfloat16
+    source.engine = Engine(source.model, EngineConfig(max_batch=8, return_routes=True), run_seed=7)
+    _, metrics = step(source, optimizer, 0)
+    assert metrics["logp_gap_mean"] <= 0.02
+    assert metrics["routes_differ"] < 0.2
