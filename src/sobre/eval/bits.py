@@ -43,6 +43,8 @@ class Bits:
     n_tokens: int
     """Ends of documents included."""
     n_documents: int
+    n_read: int
+    """Tokens that went through the model: those read again as context count again."""
 
     @property
     def per_byte(self) -> float:
@@ -54,6 +56,7 @@ class Bits:
             self.n_bytes + other.n_bytes,
             self.n_tokens + other.n_tokens,
             self.n_documents + other.n_documents,
+            self.n_read + other.n_read,
         )
 
     def to_dict(self) -> dict[str, float | int]:
@@ -101,23 +104,25 @@ def bits_per_byte(
 ) -> dict[str, Bits]:
     """Score documents by source, "all" being their sum. start_id None means the end of the document before;
     per_source > 0 takes only the first so many of each source."""
-    chosen = _first_of_each(documents, per_source)
+    chosen = first_of_each(documents, per_source)
     start = tokenizer.eos_id if start_id is None else start_id
     ids = [[*encoded, tokenizer.eos_id] for encoded in tokenizer.encode_batch([d.text for d in chosen])]
     cut = [w for i, x in enumerate(ids) for w in windows(x, i, start_id=start, window=window, overlap=overlap)]
-    bits = [0.0] * len(chosen)
+    bits, n_read = [0.0] * len(chosen), [0] * len(chosen)
     for batch in _batches(cut):
         for piece, value in zip(batch, _score(model, batch), strict=True):
             bits[piece.document] += value
+            n_read[piece.document] += len(piece.ids)
     scores: dict[str, Bits] = {}
-    for document, tokens, value in zip(chosen, ids, bits, strict=True):
-        one = Bits(value, len(document.text.encode()), len(tokens), 1)
+    for document, tokens, value, read in zip(chosen, ids, bits, n_read, strict=True):
+        one = Bits(value, len(document.text.encode()), len(tokens), 1, read)
         for name in (document.source, "all"):
             scores[name] = scores[name] + one if name in scores else one
     return scores
 
 
-def _first_of_each(documents: Iterable[Text], per_source: int) -> list[Text]:
+def first_of_each(documents: Iterable[Text], per_source: int) -> list[Text]:
+    """The first `per_source` documents of each source, in the order given; 0 takes all."""
     taken: dict[str, int] = {}
     chosen = []
     for document in documents:

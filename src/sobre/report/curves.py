@@ -10,8 +10,8 @@ POINTS = 240
 COLUMNS = 48
 """Most columns of the picture of expert load."""
 FIELDS = (
-    "loss lr grad_norm tokens_per_s reward pass_rate format_rate length entropy kl_engine_mean kl_engine_max "
-    "routes_differ clip_share n_degenerate_groups max_violation val_pass_at_1"
+    "loss mtp_loss lr grad_norm tokens_per_s reward pass_rate format_rate answer_tokens difficulty truncated "
+    "flat_groups clipped_low clipped_high logp_gap_mean logp_gap_max routes_differ max_violation"
 ).split()
 
 
@@ -29,7 +29,6 @@ def curves(metrics: list[Record], stages: Sequence[str]) -> dict[str, dict[str, 
         for name in FIELDS:
             if any(line.get(name) is not None for line in lines):
                 curve[name] = [_mean([line[name] for line in g if line.get(name) is not None]) for g in groups]
-        curve["difficulty"] = _difficulty(groups)
         result[stage] = curve
         flops_before += lines[-1].get("flops", 0.0)
     return result
@@ -52,12 +51,6 @@ def _ratio(group: list[Record], layer: int, expert: int) -> float:
     rows = [line["load_LE"][layer] for line in group]
     total = sum(map(sum, rows))
     return round(sum(row[expert] for row in rows) * len(rows[0]) / total, 4) if total else 1.0
-
-
-def _difficulty(groups: list[list[Record]]) -> dict[str, list[float | None]]:
-    tasks = dict.fromkeys(task for g in groups for line in g for task in line.get("difficulty") or {})
-    levels = [[line.get("difficulty") or {} for line in group] for group in groups]
-    return {task: [_mean([level[task] for level in group if task in level]) for group in levels] for task in tasks}
 
 
 def _groups(lines: list[Record], most: int) -> list[list[Record]]:

@@ -57,12 +57,13 @@ def _stage(files: RunFiles, name: str) -> Record:
             "loss_last_tenth": _mean_of(lines[-tenth:], "loss"),
             "tokens_per_s": _mean_of(lines, "tokens_per_s"),
         }
-        for field in ("reward", "pass_rate", "length"):
+        for field in ("reward", "pass_rate", "answer_tokens", "flat_groups"):
             if any(line.get(field) is not None for line in lines):
                 metrics |= {f"{field}_first_tenth": _mean_of(lines[:tenth], field)}
                 metrics |= {f"{field}_last_tenth": _mean_of(lines[-tenth:], field)}
-        worst = [line["kl_engine_max"] for line in lines if line.get("kl_engine_max") is not None]
-        metrics |= {"kl_engine_max": max(worst)} if worst else {}
+        for field in ("logp_gap_max", "routes_differ"):
+            seen = [line[field] for line in lines if line.get(field) is not None]
+            metrics |= {f"{field}_worst": max(seen)} if seen else {}
     result = files.evals.get(name, {})
     return {"metrics": metrics, **{field: result[field] for field in EVAL_FIELDS if result.get(field) is not None}}
 

@@ -144,31 +144,14 @@ def _reinforcement(report: Report, alone: bool) -> str | None:
 
 
 def _lengths_and_levels(lengths: Axes, levels: Axes, curve: Report) -> None:
-    lengths.set_title("Response length, tokens")
-    if "length" in curve:
-        lengths.plot(curve["step"], curve["length"], color=colour("rl"))
-        lengths.set_ylim(0)
-    levels.set_title("Difficulty by task")
-    ends = []
-    for task, level in curve.get("difficulty", {}).items():
-        levels.plot(curve["step"], level, color=colour("rl"), alpha=0.75, linewidth=1.2)
-        if level[-1] is not None:
-            ends.append((level[-1], task))
-    top = max((level for level, _ in ends), default=1.0)
-    placed = -1.0
-    for level, task in sorted(ends):  # labels keep a line's height from each other
-        placed = max(level, placed + top * 0.085)
-        levels.annotate(
-            task.replace("_", " "),
-            (curve["step"][-1], placed),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=colour("muted"),
-            annotation_clip=False,
-        )
-    levels.set_ylim(0)
+    for panel, field, title in (
+        (lengths, "answer_tokens", "Response length, tokens"),
+        (levels, "difficulty", "Difficulty asked"),
+    ):
+        panel.set_title(title)
+        if field in curve:
+            panel.plot(curve["step"], curve[field], color=colour("rl"))
+        panel.set_ylim(0)
 
 
 def _end_label(panel: Axes, curve: Report, field: str, shade: str, label: str) -> None:
@@ -185,13 +168,13 @@ def _end_label(panel: Axes, curve: Report, field: str, shade: str, label: str) -
 
 
 def _health(report: Report, alone: bool) -> str | None:
-    """Signs that training is sound: entropy, agreement of sampler and trainer, clipping, groups without variance."""
+    """Signs that training is sound: the form, agreement of sampler and trainer, groups that teach nothing."""
     curve = report["curves"].get("rl", {})
     titles = {
-        "entropy": "Entropy, nats",
-        "kl_engine_mean": "Sampler – trainer, nats",
-        "clip_share": "Tokens clipped",
-        "n_degenerate_groups": "Groups without variance",
+        "format_rate": "In the agreed form",
+        "logp_gap_mean": "Sampler – trainer, nats",
+        "routes_differ": "Tokens routed otherwise",
+        "flat_groups": "Groups without variance",
     }
     fields = [field for field in titles if field in curve]
     if not fields:
@@ -204,8 +187,8 @@ def _health(report: Report, alone: bool) -> str | None:
             panel.set_ylim(0)
             panel.grid(axis="x", visible=False)
             panel.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
-            panel.yaxis.set_major_locator(ticker.MaxNLocator(3, integer=field.startswith("n_")))
-        return to_svg(drawing, "Entropy, agreement, clipping and groups without variance", alone=alone)
+            panel.yaxis.set_major_locator(ticker.MaxNLocator(3, integer=field == "flat_groups"))
+        return to_svg(drawing, "Form, agreement of sampler and trainer, and groups without variance", alone=alone)
 
 
 def _load(report: Report, alone: bool) -> str | None:

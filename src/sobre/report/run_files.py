@@ -11,8 +11,9 @@
 
 A metric line: stage, step, time_s (since the command's start, pauses between kill and resume left out), used (in the
 budget's unit), tokens and flops (since the stage began), loss, lr, grad_norm, tokens_per_s; in reinforcement learning
-reward, pass_rate, format_rate, length, entropy, kl_engine_mean, kl_engine_max, routes_differ, clip_share,
-n_degenerate_groups, difficulty {task: level}; now and then load_LE (tokens per layer and expert) and max_violation.
+reward, pass_rate, format_rate, answer_tokens, difficulty, truncated, groups, flat_groups, clipped_low, clipped_high,
+logp_gap_mean and logp_gap_max (sampler against trainer), routes_differ; now and then load_LE (tokens per layer and
+expert) and max_violation.
 
 Only config.json must be there: a run may have been stopped anywhere, and its report says what is missing.
 """

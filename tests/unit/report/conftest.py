@@ -108,14 +108,13 @@ def make_metrics(stage: str, n: int, start_s: float, stop_s: float, n_experts: i
                 "reward": 0.6 + 0.5 * x + rng.gauss(0, 0.05),
                 "pass_rate": min(0.95, 0.45 + 0.2 * x + rng.gauss(0, 0.06)),
                 "format_rate": 0.97,
-                "length": 60 + 20 * x + rng.gauss(0, 2),
-                "entropy": 0.5 * math.exp(-x) + 0.05,
-                "kl_engine_mean": 0.004 + rng.random() * 0.002,
-                "kl_engine_max": 0.3,
-                "routes_differ": 0.006,
-                "clip_share": 0.002 * rng.random(),
-                "n_degenerate_groups": rng.randrange(5),
-                "difficulty": {t: 1 + (i + 1) * 0.6 * x for i, t in enumerate(TASKS)},
+                "answer_tokens": 60 + 20 * x + rng.gauss(0, 2),
+                "difficulty": 1.5 + 2 * x,
+                "truncated": 0.01,
+                "flat_groups": rng.randrange(5),
+                "logp_gap_mean": 0.004 + rng.random() * 0.002,
+                "logp_gap_max": 0.3,
+                "routes_differ": 0.006 + rng.random() * 0.002,
             }
         elif step % 4 == 0:
             spread = 1.2 * math.exp(-4 * x) + 0.12
