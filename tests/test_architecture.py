@@ -14,7 +14,8 @@ from sobre.config.recipe import Recipe
 SRC = Path(__file__).resolve().parent.parent / "src" / "sobre"
 LAYERS = (
     {"errors"},
-    {"config", "schemas"},
+    {"schemas"},
+    {"config"},
     {"plan", "ledger", "runtime"},
     {"optim", "kernels", "tasks", "tokenizer"},
     {"models", "data", "parallel"},

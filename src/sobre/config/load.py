@@ -11,7 +11,6 @@ Wrong input is a ConfigError, or tyro's own framed message; both end with exit c
 
 import difflib
 import json
-import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, make_dataclass
@@ -23,9 +22,9 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from sobre.errors import ConfigError
+from sobre.schemas import VERSION
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-SCHEMA_VERSION = 1
 ABSENT = "(absent)"
 """Stands in `diff` for a key that one side does not have."""
 
@@ -131,8 +130,8 @@ def read_recipe(name: str, recipes: Path = RECIPES) -> Layer:
         raise ConfigError(f"{path}: not a readable recipe: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a table of settings, and this is a {type(tree).__name__}")
-    if path.suffix == ".json" and tree.pop("schema", SCHEMA_VERSION) != SCHEMA_VERSION:
-        raise ConfigError(f"{path}: written by another version of sobre; this one reads schema {SCHEMA_VERSION}")
+    if path.suffix == ".json" and tree.pop("schema", VERSION) != VERSION:
+        raise ConfigError(f"{path}: written by another version of sobre; this one reads schema {VERSION}")
     return Layer(str(path), tree)
 
 
@@ -164,15 +163,7 @@ def to_dict(cfg: Any) -> Tree:
 
 def to_json(cfg: Any) -> str:
     """The configuration as one JSON document that `read_recipe` reads back."""
-    return json.dumps({"schema": SCHEMA_VERSION, **to_dict(cfg)}, indent=2, ensure_ascii=False)
-
-
-def save(cfg: Any, path: Path | str) -> None:
-    """Write `to_json(cfg)` in one move, so that a reader never sees half a file."""
-    path = Path(path)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(to_json(cfg) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    return json.dumps({"schema": VERSION, **to_dict(cfg)}, indent=2, ensure_ascii=False)
 
 
 def diff(left: Any, right: Any) -> dict[str, tuple[Any, Any]]:

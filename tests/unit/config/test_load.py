@@ -7,7 +7,7 @@ import tyro
 from pydantic import Field
 
 from sobre.config.base import config
-from sobre.config.load import ABSENT, decode, diff, load, load_with, merge, read_recipe, save, to_dict, to_json
+from sobre.config.load import ABSENT, decode, diff, load, load_with, merge, read_recipe, to_dict, to_json
 from sobre.errors import ConfigError
 
 
@@ -162,10 +162,9 @@ def test_a_file_that_is_no_recipe_is_named(write, name: str, text: str) -> None:
 
 def test_what_is_saved_is_read_back_the_same(tmp_path: Path) -> None:
     plate = Plate(name="é", shape=Square(side_len=7), colours=())
-    save(plate, tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(to_json(plate))
     assert decode(Plate, [read_recipe(str(tmp_path / "config.json"))]) == plate
     assert json.loads(to_json(plate)) == {"schema": 1, **to_dict(plate)}
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_a_config_of_another_version_is_refused(write) -> None:

@@ -1,7 +1,12 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import jsonschema
 import pytest
 
 from sobre.config.base import config
-from sobre.config.load import Layer, decode, to_dict
+from sobre.config.load import Layer, decode, read_recipe, recipe_names, to_dict, to_json
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import ConfigError
 from sobre.models.config import GQAConfig
@@ -35,3 +40,15 @@ def test_budget_and_data_have_short_flags() -> None:
 def test_stages_come_once_and_in_order(stages: list[str]) -> None:
     with pytest.raises(ConfigError, match="in this order"):
         decode(Recipe, [Layer("memory", {"stages": stages})])
+
+
+def test_the_shipped_schema_is_that_of_the_recipe_and_accepts_every_config() -> None:
+    path = Path(__file__).resolve().parents[3] / "scripts" / "schema.py"
+    spec = importlib.util.spec_from_file_location("schema_script", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.TARGET.read_text(encoding="utf-8") == script.text(), "run `python scripts/schema.py`"
+    for name in recipe_names():
+        jsonschema.validate(json.loads(to_json(decode(Recipe, [read_recipe(name)]))), json.loads(script.text()))
