@@ -20,13 +20,13 @@ ATTENTIONS = {
 FFNS = {"dense": DenseConfig(d_ff=48), "moe": MoEConfig(n_experts=8, n_active=2, d_expert=16, d_ff=48)}
 
 
-@pytest.fixture(scope="module", params=[(a, f) for a in ATTENTIONS for f in FFNS], ids="-".join)
+@pytest.fixture(scope="module", params=[("mla", "moe"), ("mla-q", "dense"), ("gqa", "moe")], ids="-".join)
 def model(request):
     attention, ffn = request.param
     cfg = ModelConfig(
         vocab_size=VOCAB,
         d_model=32,
-        n_layers=3,
+        n_layers=2,
         max_len=MAX_LEN,
         attention=ATTENTIONS[attention],
         ffn=FFNS[ffn],
@@ -46,7 +46,7 @@ def requests_for(n, seed=0, **given):
 
     prompts = [prompt() for _ in range(n)]
     prompts[n // 2] = prompts[0]
-    params = [SamplingParams(**({"max_tokens": 5 + i % 17, "seed": i} | given)) for i in range(n)]
+    params = [SamplingParams(**({"max_tokens": 3 + i % 7, "seed": i} | given)) for i in range(n)]
     return [Request(str(i), prompts[i], params[i]) for i in range(n)]
 
 
@@ -58,8 +58,8 @@ def full_logits(model, tokens):
 
 @pytest.mark.parametrize("prefill_tokens", [6, 4096])
 def test_sampled_log_probabilities_are_those_of_the_full_forward(model, prefill_tokens):
-    requests = requests_for(20, temperature=0.8)
-    outputs = Engine(model, EngineConfig(max_batch=7, prefill_tokens=prefill_tokens)).generate(requests)
+    requests = requests_for(10, temperature=0.8)
+    outputs = Engine(model, EngineConfig(max_batch=4, prefill_tokens=prefill_tokens)).generate(requests)
     for asked, got in zip(requests, outputs, strict=True):
         logits = full_logits(model, [*asked.prompt_ids, *got.token_ids])[len(asked.prompt_ids) - 1 : -1]
         logprobs = (logits.double() / 0.8).log_softmax(-1)
@@ -68,7 +68,7 @@ def test_sampled_log_probabilities_are_those_of_the_full_forward(model, prefill_
 
 
 def test_greedy_answers_equal_full_recomputation_step_by_step(model):
-    requests = requests_for(8, temperature=0.0)
+    requests = requests_for(5, temperature=0.0)
     for asked, got in zip(requests, Engine(model, EngineConfig(max_batch=3)).generate(requests), strict=True):
         context = list(asked.prompt_ids)
         for _ in range(asked.params.max_tokens):
@@ -77,10 +77,10 @@ def test_greedy_answers_equal_full_recomputation_step_by_step(model):
 
 
 def test_the_size_of_the_batch_changes_no_token(model):
-    requests = requests_for(24, seed=3)
+    requests = requests_for(10, seed=3)
     tokens = [
         [output.token_ids for output in Engine(model, EngineConfig(max_batch=size)).generate(requests)]
-        for size in (1, 5, 24)
+        for size in (1, 4, 10)
     ]
     assert tokens[0] == tokens[1] == tokens[2]
 
@@ -88,7 +88,7 @@ def test_the_size_of_the_batch_changes_no_token(model):
 def test_routes_are_those_of_the_full_forward_and_replaying_them_gives_its_hidden_states(model):
     if model.cfg.n_moe_layers == 0:
         pytest.skip("a dense model routes nothing")
-    requests = requests_for(10)
+    requests = requests_for(6)
     outputs = Engine(model, EngineConfig(max_batch=4, return_routes=True)).generate(requests)
     for asked, got in zip(requests, outputs, strict=True):
         tokens = torch.tensor([*asked.prompt_ids, *got.token_ids])[:-1]
@@ -112,3 +112,36 @@ def test_new_weights_take_effect_in_the_middle_of_an_answer(model):
         assert engine.step()[0].token_id == expected
     finally:
         model.load_state_dict(kept)
+
+
+def bfloat16_twin(model):
+    twin = Decoder(model.cfg, dtype=torch.bfloat16).eval()
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def test_weights_rounded_once_give_the_same_bits_as_weights_rounded_at_every_use(model):
+    twin = bfloat16_twin(model)
+    requests = requests_for(6)
+    engine = Engine(twin, EngineConfig(max_batch=5))
+    rounded_once = engine.generate(requests)
+    engine._runner.model = twin
+    rounded_always = engine.generate(requests)
+    assert [output.token_ids for output in rounded_once] == [output.token_ids for output in rounded_always]
+    assert [output.logprobs for output in rounded_once] == [output.logprobs for output in rounded_always]
+
+
+def test_rounded_weights_follow_the_masters_router_biases_included(model):
+    twin = bfloat16_twin(model)
+    engine = Engine(twin, EngineConfig(max_batch=5))
+    twin.init_weights(7)
+    for router in twin.routers():
+        router.bias_E.copy_(torch.linspace(-1, 1, len(router.bias_E)))
+    engine.weights_changed()
+    requests = requests_for(6)
+    fresh = Engine(twin, EngineConfig(max_batch=5)).generate(requests)
+    assert [output.logprobs for output in engine.generate(requests)] == [output.logprobs for output in fresh]
+
+
+def test_a_model_that_rounds_nothing_is_not_copied(model):
+    assert Engine(model, EngineConfig())._runner.model is model

@@ -18,6 +18,7 @@ from sobre.engine.request import FinishReason, Output, Request, Token
 from sobre.engine.runner import Model, Runner
 from sobre.engine.sampling import sample
 from sobre.engine.scheduler import Row, Scheduler
+from sobre.engine.weights import refresh, rounded
 from sobre.errors import ConfigError, EngineError, PromptTooLong
 
 
@@ -47,7 +48,7 @@ class Engine:
         self.weight_version = 0
         self._device = _device(model)
         self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens)
-        self._runner = Runner(model, cfg, self.max_len, self._device)
+        self._runner = Runner(rounded(model), cfg, self.max_len, self._device)
         self._batch: Batch | None = None
         self._requests = self._prompt_tokens = self._generated = self._steps = 0
         self._seconds = 0.0
@@ -116,6 +117,7 @@ class Engine:
     def weights_changed(self) -> None:
         """The weights are others now: what the old ones cached is computed anew. Call it after each update."""
         self.weight_version += 1
+        refresh(self._runner.model, self.model)
         self._scheduler.requeue()
 
     def _check(self, request: Request) -> None:

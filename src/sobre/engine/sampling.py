@@ -102,7 +102,9 @@ def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) ->
 def invert(weights_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
     """The first token of each row at which the running sum exceeds uniform * total, and the totals (float64)."""
     n_tokens = weights_RV.shape[1]
-    weights_RJW = F.pad(weights_RV, (0, -n_tokens % BLOCK)).unflatten(1, (-1, BLOCK))
+    if n_tokens % BLOCK:
+        weights_RV = F.pad(weights_RV, (0, -n_tokens % BLOCK))
+    weights_RJW = weights_RV.unflatten(1, (-1, BLOCK))
     sums_RJ = weights_RJW.sum(-1, dtype=torch.float64).cumsum(-1)
     totals_R1 = sums_RJ[:, -1:]
     block_R1, rest_R1 = _first_above(sums_RJ, uniforms_R.unsqueeze(1) * totals_R1)

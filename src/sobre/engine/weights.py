@@ -1,0 +1,42 @@
+"""The weights that the engine computes with: the model's own, or a copy rounded once to the dtype of compute.
+
+A decoder that computes in bfloat16 over float32 masters rounds every matrix at every use: nothing beside a training
+step, most of a decode step. So the engine rounds once per change of the weights. The rounding is the same, hence
+the numbers are the same to the last bit. What the model keeps in float32 (norms, routers) stays in float32.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+from sobre.engine.runner import Model
+
+
+def rounded(model: Model) -> Model:
+    """The model itself where nothing is to be rounded; else a copy, to be kept up to date by `refresh`."""
+    if not isinstance(model, nn.Module):
+        return model
+    names = [name for name, tensor in model.named_parameters() if _is_cast(name, tensor, model.dtype)]
+    if not names:
+        return model
+    twin = copy.deepcopy(model).requires_grad_(False)
+    for name in names:
+        tensor = twin.get_parameter(name)
+        tensor.data = tensor.data.to(model.dtype)
+    return twin
+
+
+@torch.no_grad()
+def refresh(twin: Model, model: Model) -> None:
+    """Bring the copy to the model's present weights and router biases."""
+    if twin is model or not (isinstance(twin, nn.Module) and isinstance(model, nn.Module)):
+        return
+    now = model.state_dict(keep_vars=True)
+    for name, tensor in twin.state_dict(keep_vars=True).items():
+        tensor.copy_(now[name])
+
+
+def _is_cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether the forward pass casts this tensor to its own dtype: matrices, but for the router's."""
+    return tensor.ndim > 1 and ".router." not in name and tensor.dtype != dtype
