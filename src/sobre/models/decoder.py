@@ -7,6 +7,7 @@ them.
 Shapes: N tokens of a step, D width, V vocabulary, L routing layers, A active experts, E experts.
 """
 
+import copy
 from typing import assert_never
 
 import torch
@@ -123,6 +124,12 @@ class Decoder(nn.Module):
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV in float32."""
         return torch.nn.functional.linear(hidden_ND, self.head_VD.to(hidden_ND.dtype)).float()
+
+    def computing_in(self, dtype: torch.dtype) -> "Decoder":
+        """The same weights under another compute dtype: a second view of this module, not a copy."""
+        view = copy.copy(self)
+        view.dtype = dtype
+        return view
 
     def routers(self) -> list[Router]:
         """Routers in the order of StepOutput.load_LE, the MTP module's last."""

@@ -30,6 +30,21 @@ class StageConfig:
 
 
 @config
+class FineTuneConfig(StageConfig):
+    """Supervised fine-tuning: the cold start of R1 (arXiv 2501.12948, 2.3.1) is a few thousand examples."""
+
+    paths: tuple[str, ...] = ()
+    """Files or folders of chats (.jsonl, .parquet, also .gz or .zst); empty means worked examples of the tasks."""
+    n_examples: int = 6000
+    """Worked examples, when there are no paths; more passes are made over them than there are, if the budget lasts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_examples < 1:
+            raise ConfigError(f"n_examples={self.n_examples} must be at least 1")
+
+
+@config
 class SaveConfig:
     """When the state of a run goes to disk. It changes nothing in what is learned."""
 

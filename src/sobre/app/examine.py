@@ -1,0 +1,77 @@
+"""The examination after a stage: problems of the fixed test mix, and held-out text. Written to eval/STAGE.json."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sobre.app.sampling import engine_for
+from sobre.app.session import Session, Spending
+from sobre.data.corpus import Corpus
+from sobre.data.sources import Document
+from sobre.eval.baselines import baselines
+from sobre.eval.bits import bits_per_byte
+from sobre.eval.score import evaluate
+from sobre.models.decoder import Decoder
+from sobre.plan.count import forward_flops
+from sobre.runtime.files import write_json
+from sobre.tasks.base import Problem
+from sobre.tasks.sampling import test_set
+from sobre.tokenizer.tokenizer import Tokenizer
+
+
+def examine(
+    session: Session, stage: str, model: Decoder, tokenizer: Tokenizer, corpus: Corpus, *, n_problems: int
+) -> float:
+    """Examine the model of a stage; return what it took of the budget (0 when it was done before)."""
+    if f"eval:{stage}" in session.done:
+        return 0.0
+    recipe, before = session.recipe, session.meter.used()
+    model.eval()
+    with session.part(f"eval:{stage}") as spending:
+        result: dict[str, Any] = {"schema": 1}
+        if set(recipe.stages) & {"sft", "rl"}:
+            problems = test_set(min(n_problems, recipe.eval.n_problems), recipe.tasks)
+            result |= _answers(session, stage, model, tokenizer, problems, spending)
+        if stage == "pretrain":
+            result |= _text(session, model, tokenizer, corpus, spending)
+        session.meter.add_flops(spending.flops)
+        (session.folder.path / "eval").mkdir(exist_ok=True)
+        write_json(session.folder.path / "eval" / f"{stage}.json", result)
+    return session.meter.used() - before
+
+
+def _answers(
+    session: Session,
+    stage: str,
+    model: Decoder,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    spending: Spending,
+) -> dict[str, Any]:
+    engine = engine_for(session, model)
+    result = evaluate(engine, tokenizer, problems, session.recipe.eval, seed=session.recipe.seed)
+    spending.add(tokens=engine.stats.generated_tokens, flops=engine.stats.flops)
+    right = result.overall
+    session.console.say(
+        f"{stage}: {right.value:.1%} of {right.n:,} test problems right ({right.ci_low:.1%} to {right.ci_high:.1%})"
+    )
+    return result.to_dict()
+
+
+def _text(session: Session, model: Decoder, tokenizer: Tokenizer, corpus: Corpus, spending: Spending) -> dict[str, Any]:
+    cfg = session.recipe.eval
+    held_out = [Document(text, source) for source, texts in sorted(corpus.held_out.items()) for text in texts]
+    if not held_out:
+        return {}
+    window = cfg.bits_window or session.recipe.data.seq_len
+    scores = bits_per_byte(
+        model, tokenizer, held_out, window=window, overlap=cfg.bits_overlap, per_source=cfg.bits_documents
+    )
+    n_tokens = scores["all"].n_tokens
+    spending.add(tokens=n_tokens, flops=forward_flops(model.cfg, [window]) / window * n_tokens)
+    session.console.say(
+        f"held-out text: {scores['all'].per_byte:.3f} bits per byte over {scores['all'].n_bytes:,} bytes"
+    )
+    result: dict[str, Any] = {"bits_per_byte": {source: bits.to_dict() for source, bits in scores.items()}}
+    if cfg.ngram_order:
+        result["baselines"] = baselines(corpus, tokenizer, held_out, cfg.ngram_order)
+    return result

@@ -1,0 +1,131 @@
+"""The beginning of a run: look at the machine, train the tokenizer, plan, and make the corpus.
+
+Text comes from the files that the recipe names; without any it is generated, as much as the plan will read. What was
+measured and decided here is kept (state/machine.json), so that a resumed run plans the same.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from sobre.app.session import Session
+from sobre.config.recipe import Recipe
+from sobre.data.chats import ChatSamples, tokenize_chats
+from sobre.data.corpus import Corpus, prepare, training_texts
+from sobre.data.events import Events
+from sobre.data.sources import Chat, Document, read_chats, read_documents
+from sobre.plan.plan import Machine, Plan
+from sobre.plan.solve import solve
+from sobre.runtime.device import calibrate
+from sobre.runtime.environment import environment, memory_bytes
+from sobre.runtime.files import write_json
+from sobre.tasks.sampling import chat, test_set
+from sobre.tasks.text import documents
+from sobre.tokenizer.tokenizer import Tokenizer
+
+TOKENIZER_DOCUMENTS = 6000
+"""Generated documents, and as many worked examples, that the tokenizer learns from."""
+GENERATED_MARGIN = 1.25
+"""Generated text over what the plan will read: the machine may be faster than measured."""
+HELD_OUT_EXAMPLES = "the generated text is written by a seeded grammar (sobre/tasks/text.py)"
+
+
+def look(session: Session) -> Machine:
+    """Measure the machine, or read what was measured when the run began."""
+    path = session.folder.state / "machine.json"
+    if path.is_file():
+        measured = Machine(**json.loads(path.read_text()))
+    else:
+        found = calibrate()
+        measured = Machine(
+            name=found.name, dtype=found.dtype, peak_flops=found.peak(found.dtype), memory_bytes=memory_bytes()
+        )
+        write_json(path, asdict(measured))
+        write_json(session.folder.path / "environment.json", environment(torch.get_num_threads()))
+    session.peak_flops = measured.peak_flops
+    return measured
+
+
+def make_tokenizer(session: Session) -> Tokenizer:
+    """Train the tokenizer on the run's own text, or load it."""
+    folder = session.folder.state / "tokenizer"
+    if not (folder / "tokenizer.json").is_file():
+        recipe = session.recipe
+        tokenizer = Tokenizer.train(_tokenizer_texts(recipe), recipe.tokenizer)
+        tokenizer.save(folder)
+    return Tokenizer.load(folder)
+
+
+def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer) -> Plan:
+    """What the budget buys; written to plan.json."""
+    recipe = session.recipe
+    plan = solve(
+        recipe,
+        machine,
+        vocab_size=tokenizer.vocab_size,
+        seq_len=recipe.data.seq_len,
+        step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
+        n_problems=recipe.eval.n_problems,
+    )
+    write_json(session.folder.path / "plan.json", plan.to_dict())
+    return plan
+
+
+def make_corpus(session: Session, plan: Plan, tokenizer: Tokenizer) -> Corpus:
+    """The pretraining text in token shards; written to data.json for the report."""
+    recipe, folder = session.recipe, session.folder.state / "corpus"
+    if folder.is_dir():
+        return Corpus.open(folder)
+    events = Events(recipe.data.on_bad_record)
+    if recipe.data.paths:
+        found: Iterator[Document] = read_documents(recipe.data.paths, recipe.data, events)
+    else:
+        found = _generated(recipe, tokenizer, plan.stage("pretrain").tokens)
+    prompts = [problem.prompt for problem in test_set(cfg=recipe.tasks)] if set(recipe.stages) & {"sft", "rl"} else []
+    corpus = prepare(found, tokenizer, folder, recipe.data, events=events, test_prompts=prompts)
+    report = {**corpus.report, "generated": not recipe.data.paths}
+    write_json(session.folder.path / "data.json", report)
+    return corpus
+
+
+def make_examples(session: Session, tokenizer: Tokenizer, max_len: int) -> ChatSamples:
+    """The chats of the cold start: the recipe's files, or worked examples."""
+    recipe = session.recipe
+    events = Events(recipe.data.on_bad_record)
+    if recipe.sft.paths:
+        chats = read_chats(recipe.sft.paths, recipe.data, events)
+    else:
+        chats = (
+            Chat(chat(recipe.tasks, f"sft/{recipe.seed}", index), "generated", where=f"worked example {index}")
+            for index in range(recipe.sft.n_examples)
+        )
+    return tokenize_chats(chats, tokenizer, max_len=max_len, events=events)
+
+
+def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:
+    if recipe.data.paths:
+        events = Events("count")  # what is wrong with the files is the corpus's to say
+        yield from training_texts(read_documents(recipe.data.paths, recipe.data, events), recipe.data)
+    else:
+        yield from islice(documents(recipe.seed, recipe.text), TOKENIZER_DOCUMENTS)
+    if set(recipe.stages) & {"sft", "rl"}:
+        for index in range(TOKENIZER_DOCUMENTS):
+            yield from (message["content"] for message in chat(recipe.tasks, f"tokenizer/{recipe.seed}", index))
+
+
+def _generated(recipe: Recipe, tokenizer: Tokenizer, n_tokens: int) -> Iterator[Document]:
+    """Generated documents of about `n_tokens`, and a margin."""
+    sample = list(islice(documents(recipe.seed, recipe.text), 500))
+    per_document = sum(map(len, tokenizer.encode_batch(sample))) / len(sample) + 1
+    count = max(2000, int(n_tokens * GENERATED_MARGIN / per_document))
+    for index, text in enumerate(islice(documents(recipe.seed, recipe.text), count)):
+        yield Document(text, "generated", where=f"generated document {index}")
+
+
+def model_folder(session: Session, stage: str) -> Path:
+    """Where the model after `stage` lies."""
+    return session.folder.model(stage)

@@ -1,0 +1,162 @@
+"""What every part of one run shares: folder, meter, decisions, bill, metrics, voice; and which parts are done.
+
+A part of the story (data, a stage, an examination) is done once: when it ends, its name and the meter go to
+state/done.json in one move, and a resumed run skips it. What a part spends goes to the ledger as it is spent.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sobre.config.recipe import Recipe
+from sobre.ledger.ledger import Entry, Ledger, bill
+from sobre.ledger.prices import Price, price
+from sobre.plan.budget import Budget, parse_budget
+from sobre.runtime.clock import Clock, Meter
+from sobre.runtime.console import Console
+from sobre.runtime.energy import EnergyMeter
+from sobre.runtime.events import EventLog
+from sobre.runtime.files import write_json
+from sobre.runtime.metrics import Metrics, read_metrics
+from sobre.runtime.run_folder import RunFolder
+
+
+@dataclass
+class Session:
+    """One run in one process."""
+
+    recipe: Recipe
+    folder: RunFolder
+    console: Console
+    budget: Budget
+    meter: Meter
+    events: EventLog
+    ledger: Ledger
+    metrics: Metrics
+    price: Price
+    energy: EnergyMeter = field(default_factory=EnergyMeter)
+    peak_flops: float | None = None
+    """Measured; known once the machine was calibrated."""
+
+    @classmethod
+    def open(
+        cls, recipe: Recipe, folder: RunFolder, console: Console, *, clock: Clock | None = None, head_start_s: float = 0
+    ) -> "Session":
+        """Begin, or go on where the folder's run stopped."""
+        rate = price(recipe.budget.price)
+        budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h)
+        session = cls(
+            recipe=recipe,
+            folder=folder,
+            console=console,
+            budget=budget,
+            meter=Meter(budget.kind, budget.amount, clock, head_start_s=head_start_s),
+            events=EventLog(folder.events),
+            ledger=Ledger(folder.ledger),
+            metrics=Metrics(folder.metrics),
+            price=rate,
+        )
+        if done := session.done:
+            session.meter.restore(next(reversed(done.values())))
+        return session
+
+    @property
+    def done(self) -> dict[str, dict[str, float]]:
+        """Parts that are done, in order, and the meter at the end of each."""
+        path = self.folder.state / "done.json"
+        parts: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+        return parts
+
+    @contextmanager
+    def part(self, name: str) -> Iterator["Spending"]:
+        """Do a part: what it takes is billed to `name` when it ends, and the part is done. Ask `done` before."""
+        spending = Spending(self, name)
+        yield spending
+        spending.pay()
+        self.finish(name)
+
+    def finish(self, name: str) -> None:
+        """Say that part `name` is done."""
+        self.metrics.flush()
+        write_json(self.folder.state / "done.json", {**self.done, name: self.meter.state()})
+
+    def usd(self) -> float:
+        """Dollars so far."""
+        return self.price.usd(self.meter.seconds)
+
+    def note_waste(self, saved_s: float) -> None:
+        """After a kill: bill the seconds between the last saved state and the last line of the metrics as waste."""
+        last = [line["time_s"] for line in read_metrics(self.folder.metrics)[-1:]]
+        lost_s = max(0.0, last[0] - saved_s) if last else 0.0
+        if lost_s > 0:
+            count = len(self.ledger.entries("lost"))
+            self.ledger.append(self.entry("lost", (count, count), wall_s=lost_s, wasted_s=lost_s))
+            self.console.say(
+                f"resume: {lost_s:.1f} s of work after the last saved state are done again; billed as waste"
+            )
+
+    def entry(
+        self,
+        stage: str,
+        steps: tuple[int, int],
+        *,
+        wall_s: float,
+        tokens: int = 0,
+        flops: float = 0.0,
+        wasted_s: float = 0.0,
+    ) -> Entry:
+        """A line of the bill at this machine's price and peak."""
+        energy = self.energy.read(wall_s)
+        return bill(
+            stage,
+            steps,
+            wall_s=wall_s,
+            tokens=tokens,
+            flops=flops,
+            price=self.price,
+            peak_flops=self.peak_flops,
+            energy=(energy.joules, energy.source),
+            wasted_s=min(wasted_s, wall_s),
+        )
+
+
+class Spending:
+    """Adds up what one part takes, and pays it in entries of consecutive steps."""
+
+    def __init__(self, session: Session, stage: str, *, step: int = 0) -> None:
+        self._session, self._stage, self._step = session, stage, step
+        self._since = session.meter.seconds if step or session.done else 0.0
+        self.tokens, self.flops, self.wasted_s = 0, 0.0, 0.0
+
+    def add(self, *, tokens: int = 0, flops: float = 0.0, wasted_s: float = 0.0) -> None:
+        """Count tokens, model FLOPs and wasted seconds."""
+        self.tokens += tokens
+        self.flops += flops
+        self.wasted_s += wasted_s
+
+    def due(self, step: int | None = None) -> Entry:
+        """The entry for everything since the last one; `step` is where the stage stands now."""
+        seconds = self._session.meter.seconds
+        to = self._step + 1 if step is None else step
+        entry = self._session.entry(
+            self._stage,
+            (self._step, to),
+            wall_s=seconds - self._since,
+            tokens=self.tokens,
+            flops=self.flops,
+            wasted_s=self.wasted_s,
+        )
+        self._since, self._step = seconds, to
+        self.tokens, self.flops, self.wasted_s = 0, 0.0, 0.0
+        return entry
+
+    def pay(self, step: int | None = None) -> None:
+        """Write the entry."""
+        self._session.ledger.append(self.due(step))
+
+
+def as_json(entry: Entry) -> dict[str, Any]:
+    """An entry inside a saved state; `Entry.from_dict` reads it back."""
+    return entry.to_dict()

@@ -1,0 +1,117 @@
+"""The story: a budget becomes a reasoning model. Read it from top to bottom.
+
+    look at the machine, train the tokenizer, plan, make the corpus
+    pretrain, fine-tune on worked examples (the cold start), reinforce; examine after each
+    write the report
+
+Every part is done once; `Session.done` lets a resumed run skip what is there.
+"""
+
+import copy
+
+import torch
+
+from sobre.app.examine import examine
+from sobre.app.prepare import look, make_corpus, make_examples, make_plan, make_tokenizer
+from sobre.app.sampling import engine_for
+from sobre.app.session import Session
+from sobre.app.training import Job, n_trained, train
+from sobre.data.chats import ChatLoader
+from sobre.data.corpus import Corpus
+from sobre.data.loader import PackedLoader
+from sobre.models.checkpoint import load_model
+from sobre.models.decoder import Decoder
+from sobre.plan.count import forward_flops
+from sobre.plan.plan import Plan
+from sobre.report.build import build
+from sobre.report.card import model_card
+from sobre.rl.source import RolloutSource
+from sobre.runtime.seed import key_u64
+from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train.config import StageConfig
+from sobre.train.loop import Source
+from sobre.train.losses import next_token
+from sobre.train.sources import RowSource, SampleSource
+
+
+def tell(session: Session) -> None:
+    """Run every part that is not done, and finish the folder."""
+    with session.part("start"):
+        machine = look(session)
+        tokenizer = make_tokenizer(session)
+        plan = make_plan(session, machine, tokenizer)
+    session.console.say(plan.table())
+    with session.part("data"):
+        corpus = make_corpus(session, plan, tokenizer)
+    model = Decoder(plan.model, dtype=getattr(torch, machine.dtype))
+    model.init_weights(key_u64(session.recipe.seed, "weights") % 2**63)
+    evaluation: float | None = None
+    for stage in session.recipe.stages:
+        if f"train:{stage}" in session.done:
+            model.load_state_dict(load_model(session.folder.model(stage)).state_dict())
+        else:
+            used = session.meter.used()
+            budget = plan.allowance(stage, used, last_evaluation=evaluation)
+            train(session, stage, model, tokenizer, _job(session, stage, plan, corpus, tokenizer, model, budget))
+        took = examine(session, stage, model, tokenizer, corpus, n_problems=plan.stage(stage).eval_problems)
+        evaluation = took or evaluation
+    with session.part("report"):
+        build(session.folder.path)
+    build(session.folder.path)  # once more, so that the bill holds what the report itself took
+    for stage in session.recipe.stages:
+        (session.folder.model(stage) / "README.md").write_text(model_card(session.folder.path, stage), encoding="utf-8")
+    session.folder.finish()
+
+
+def _job(
+    session: Session, stage: str, plan: Plan, corpus: Corpus, tokenizer: Tokenizer, model: Decoder, budget: float
+) -> Job:
+    """What a stage trains on."""
+    recipe = session.recipe
+    seed = key_u64(recipe.seed, stage) % 2**63
+    match stage:
+        case "pretrain":
+            source: Source = RowSource(PackedLoader(corpus.shards, recipe.data.seq_len, seed), recipe.pretrain)
+            return _supervised(source, recipe.pretrain, plan.stage(stage).steps, budget)
+        case "sft":
+            samples = make_examples(session, tokenizer, model.cfg.max_len)
+            source = SampleSource(ChatLoader(samples, seed), recipe.sft)
+            return _supervised(source, recipe.sft, plan.stage(stage).steps, budget)
+        case _:
+            return _reinforced(session, plan, tokenizer, model, budget, seed)
+
+
+def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float) -> Job:
+    return Job(
+        source=source,
+        loss_fn=next_token,
+        budget=None if cfg.steps else budget,
+        steps=cfg.steps or guess,
+        lr_scale=cfg.lr_scale,
+        clip=cfg.clip,
+        mtp_weight=cfg.mtp_weight,
+    )
+
+
+def _reinforced(session: Session, plan: Plan, tokenizer: Tokenizer, model: Decoder, budget: float, seed: int) -> Job:
+    cfg = session.recipe.rl
+    reference = copy.deepcopy(model).eval() if cfg.algorithm.kl else None
+    source = RolloutSource(
+        engine=engine_for(session, model, return_routes=model.cfg.ffn.kind == "moe"),
+        model=model,
+        tokenizer=tokenizer,
+        cfg=cfg,
+        tasks=session.recipe.tasks,
+        seed=seed,
+        forward_flops=lambda batch: forward_flops(model.cfg, batch.step.lengths, n_logits=n_trained(batch)),
+        reference=reference,
+    )
+    return Job(
+        source=source,
+        loss_fn=source.loss_fn,
+        budget=None if cfg.steps else budget,
+        steps=cfg.steps or plan.stage("rl").steps,
+        lr_scale=cfg.lr_scale,
+        clip=cfg.clip,
+        rebalance=False,
+    )

@@ -1,0 +1,205 @@
+"""One stage of training: build it, take up a saved state if there is one, run it, save the model.
+
+What differs between pretraining, fine-tuning and RL is the source of batches and the loss; everything else is here once.
+"""
+
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+
+from sobre.app.session import Session, Spending
+from sobre.ledger.ledger import Entry
+from sobre.models.checkpoint import save_model
+from sobre.models.decoder import Decoder
+from sobre.optim.optimizer import Optimizer
+from sobre.optim.roles import roles
+from sobre.optim.schedule import lr_scale as lr_at
+from sobre.plan.count import train_flops
+from sobre.runtime.horizon import Horizon
+from sobre.runtime.run_folder import resume_line
+from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train.batch import Batch
+from sobre.train.loop import Source, Stage, StepRecord, dry_run, run_stage
+from sobre.train.losses import LossFn
+from sobre.train.state import load_state, save_state
+
+
+class Trainer:
+    """Runs one stage inside a session: logs, bills, saves, and stops cleanly on Ctrl-C."""
+
+    def __init__(self, session: Session, stage: Stage) -> None:
+        self.session, self.stage = session, stage
+        self.folder = session.folder.state / stage.name
+        self.tokens, self.flops = 0, 0.0
+        self._saved_at = time.monotonic()
+        self._interrupted = False
+
+    def run(self) -> None:
+        """Train to the stage's end."""
+        start = self._resume()
+        self.spending = Spending(self.session, self.stage.name, step=start)
+        self._last_s = self.session.meter.seconds
+        if start == 0 and self.stage.rebalance:
+            dry_run(self.stage)
+        self.session.console.stage(self.stage.name, self.stage.horizon.total)
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            step = run_stage(self.stage, start=start, hooks=[self._log], after_step=self._after_step)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self._save(step)
+
+    def _resume(self) -> int:
+        meta = load_state(self.folder, self.stage.model, self.stage.optimizer)
+        if meta is None:
+            self.session.metrics.cut(self._stages_done(), self.stage.name, 0)
+            return 0
+        self.session.meter.restore(meta["meter"])
+        self.session.note_waste(meta["meter"]["seconds"])
+        self.session.metrics.cut(self._stages_done(), self.stage.name, meta["step"])
+        self.session.ledger.append(Entry.from_dict(meta["entry"]))
+        self.stage.horizon.restore(meta["horizon"])
+        self.stage.source.restore(meta["source"])
+        self.tokens, self.flops = meta["tokens"], meta["flops"]
+        self.session.console.say(f"resume: {self.stage.name} goes on after step {meta['step']:,}")
+        return int(meta["step"])
+
+    def _log(self, record: StepRecord) -> None:
+        info, meter = record.info, self.session.meter
+        took, self._last_s = meter.seconds - self._last_s, meter.seconds
+        n_sampled = int(record.metrics.get("rollout_tokens", 0))
+        self.tokens += info.n_tokens + n_sampled
+        self.flops += record.flops
+        wasted_s = record.metrics.get("rollout_s", 0.0) * record.metrics.get("wasted_share", 0.0)
+        self.spending.add(tokens=info.n_tokens + n_sampled, flops=record.flops, wasted_s=wasted_s)
+        tokens_per_s = (info.n_tokens + n_sampled) / took if took > 0 else None
+        balance = {} if info.load_LE is None else _balance(info.load_LE, record.step)
+        self.session.metrics.add(
+            self.stage.name,
+            record.step - 1,
+            time_s=meter.seconds,
+            used=meter.used(),
+            tokens=self.tokens,
+            flops=self.flops,
+            loss=info.loss,
+            mtp_loss=info.mtp_loss,
+            lr=record.lr,
+            grad_norm=info.grad_norm,
+            tokens_per_s=tokens_per_s,
+            **balance,
+            **info.stats,
+            **record.metrics,
+        )
+        self._show(record, tokens_per_s)
+
+    def _show(self, record: StepRecord, tokens_per_s: float | None) -> None:
+        horizon, session = self.stage.horizon, self.session
+        if horizon.news:
+            session.console.say(horizon.news, style="dim")
+        left = None if session.budget.kind != "seconds" else session.meter.remaining()
+        session.console.update(
+            record.step,
+            horizon.total,
+            loss=None if "reward" in record.metrics else record.info.loss,
+            reward=record.metrics.get("reward"),
+            right=record.metrics.get("pass_rate"),
+            tok_s=tokens_per_s,
+            usd=session.usd(),
+            left_s=left,
+        )
+
+    def _after_step(self, step: int) -> None:
+        if self._interrupted:
+            self._save(step)
+            self.session.console.close()
+            self.session.console.say(f"saved after step {step:,} of {self.stage.name}; to go on:")
+            self.session.console.say(f"  {resume_line(self.session.folder.path)}")
+            raise KeyboardInterrupt
+        if time.monotonic() - self._saved_at >= self.session.recipe.save.every_s:
+            self._save(step)
+
+    def _save(self, step: int) -> None:
+        """State, then bill: the entry lies in the state too, so that a kill in between loses and doubles nothing."""
+        session = self.session
+        session.metrics.flush()
+        entry = self.spending.due(step)
+        meta: dict[str, Any] = {
+            "meter": session.meter.state(),
+            "entry": entry.to_dict(),
+            "horizon": self.stage.horizon.state(),
+            "source": self.stage.source.state(),
+            "tokens": self.tokens,
+            "flops": self.flops,
+        }
+        save_state(self.folder, step, self.stage.model, self.stage.optimizer, meta, keep=session.recipe.save.keep)
+        session.ledger.append(entry)
+        self._saved_at = time.monotonic()
+
+    def _stages_done(self) -> list[str]:
+        return [name.removeprefix("train:") for name in self.session.done if name.startswith("train:")]
+
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one stage trains on, and how far."""
+
+    source: Source
+    loss_fn: LossFn
+    budget: float | None
+    """In the budget's unit; None runs exactly `steps`."""
+    steps: int
+    lr_scale: float
+    """Over the optimizer's own rates."""
+    clip: float
+    mtp_weight: float = 0.0
+    rebalance: bool = True
+
+
+def train(session: Session, name: str, model: Decoder, tokenizer: Tokenizer, job: Job) -> None:
+    """Train `model` in place and write its folder; nothing to do when the stage is done."""
+    optim = session.recipe.optim
+    names = dict(model.named_parameters())
+    optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype)
+    stage = Stage(
+        name=name,
+        model=model,
+        optimizer=optimizer,
+        source=job.source,
+        loss_fn=job.loss_fn,
+        horizon=Horizon(session.events, session.meter, name, budget=job.budget, guess=job.steps),
+        meter=session.meter,
+        train_flops=lambda batch: train_flops(model.cfg, batch.step.lengths, n_logits=n_trained(batch)),
+        lr_at=lambda progress, step: job.lr_scale * lr_at(progress, step, optim),
+        clip=job.clip,
+        mtp_weight=job.mtp_weight,
+        rebalance=job.rebalance,
+    )
+    Trainer(session, stage).run()
+    save_folder(session, name, model, tokenizer)
+    session.finish(f"train:{name}")
+
+
+def n_trained(batch: Batch) -> int:
+    """Tokens that pay for the output head."""
+    return int((batch.weights_N > 0).sum())
+
+
+def save_folder(session: Session, name: str, model: Decoder, tokenizer: Tokenizer) -> None:
+    """The model folder of a stage: config, weights, tokenizer, template."""
+    folder = session.folder.model(name)
+    tokens = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    save_model(model, folder, **tokens)
+    tokenizer.save(folder, max_len=model.cfg.max_len)
+
+
+def _balance(load_LE: torch.Tensor, step: int) -> dict[str, Any]:
+    """Largest load over the mean, minus 1 (MaxVio); every tenth step the loads themselves."""
+    violation = float((load_LE.amax(1) / load_LE.float().mean(1)).max()) - 1
+    return {"max_violation": violation, **({"load_LE": load_LE.tolist()} if step % 10 == 1 else {})}
