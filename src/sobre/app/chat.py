@@ -205,7 +205,7 @@ class Chat:
         speed = f"{answer.n_tokens / answer.seconds:,.0f} tokens/s" if answer.seconds else ""
         parts = [f"{answer.n_tokens} tokens ({answer.n_reasoning} of thought)", speed]
         parts.append(f"{self.price.usd(answer.seconds):.2g} USD at {self.price.usd_per_h:g} per hour")
-        ends = {"abort": "stopped", "length": "cut off: no room left"}
+        ends = {"abort": "stopped", "length": "cut off at the length limit"}
         return " · ".join([*parts, *([ends[answer.finish_reason]] if answer.finish_reason in ends else [])])
 
     def as_json(self, answer: Answer) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def engine_requests(
 
 def choice_seed(seed: int, index: int) -> int:
     """Choice 0 has the request's own seed, so n=1 and the first of n=4 are the same text."""
-    return (seed + index * 0x9E3779B97F4A7C15) % 2**63  # an odd step: no two choices meet
+    return seed if index == 0 else (seed + index * 0x9E3779B97F4A7C15) % 2**63  # an odd step: no two choices meet
 
 
 @dataclass

@@ -37,9 +37,9 @@ class AnswerReader:
         self._detokenizer = Detokenizer(tokenizer)
         self._held = ""  # characters that may yet turn out to be layout or the beginning of a stop string
         self._at_border = False  # the next newline belongs to the tag before it
-        self._begun = False  # something of the answer has been shown
         tags = [token for token in prompt_ids if token in (self._open_id, self._close_id)]
         self.kind: Kind = "reasoning" if tags and tags[-1] == self._open_id else "content"
+        self._may_open = self.kind == "content"  # the model itself may open the one thought, before anything else
         self.stopped = False
         """A stop string came: the answer is complete."""
         self.n_tokens = 0
@@ -50,8 +50,8 @@ class AnswerReader:
         """Take the next token."""
         assert not self.stopped, "the answer is complete"
         self.n_tokens += 1
-        if token_id == self._open_id and self.kind == "content" and not self._begun:
-            self.kind, self._at_border = "reasoning", True
+        if token_id == self._open_id and self._may_open:
+            self.kind, self._at_border, self._may_open = "reasoning", True, False
         self.n_reasoning += self.kind == "reasoning"
         if token_id == self._close_id and self.kind == "reasoning":
             return self._end_thought()
@@ -91,7 +91,7 @@ class AnswerReader:
         return text
 
     def _hold_stop(self, text: str) -> str:
-        self._begun = True
+        self._may_open = False
         text, self._held = self._held + text, ""
         found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
         if found:

@@ -164,7 +164,7 @@ class Turn {
     const writing = (performance.now() - this.firstAt) / 1000;
     if (this.firstAt && n > 1 && writing > 0) figures.push(`${((n - 1) / writing).toFixed(0)} tokens/s`);
     if (usage?.cost_usd != null) figures.push(dollars(usage.cost_usd));
-    if (reason === "length") figures.push("cut off: no room left");
+    if (reason === "length") figures.push("cut off at the length limit");
     if (reason === "stopped") figures.push("stopped");
     const line = element("p", "figures", figures.join(" · "));
     if (usage?.cost_basis) line.title = usage.cost_basis;

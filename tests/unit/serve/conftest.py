@@ -1,0 +1,170 @@
+"""A tokenizer, an engine that reads from a script, and a real uvicorn around it on a free port."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import httpx
+import pytest
+
+from sobre.engine.request import Request, Token
+from sobre.errors import PromptTooLong
+from sobre.ledger.prices import Price
+from sobre.serve.api import create_app
+from sobre.serve.bridge import Bridge
+from sobre.serve.completion import ChatService
+from sobre.serve.config import ServeConfig
+from sobre.serve.server import Server, bind
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
+
+MAX_CONTEXT = 200
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(
+        ["Three plus four is seven. Sept et huit. 三加四等于七。"] * 3, TokenizerConfig(vocab_size=300)
+    )
+
+
+@dataclass
+class ScriptedEngine:
+    """Writes what `script` says for each request, one token a step, to all requests at once."""
+
+    script: Callable[[Request], list[int]]
+    delay_s: float = 0.0
+    fail_step: Exception | None = None
+    fail_abort: Exception | None = None
+    left: dict[str, list[int]] = field(default_factory=dict)
+    asked: list[Request] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.left)
+
+    def add(self, request: Request) -> None:
+        self.threads.add(threading.get_ident())
+        if len(request.prompt_ids) + request.params.max_tokens > MAX_CONTEXT:
+            raise PromptTooLong("too long for the script")
+        self.asked.append(request)
+        self.left[request.id] = self.script(request)[: request.params.max_tokens]
+
+    def abort(self, request_id: str) -> None:
+        if self.fail_abort is not None:
+            raise self.fail_abort
+        self.aborted.append(request_id)
+        self.left.pop(request_id, None)
+
+    def step(self) -> list[Token]:
+        time.sleep(self.delay_s)
+        if self.fail_step is not None:
+            error, self.fail_step = self.fail_step, None
+            raise error
+        tokens = []
+        limits = {request.id: request.params for request in self.asked}
+        for request_id, ids in list(self.left.items()):
+            token_id = ids.pop(0)
+            reason = None
+            if not ids:
+                reason = "stop" if token_id in limits[request_id].stop_ids else "length"
+                del self.left[request_id]
+            tokens.append(Token(request_id, token_id, -1.0, reason))
+        return tokens
+
+
+@dataclass
+class Live:
+    """A server that runs, and what is behind it."""
+
+    url: str
+    engine: ScriptedEngine
+    bridge: Bridge
+    server: Server
+    http: httpx.Client
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+@contextmanager
+def run_server(
+    tokenizer: Tokenizer, engine: ScriptedEngine, *, max_open: int = 32, **settings: object
+) -> Iterator[Live]:
+    """Run the real app under the real uvicorn in a thread."""
+    cfg = ServeConfig(model="folder", **settings)
+    bridge = Bridge(engine)
+    price = Price(3.6, "a test")
+    service = ChatService("scripted", tokenizer, bridge, price, MAX_CONTEXT, max_open, cfg)
+    about = {"id": "scripted", "object": "model", "created": 1, "owned_by": "sobre"}
+    app = create_app(service, cfg, about, [{"task": "arithmetic", "lang": "en", "prompt": "1+1?"}])
+    listener = bind("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    server = Server(app, bridge, cfg.drain_s)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert eventually(lambda: server.started)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+        yield Live(f"http://127.0.0.1:{port}", engine, bridge, server, http)
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def answer_ids(tokenizer: Tokenizer) -> Callable[[str, str], list[int]]:
+    """Token ids of a thought and an answer, as a model writes them."""
+
+    def ids(thought: str, answer: str) -> list[int]:
+        encode = tokenizer.encode
+        return [*encode(thought + "\n"), tokenizer.think_close_id, *encode("\n" + answer), tokenizer.eos_id]
+
+    return ids
+
+
+@pytest.fixture(scope="module")
+def live(tokenizer: Tokenizer, answer_ids: Callable[[str, str], list[int]]) -> Iterator[Live]:
+    """A server whose model thinks "three plus four 🙂" and answers "It is seven: 七 🧑‍🚀."."""
+    engine = ScriptedEngine(lambda request: answer_ids("three plus four 🙂", "It is seven: 七 🧑‍🚀."))
+    with run_server(tokenizer, engine) as running:
+        yield running
+
+
+@pytest.fixture
+def serving(tokenizer: Tokenizer) -> Callable[..., AbstractContextManager[Live]]:
+    """`with serving(engine, **settings) as live:` runs a server of one's own."""
+    return partial(run_server, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def scripted() -> type[ScriptedEngine]:
+    return ScriptedEngine
+
+
+@pytest.fixture(scope="session", name="eventually")
+def eventually_fixture() -> Callable[..., bool]:
+    return eventually
+
+
+@pytest.fixture(scope="session", name="connect")
+def connect_fixture() -> Callable[[str], socket.socket]:
+    return raw_connection
+
+
+def raw_connection(url: str) -> socket.socket:
+    """A plain socket to the server."""
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
