@@ -41,17 +41,22 @@ def update_scale(n_rows: int, n_columns: int) -> float:
 
 def orthogonalize(x_ZIO: Tensor, ns: str, steps: int, dtype: torch.dtype) -> Tensor:
     """Nearest orthogonal matrix of each (up to the tolerance above), computed in `dtype`; a zero matrix stays zero."""
-    norm_Z11 = torch.linalg.vector_norm(x_ZIO, dim=(1, 2), keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
-    x_ZIO = (x_ZIO / norm_Z11).to(dtype)
-    wide = x_ZIO.shape[1] <= x_ZIO.shape[2]
     coefficients = MINIMAX[steps] if ns == "minimax" else (CLASSIC,) * steps
+    wide = x_ZIO.shape[1] <= x_ZIO.shape[2]
+    x_ZIO = x_ZIO.to(dtype, copy=True)
+    if ns == "classic":
+        x_ZIO.mul_(_inverse(torch.linalg.vector_norm(x_ZIO, dim=(1, 2), keepdim=True)))
     for index, (a, b, c) in enumerate(coefficients):
         gram_ZXX = torch.bmm(x_ZIO, x_ZIO.mT) if wide else torch.bmm(x_ZIO.mT, x_ZIO)
-        if index == 0 and ns == "minimax":
-            square_Z11 = torch.linalg.vector_norm(gram_ZXX, dim=(1, 2), keepdim=True).clamp_min_(1e-7)
-            gram_ZXX.div_(square_Z11)
-            x_ZIO.mul_(square_Z11.rsqrt_())
+        if ns == "minimax" and index == 0:
+            scale_Z11 = _inverse(torch.linalg.vector_norm(gram_ZXX, dim=(1, 2), keepdim=True))
+            gram_ZXX.mul_(scale_Z11)
+            x_ZIO.mul_(scale_Z11.sqrt_())
         poly_ZXX = torch.baddbmm(gram_ZXX, gram_ZXX, gram_ZXX, beta=b, alpha=c)
         left, right = (poly_ZXX, x_ZIO) if wide else (x_ZIO, poly_ZXX)
         x_ZIO = torch.baddbmm(x_ZIO, left, right, beta=a)
     return x_ZIO
+
+
+def _inverse(norm_Z11: Tensor) -> Tensor:
+    return norm_Z11.clamp_min_(1e-30).reciprocal_()

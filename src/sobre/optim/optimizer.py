@@ -36,9 +36,7 @@ class Optimizer:
         decayed = [self.params[name] for name in self._adam_names if roles[name] in DECAYED_ROLES]
         plain = [self.params[name] for name in self._adam_names if roles[name] not in DECAYED_ROLES]
         groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=cfg.lr_adam, betas=cfg.betas, eps=cfg.eps, fused=True
-        )
+        self._adam = torch.optim.AdamW(groups, lr=cfg.lr_adam, betas=cfg.betas, eps=cfg.eps, fused=True)
 
     def zero_grad(self) -> None:
         for parameter in self.params.values():
@@ -46,7 +44,10 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr_scale: float) -> None:
-        """Move every parameter that has a gradient; learning rates are the config's times `lr_scale`."""
+        """Move every parameter that has a gradient; learning rates are the config's times `lr_scale`.
+
+        Consumes the gradients: Muon's hold its directions afterwards.
+        """
         for group in self._adam.param_groups:
             group["lr"] = self.cfg.lr_adam * lr_scale
         self._adam.step()
@@ -62,11 +63,11 @@ class Optimizer:
                 self._move(names, torch.stack([self._direction(name) for name in names]), lr_scale)
 
     def _direction(self, name: str) -> Tensor:
-        """Take the gradient into the momentum; return Nesterov's look ahead."""
+        """Take the gradient into the momentum; turn it, in place, into Nesterov's look ahead."""
         grad, momentum = self.params[name].grad, self.momentum[name]
         assert grad is not None
         momentum.lerp_(grad, 1 - self.cfg.momentum)
-        return torch.lerp(grad, momentum, self.cfg.momentum)
+        return grad.lerp_(momentum, self.cfg.momentum)
 
     def _move(self, names: list[str], direction_ZIO: Tensor, lr_scale: float) -> None:
         lr = self.cfg.lr * lr_scale

@@ -1,0 +1,209 @@
+"""Every fast kernel is its reference: forward and gradient, in every dtype, at awkward shapes."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from sobre.kernels import attention, loss, moe, pointwise, reference
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
+DTYPES = list(TOLERANCE)
+
+
+def results(call, tensors: list[Tensor], *rest, seed: int = 7) -> list[Tensor]:
+    """Output and gradients of `call(*tensors, *rest)` under one fixed random cotangent."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    out = call(*leaves, *rest)
+    cotangent = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    out.backward(cotangent.to(out.dtype))
+    return [out.detach()] + [leaf.grad for leaf in leaves]
+
+
+def assert_same(fast, exact, tensors: list[Tensor], *rest) -> None:
+    """`fast` in the tensors' dtype equals `exact` in float64, relative to the size of each result."""
+    got = results(fast, tensors, *rest)
+    wanted = results(exact, [tensor.double() for tensor in tensors], *rest)
+    for value, truth in zip(got, wanted, strict=True):
+        assert value.shape == truth.shape
+        scale = truth.norm().clamp_min(1e-30)
+        assert (value.double() - truth).norm() / scale < TOLERANCE[tensors[0].dtype]
+
+
+def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("sequences", "length", "heads", "groups", "qk", "v"),
+    [(2, 5, 4, 2, 6, 3), (1, 1, 2, 2, 8, 8), (2, 128, 2, 1, 8, 4), (1, 300, 4, 2, 12, 8), (3, 129, 2, 2, 6, 6)],
+)
+def test_block_attention_is_attention(dtype, sequences, length, heads, groups, qk, v):
+    tensors = [
+        randn(sequences, length, heads, qk, dtype=dtype, seed=1),
+        randn(sequences, length, groups, qk, dtype=dtype, seed=2),
+        randn(sequences, length, groups, v, dtype=dtype, seed=3),
+    ]
+    assert_same(attention.causal_attention, reference.causal_attention, tensors, qk**-0.5)
+
+
+def test_block_attention_recomputes_what_it_may_not_keep(monkeypatch):
+    tensors = [randn(1, 200, 4, 8, dtype=torch.float32, seed=i) for i in range(3)]
+    kept = results(attention.causal_attention, tensors, 0.3)
+    monkeypatch.setattr(attention, "SAVE_BYTES", 0)
+    for again, first in zip(results(attention.causal_attention, tensors, 0.3), kept, strict=True):
+        assert torch.equal(again, first)
+
+
+def test_no_query_sees_a_later_key():
+    q, k, v = (randn(1, 150, 2, 8, dtype=torch.float32, seed=i) for i in range(3))
+    before = attention.causal_attention(q, k, v, 0.3)
+    k[:, 140:], v[:, 140:] = 9.0, -9.0
+    assert torch.equal(attention.causal_attention(q, k, v, 0.3)[:, :140], before[:, :140])
+
+
+def test_block_attention_passes_gradcheck():
+    tensors = [randn(1, 3, 2, 4, dtype=torch.float64), randn(1, 3, 1, 4, dtype=torch.float64, seed=1)]
+    tensors.append(randn(1, 3, 1, 2, dtype=torch.float64, seed=2))
+    for tensor in tensors:
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, k, v: attention.causal_attention(q, k, v, 0.5), tensors)
+
+
+def routed(n: int, n_experts: int, n_active: int, kind: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """(x, weights, gate, up, down) and experts_NA, whose loads are spread, on one expert, or on half of them."""
+    d, f = 16, 24
+    scores = torch.rand(n, n_experts, generator=torch.Generator().manual_seed(5))
+    if kind == "one":
+        scores[:, 2] = 2.0
+    elif kind == "half":
+        scores[:, n_experts // 2 :] = -1.0
+    experts_NA = scores.topk(n_active, dim=-1).indices
+    shapes = [(n, d), (n, n_active), (n_experts, f, d), (n_experts, f, d), (n_experts, d, f)]
+    return [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)], experts_NA
+
+
+def moe_call(kernel, experts_NA):
+    return lambda x, weights, gate, up, down: kernel(x, experts_NA, weights, gate, up, down)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("n", "n_experts", "n_active", "kind"),
+    [(1, 8, 2, "spread"), (100, 8, 2, "spread"), (70, 8, 1, "one"), (90, 8, 2, "half"), (40, 4, 4, "spread")],
+)
+def test_routed_experts_are_the_sum_over_the_chosen(dtype, n, n_experts, n_active, kind):
+    tensors, experts_NA = routed(n, n_experts, n_active, kind, dtype)
+    assert_same(moe_call(moe.moe_ffn, experts_NA), moe_call(reference.moe_ffn, experts_NA), tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 3, 40, 400])
+def test_experts_without_gradients_give_what_training_sees(dtype, n):
+    tensors, experts_NA = routed(n, 16, 4, "spread", dtype)
+    with torch.no_grad():
+        few = moe_call(moe.moe_ffn, experts_NA)(*tensors)
+    truth = moe_call(reference.moe_ffn, experts_NA)(*[tensor.double() for tensor in tensors])
+    assert (few.double() - truth).norm() / truth.norm() < TOLERANCE[dtype]
+
+
+def test_experts_nobody_visits_get_zero_gradient_and_padding_leaks_nowhere():
+    tensors, experts_NA = routed(33, 8, 2, "half", torch.float32)
+    _, _, _, dgate, dup, ddown = results(moe_call(moe.moe_ffn, experts_NA), tensors)
+    for grad in (dgate, dup, ddown):
+        assert grad[4:].abs().max() == 0
+        assert grad[:4].abs().sum((1, 2)).min() > 0
+
+
+def test_rows_of_each_expert_are_padded_and_every_copy_is_found_again():
+    experts_NA = torch.tensor([[0, 3], [3, 1], [3, 0]])
+    plan = moe.plan_rows(experts_NA, 5, pad=4)
+    assert [(expert, rows.stop - rows.start) for expert, rows in plan.rows] == [(0, 4), (1, 4), (3, 4)]
+    assert torch.equal(plan.token_P[plan.place_NA], torch.arange(3).unsqueeze(1).expand(3, 2))
+
+
+def test_routed_experts_take_strided_inputs():
+    tensors, experts_NA = routed(50, 8, 2, "spread", torch.float32)
+    strided = [tensor.mT.contiguous().mT for tensor in tensors]
+    assert not strided[2].is_contiguous()
+    assert_same(moe_call(moe.moe_ffn, experts_NA), moe_call(reference.moe_ffn, experts_NA), strided)
+
+
+def test_routed_experts_pass_gradcheck():
+    tensors, experts_NA = routed(3, 4, 2, "spread", torch.float64)
+    x, weights, gate, up, down = tensors
+    small = [x[:, :2], weights, gate[:, :3, :2], up[:, :3, :2], down[:, :2, :3]]
+    small = [tensor.clone().requires_grad_() for tensor in small]
+    assert torch.autograd.gradcheck(moe_call(moe.moe_ffn, experts_NA), small)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("counts", [[3, 0, 5], [0, 0, 8], [0, 0, 0]])
+def test_grouped_linear_applies_each_experts_matrix(dtype, counts):
+    tensors = [randn(sum(counts), 16, dtype=dtype), randn(3, 8, 16, dtype=dtype, seed=1)]
+    assert_same(moe.grouped_linear, reference.grouped_linear, tensors, counts)
+    assert_same(moe.grouped_linear, reference.grouped_linear, tensors, torch.tensor(counts))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("n", [1, 33, 100])
+def test_chunked_head_is_cross_entropy(dtype, keep, n, monkeypatch):
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 50 * 32)  # chunks of 32 tokens
+    if not keep:
+        monkeypatch.setattr(loss, "SAVE_BYTES", 0)
+    tensors = [randn(n, 12, dtype=dtype), randn(50, 12, dtype=dtype, seed=1)]
+    targets_N = torch.randint(50, (n,), generator=torch.Generator().manual_seed(0))
+    assert_same(loss.linear_nll, reference.linear_nll, tensors, targets_N)
+
+
+def test_chunked_head_stays_finite_when_the_target_is_hopeless():
+    hidden_ND, weight_VD = torch.full((1, 1), 300.0), torch.tensor([[1.0], [-1.0]])
+    assert_close(loss.linear_nll(hidden_ND, weight_VD, torch.tensor([1])), torch.tensor([600.0]))
+
+
+def test_chunked_head_of_no_tokens_is_empty():
+    assert loss.linear_nll(torch.empty(0, 4), torch.ones(7, 4), torch.empty(0, dtype=torch.long)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 8), (33, 16), (3, 5, 8)])
+def test_fused_rms_norm_is_rms_norm(dtype, shape):
+    tensors = [randn(*shape, dtype=dtype), randn(shape[-1], dtype=dtype, seed=1)]
+    assert_same(pointwise.rms_norm, reference.rms_norm, tensors, 1e-6)
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_fused_rms_norm_is_the_same_without_gradients(weight_dtype):
+    x, weight = randn(9, 16, dtype=torch.bfloat16), randn(16, dtype=weight_dtype, seed=1)
+    with torch.no_grad():
+        quiet = pointwise.rms_norm(x, weight, 1e-6)
+    assert quiet.dtype == torch.bfloat16
+    assert_close(quiet, reference.rms_norm(x, weight, 1e-6), rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_fused_rope_rotates_pairs(dtype, interleaved):
+    angles_N2 = randn(7, 4, dtype=torch.float64, seed=1)
+    tables = (
+        (angles_N2.cos(), angles_N2.sin())
+        if dtype == torch.float64
+        else (angles_N2.cos().float(), angles_N2.sin().float())
+    )
+    strided_NHR = randn(7, 3, 20, dtype=dtype)[..., 5:13]
+    assert_same(pointwise.rope, reference.rope, [strided_NHR], *tables, interleaved)
+
+
+def test_the_two_rope_layouts_are_one_rotation_after_a_permutation():
+    x_NHR, angles_N2 = randn(5, 2, 8, dtype=torch.float32), randn(5, 4, dtype=torch.float32, seed=1)
+    pairs = reference.rope(x_NHR, angles_N2.cos(), angles_N2.sin(), True)
+    halves_NHR = torch.cat([x_NHR[..., 0::2], x_NHR[..., 1::2]], -1)
+    halves = reference.rope(halves_NHR, angles_N2.cos(), angles_N2.sin(), False)
+    assert_close(halves, torch.cat([pairs[..., 0::2], pairs[..., 1::2]], -1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_swiglu_is_swiglu(dtype):
+    assert_same(pointwise.swiglu, reference.swiglu, [randn(9, 16, dtype=dtype), randn(9, 16, dtype=dtype, seed=1)])

@@ -1,0 +1,62 @@
+"""Selection: chosen once, stated, overridable, and never silently something else."""
+
+import pytest
+import torch
+
+from sobre.errors import ConfigError
+from sobre.kernels import select
+from sobre.kernels.precision import choose_matmul_precision
+
+
+def test_every_operation_has_a_reference_and_says_what_runs():
+    for op in select.OPS:
+        assert any(kernel.op == op and kernel.name == "reference" for kernel in select.KERNELS)
+    select.swiglu(torch.ones(2, 4), torch.ones(2, 4))
+    assert ("swiglu on cpu in float32", "fused") in [line[:2] for line in select.describe()]
+
+
+def test_an_override_holds_inside_its_block_only():
+    x, weight = torch.randn(2, 4), torch.ones(4)
+    with select.override("rms_norm", "reference"):
+        select.rms_norm(x, weight, 1e-6)
+        assert select.choose("rms_norm", "cpu", torch.float32).name == "reference"
+        with select.override("rms_norm", "fused"):
+            assert select.choose("rms_norm", "cpu", torch.float32).name == "fused"
+        assert select.choose("rms_norm", "cpu", torch.float32).name == "reference"
+    assert select.choose("rms_norm", "cpu", torch.float32).name == "fused"
+
+
+def test_asking_for_an_unknown_kernel_lists_those_there_are():
+    with pytest.raises(ConfigError, match="routed, reference"), select.override("moe_ffn", "magic"):
+        pass
+    with pytest.raises(ConfigError, match="known operations: .*moe_ffn"), select.override("moe", "reference"):
+        pass
+
+
+def test_a_kernel_asked_for_where_it_cannot_run_is_an_error_not_a_fallback():
+    with select.override("moe_ffn", "routed"), pytest.raises(ConfigError, match="runs on cpu, not on cuda"):
+        select.choose("moe_ffn", "cuda", torch.float32)
+    assert select.choose("moe_ffn", "cuda", torch.float32).name == "reference"
+
+
+def test_the_chosen_float32_precision_is_accurate():
+    before = torch.get_float32_matmul_precision()
+    try:
+        chosen = choose_matmul_precision()
+        assert torch.get_float32_matmul_precision() == chosen
+        left, right = torch.randn(200, 300), torch.randn(300, 100)
+        exact = left.double() @ right.double()
+        assert (left @ right - exact).norm() / exact.norm() < 2e-6
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_an_inaccurate_medium_is_not_chosen(monkeypatch):
+    errors = {"highest": 2e-7, "medium": 3e-3}
+    monkeypatch.setattr("sobre.kernels.precision._worst_error", lambda name, operands: errors[name])
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert choose_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
