@@ -1,0 +1,93 @@
+"""Saved states: whole or absent, and going on from one is the same as never having stopped."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sobre.errors import CheckpointError, RunError
+from sobre.models.decoder import Decoder
+from sobre.optim.config import OptimConfig
+from sobre.optim.optimizer import Optimizer
+from sobre.optim.roles import roles
+from sobre.train.batch import from_samples
+from sobre.train.losses import next_token
+from sobre.train.state import load_state, save_state, saved_steps
+from sobre.train.step import train_step
+
+from .test_step import CFG, fresh, samples
+
+
+def steps(model: Decoder, optimizer: Optimizer, first: int, last: int) -> None:
+    for step in range(first, last):
+        batch = from_samples(samples(9, 12, seed=step))
+        train_step(model, optimizer, [batch], next_token, lr_scale=0.5, clip=1.0, mtp_weight=0.3)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_going_on_from_a_state_equals_never_having_stopped_bit_for_bit(kind, tmp_path: Path):
+    def build() -> tuple[Decoder, Optimizer]:
+        model, _ = fresh()
+        names = dict(model.named_parameters())
+        return model, Optimizer(names, roles(names), OptimConfig(kind=kind, warmup_steps=0))
+
+    straight = build()
+    steps(*straight, 0, 6)
+    stopped = build()
+    steps(*stopped, 0, 3)
+    save_state(tmp_path, 3, *stopped, {"note": "here"}, keep=2)
+    other = Decoder(CFG)
+    other.init_weights(99)
+    names = dict(other.named_parameters())
+    resumed = other.train(), Optimizer(names, roles(names), OptimConfig(kind=kind, warmup_steps=0))
+    assert load_state(tmp_path, *resumed) == {"step": 3, "note": "here"}
+    steps(*resumed, 3, 6)
+    for name, tensor in straight[0].state_dict().items():
+        assert torch.equal(resumed[0].state_dict()[name], tensor), name
+
+
+def test_only_the_newest_states_are_kept_and_the_newest_is_loaded(tmp_path: Path):
+    model, optimizer = fresh()
+    for step in (1, 5, 12):
+        save_state(tmp_path, step, model, optimizer, {}, keep=2)
+    assert saved_steps(tmp_path) == [5, 12]
+    meta = load_state(tmp_path, model, optimizer)
+    assert meta is not None
+    assert meta["step"] == 12
+
+
+def test_a_half_written_state_is_passed_over(tmp_path: Path):
+    model, optimizer = fresh()
+    save_state(tmp_path, 4, model, optimizer, {}, keep=2)
+    (tmp_path / "step-00000009.part").mkdir()
+    assert saved_steps(tmp_path) == [4]
+    save_state(tmp_path, 9, model, optimizer, {}, keep=2)
+    assert saved_steps(tmp_path) == [4, 9]
+
+
+def test_there_is_nothing_to_load_in_an_empty_folder(tmp_path: Path):
+    assert load_state(tmp_path, *fresh()) is None
+
+
+def test_a_damaged_state_is_named_and_not_guessed_at(tmp_path: Path):
+    model, optimizer = fresh()
+    save_state(tmp_path, 4, model, optimizer, {}, keep=2)
+    file = tmp_path / "step-00000004" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="step-00000004 cannot be read"):
+        load_state(tmp_path, model, optimizer)
+
+
+def test_a_disk_that_refuses_is_a_clear_error_and_keeps_the_old_state(tmp_path: Path, monkeypatch):
+    model, optimizer = fresh()
+    save_state(tmp_path, 4, model, optimizer, {}, keep=2)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sobre.train.state.save_file", full)
+    with pytest.raises(RunError, match="state of step 5 could not be written .*No space left"):
+        save_state(tmp_path, 5, model, optimizer, {}, keep=1)
+    assert saved_steps(tmp_path) == [4]
+    shutil.rmtree(tmp_path / "step-00000004")

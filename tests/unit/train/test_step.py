@@ -1,0 +1,160 @@
+"""One optimizer step: counts are global, accumulation is exact, what is not finite is refused."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sobre.errors import RunError
+from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
+from sobre.models.decoder import Decoder
+from sobre.models.step import StepInput
+from sobre.optim.config import OptimConfig
+from sobre.optim.optimizer import Optimizer
+from sobre.optim.roles import roles
+from sobre.train.batch import Batch, from_rows, from_samples, second_targets
+from sobre.train.losses import Loss, next_token
+from sobre.train.step import train_step
+
+CFG = ModelConfig(
+    vocab_size=31,
+    max_len=32,
+    d_model=16,
+    n_layers=2,
+    attention=MLAConfig(n_heads=2, kv_rank=8, nope_dim=8, rope_dim=4, v_dim=8),
+    ffn=MoEConfig(n_experts=4, n_active=2, d_expert=8, d_ff=16, balance_alpha=0.01, bias_speed=0.01),
+    n_mtp=1,
+)
+
+
+def fresh() -> tuple[Decoder, Optimizer]:
+    model = Decoder(CFG)
+    model.init_weights(3)
+    model.train()
+    names = dict(model.named_parameters())
+    return model, Optimizer(names, roles(names), OptimConfig(warmup_steps=0))
+
+
+def samples(*lengths: int, seed: int = 0) -> list[tuple[list[int], list[int]]]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for n in lengths:
+        ids = torch.randint(0, 31, (n,), generator=generator).tolist()
+        found.append((ids, [0] * (n // 3) + [1] * (n - n // 3)))
+    return found
+
+
+def test_samples_become_inputs_targets_and_weights_one_token_apart():
+    batch = from_samples([([5, 6, 7, 8], [0, 0, 1, 1]), ([9, 4], [0, 1])])
+    assert batch.step.tokens_N.tolist() == [5, 6, 7, 9]
+    assert batch.targets_N.tolist() == [6, 7, 8, 4]
+    assert batch.weights_N.tolist() == [0.0, 1.0, 1.0, 1.0]
+    assert batch.step.lengths == (3, 1)
+
+
+def test_rows_learn_every_target():
+    batch = from_rows(torch.tensor([[1, 2, 3], [4, 5, 6]]))
+    assert (batch.step.tokens_N.tolist(), batch.targets_N.tolist()) == ([1, 2, 4, 5], [2, 3, 5, 6])
+    assert batch.weights_N.sum() == 4
+
+
+def test_second_targets_are_two_ahead_and_stop_at_the_end_of_each_sequence():
+    batch = from_samples([([5, 6, 7, 8], [1, 1, 1, 1]), ([9, 4, 3], [0, 1, 0])])
+    targets_N, weights_N = second_targets(batch)
+    assert weights_N.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert targets_N[:2].tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("mtp_weight", [0.0, 0.3])
+@pytest.mark.parametrize("cuts", [[2, 2], [1, 3], [1, 1, 1, 1]])
+def test_accumulated_micro_batches_give_the_step_of_the_whole(cuts, mtp_weight):
+    data = samples(9, 20, 5, 14)
+    results = []
+    for sizes in ([4], cuts):
+        model, optimizer = fresh()
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        batches = [from_samples(data[a : a + n]) for a, n in zip(starts, sizes, strict=True)]
+        info = train_step(model, optimizer, batches, next_token, lr_scale=1.0, clip=1.0, mtp_weight=mtp_weight)
+        results.append((info, {name: p.detach() for name, p in model.state_dict().items()}))
+    (whole, one), (cut, two) = results
+    assert cut.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    assert torch.equal(cut.load_LE, whole.load_LE)
+    for name in one:
+        assert_close(two[name], one[name], rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_the_loss_is_the_mean_over_trained_tokens_alone():
+    model, optimizer = fresh()
+    data = samples(9, 20)
+    batch = from_samples(data)
+    with torch.no_grad():
+        logits_NV = model(batch.step)
+        nll_N = torch.nn.functional.cross_entropy(model.logits(logits_NV.hidden_ND), batch.targets_N, reduction="none")
+    expected = (nll_N * batch.weights_N).sum() / batch.weights_N.sum()
+    info = train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0)
+    assert info.loss == pytest.approx(float(expected), rel=1e-5)
+    assert info.n_trained == batch.weights_N.sum()
+
+
+def test_the_gradient_is_that_of_loss_mtp_and_balance_with_their_own_counts():
+    model, _ = fresh()
+    batch = from_samples(samples(9, 20))
+    output = model(batch.step)
+    second_N, second_weights_N = second_targets(batch)
+    ahead = model.predict_second(output.hidden_ND, batch.targets_N, batch.step)
+    cross_entropy = torch.nn.functional.cross_entropy
+    first = cross_entropy(model.logits(output.hidden_ND), batch.targets_N, reduction="none") * batch.weights_N
+    second = cross_entropy(model.logits(ahead.hidden_ND), second_N, reduction="none") * second_weights_N
+    total = first.sum() / batch.weights_N.sum() + 0.3 * second.sum() / second_weights_N.sum()
+    total = total + (output.balance_loss + ahead.balance_loss) / 2
+    expected = torch.autograd.grad(total, list(model.parameters()))
+    seen: list[torch.Tensor] = []
+
+    class Spy(Optimizer):
+        def step(self, lr_scale: float) -> None:
+            seen.extend(parameter.grad.clone() for parameter in self.params.values())
+
+    names = dict(model.named_parameters())
+    spy = Spy(names, roles(names), OptimConfig())
+    train_step(model, spy, [batch], next_token, lr_scale=1.0, clip=1e9, mtp_weight=0.3)
+    for name, got, gradient in zip(names, seen, expected, strict=True):
+        assert_close(got, gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_router_biases_move_by_the_load_of_all_micro_batches_unless_frozen():
+    data = [from_samples(samples(9, seed=1)), from_samples(samples(12, seed=2))]
+    model, optimizer = fresh()
+    info = train_step(model, optimizer, data, next_token, lr_scale=1.0, clip=1.0, mtp_weight=0.3)
+    for router, load_E in zip(model.routers(), info.load_LE.float(), strict=True):
+        assert_close(router.bias_E, 0.01 * torch.sign(load_E.mean() - load_E))
+    frozen, optimizer = fresh()
+    train_step(frozen, optimizer, data, next_token, lr_scale=1.0, clip=1.0, rebalance=False)
+    assert all(router.bias_E.abs().sum() == 0 for router in frozen.routers())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_refused_and_nothing_moves(bad):
+    model, optimizer = fresh()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def spoiled(model, output, batch) -> Loss:
+        return Loss(next_token(model, output, batch).sum * bad)
+
+    with pytest.raises(RunError, match="must be finite; the step was refused"):
+        train_step(model, optimizer, [from_samples(samples(9))], spoiled, lr_scale=1.0, clip=1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_batch_with_nothing_to_learn_is_refused():
+    model, optimizer = fresh()
+    batch = Batch(StepInput(torch.tensor([1, 2]), lengths=(2,)), torch.tensor([2, 3]), torch.zeros(2))
+    with pytest.raises(RunError, match="without a single trained token"):
+        train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0)
+
+
+def test_training_learns_a_repeating_text():
+    model, optimizer = fresh()
+    batch = from_rows(torch.arange(31).repeat(4)[:100].unfold(0, 20, 16).contiguous())
+    losses = [train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0).loss for _ in range(150)]
+    assert losses[0] > 3.0
+    assert losses[-1] < 0.5
