@@ -101,7 +101,7 @@ def _cost(report: Report, stage: str) -> str:
     """The bill up to this stage; what the run spent on other stages is not this model's."""
     rows = report["bill"]["rows"]
     later = set(report["stages"]) - set(_stages_until(report, stage))
-    rows = [row for row in rows if row["stage"] not in later]
+    rows = [row for row in rows if row["stage"].removeprefix("eval:") not in later]
     if not rows:
         return "## Cost\n\nUnknown: the ledger is empty."
     lines = ["## Cost", "", "| stage | time | model FLOPs | energy | cost |", "|---|---|---|---|---|"]

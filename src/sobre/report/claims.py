@@ -23,6 +23,11 @@ def stage_name(stage: str) -> str:
     return STAGE_NAMES.get(stage, stage)
 
 
+def stage_work(stage: str) -> str:
+    """What was done in a stage, as in "after ..."."""
+    return {"pretrain": "pretraining", "sft": "the cold start"}.get(stage, stage_name(stage))
+
+
 def headline(report: Report) -> str:
     """One sentence: what was spent, and what came of it."""
     model = report["model"] or {}
@@ -58,7 +63,8 @@ def gain(report: Report) -> str | None:
         return None
     (before, old), (after, new) = judged[-2:]
     points = 100 * (new["pass_at_1"] - old["pass_at_1"])
-    sentence = f"{stage_name(after).capitalize()} moved accuracy by {points:+.1f} points over the {stage_name(before)}."
+    work = stage_work(after)
+    sentence = f"{work[0].upper()}{work[1:]} moved accuracy by {points:+.1f} points over {stage_work(before)}."
     if new["ci_low"] <= old["ci_high"] and old["ci_low"] <= new["ci_high"]:
         sentence += " The two 95 % intervals overlap: the difference may be chance."
     return sentence

@@ -127,7 +127,7 @@ def _reinforcement(report: Report, alone: bool) -> str | None:
     with style("reinforcement"):
         drawing, panels = figure(7.6, 2.7, columns=3)
         steps = curve["step"]
-        panels[0].axhspan(0.2, 0.8, color=colour("rule"), alpha=0.35, linewidth=0)
+        panels[0].axhspan(*_band(report), color=colour("rule"), alpha=0.35, linewidth=0)
         panels[0].plot(steps, curve["reward"], color=colour("muted"), linewidth=1.1)
         _end_label(panels[0], curve, "reward", "muted", "reward")
         if "pass_rate" in curve:
@@ -141,6 +141,12 @@ def _reinforcement(report: Report, alone: bool) -> str | None:
             panel.grid(axis="x", visible=False)
             panel.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
         return to_svg(drawing, "Reward, response length and difficulty over reinforcement learning", alone=alone)
+
+
+def _band(report: Report) -> tuple[float, float]:
+    """Pass rates between which the curriculum keeps the training."""
+    curriculum = (report["config"].get("rl") or {}).get("curriculum") or {}
+    return curriculum.get("low", 0.2), curriculum.get("high", 0.8)
 
 
 def _lengths_and_levels(lengths: Axes, levels: Axes, curve: Report) -> None:

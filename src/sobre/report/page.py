@@ -32,6 +32,7 @@ def render(report: Report) -> str:
         "usd": words.usd,
         "usd_like": words.usd_like,
         "stage": claims.stage_name,
+        "work": claims.stage_work,
         "accuracy": claims.accuracy,
         "energy": claims.energy,
     }

@@ -125,8 +125,8 @@ def make_metrics(stage: str, n: int, start_s: float, stop_s: float, n_experts: i
 
 
 def make_ledger() -> list[dict[str, Any]]:
-    spent = {"start": 9.1, "data": 14.2, "pretrain": 118.0, "sft": 136.5, "rl": 121.9, "eval": 16.8, "report": 2.4}
-    busy = {"pretrain": 2.4e13, "sft": 2.9e13, "rl": 1.9e13, "eval": 9e11}
+    spent = {"start": 9.1, "data": 14.2, "pretrain": 118.0, "sft": 136.5, "rl": 121.9, "eval:rl": 16.8, "report": 2.4}
+    busy = {"pretrain": 2.4e13, "sft": 2.9e13, "rl": 1.9e13, "eval:rl": 9e11}
     return [
         {
             "schema": 1,
@@ -192,7 +192,10 @@ def write_run(folder: Path, *, stages: tuple[str, ...] = ("pretrain", "sft", "rl
     times = {"pretrain": (23.0, 141.0), "sft": (147.0, 283.0), "rl": (289.0, 411.0)}
     metrics = [line for s in stages for line in make_metrics(s, 90 if s == "rl" else 300, *times[s])]
     write_lines(folder / "metrics.jsonl", metrics)
-    write_lines(folder / "ledger.jsonl", [e for e in make_ledger() if e["stage"] not in {"sft", "rl"} - set(stages)])
+    write_lines(
+        folder / "ledger.jsonl",
+        [e for e in make_ledger() if e["stage"].removeprefix("eval:") not in {"sft", "rl"} - set(stages)],
+    )
     event = {"schema": 1, "stage": "pretrain", "step": 40, "kind": "horizon", "data": {"total": 300}}
     write_lines(folder / "state" / "events.jsonl", [event])
     (folder / "eval").mkdir(exist_ok=True)
