@@ -42,13 +42,13 @@ class Metrics:
         self._flushed_at = time.monotonic()
 
     def cut(self, done: Collection[str], stage: str, step: int) -> int:
-        """Drop the lines of steps that will run again: from `step` of `stage` on, and of stages not in `done`."""
+        """Drop the lines of steps that will run again: from `step` of `stage` on, and of stages that are not `done`."""
         if not self.path.exists():
             return 0
         kept_bytes, kept, records = 0, 0, lines.read(self.path)
         for record in records:
             before = record["stage"] == stage and record["step"] < step
-            if not before and (record["stage"] not in done or record["stage"] == stage):
+            if not before and record["stage"] not in done:
                 break
             kept_bytes, kept = kept_bytes + len(lines.encode(record)), kept + 1
         with self.path.open("r+b") as file:

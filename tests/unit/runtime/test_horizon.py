@@ -6,7 +6,7 @@ import pytest
 
 from sobre.runtime.clock import Meter
 from sobre.runtime.events import EventLog
-from sobre.runtime.horizon import Horizon
+from sobre.runtime.horizon import FREEZE, Horizon
 
 
 class HandClock:
@@ -102,8 +102,9 @@ def test_flops_are_a_budget_like_seconds(tmp_path):
     assert meter.used() == pytest.approx(1e12, rel=0.005)
 
 
-def test_a_resumed_run_repeats_the_decisions_of_an_uninterrupted_one(tmp_path):
-    """State saved at step 100, killed at 233, resumed from 100 with the same clock: same events, same progress."""
+@pytest.mark.parametrize("killed_at", [104, 233])
+def test_a_resumed_run_repeats_the_decisions_of_an_uninterrupted_one(tmp_path, killed_at):
+    """State saved at step 100, killed later, resumed from 100 with the same clock: same events, same progress."""
     _, whole_log, whole = run_stage(tmp_path / "whole.jsonl", drift, budget=60.0, guess=100)
 
     clock, rng = HandClock(), random.Random(0)
@@ -112,7 +113,7 @@ def test_a_resumed_run_repeats_the_decisions_of_an_uninterrupted_one(tmp_path):
     meter = Meter("seconds", 1e9, clock)
     horizon = Horizon(EventLog(path), meter, "sft", budget=60.0, guess=100)
     saved = None
-    for step in range(233):
+    for step in range(killed_at):
         assert not horizon.ended(step)
         clock.time += drift(rng, step, clock.time)
         if step + 1 == 100:
@@ -120,7 +121,7 @@ def test_a_resumed_run_repeats_the_decisions_of_an_uninterrupted_one(tmp_path):
 
     horizon_state, meter_state, time, rng_state, drift.level = saved
     clock, log = HandClock(), EventLog(path)
-    assert log.frontier("sft") > 100
+    assert (log.frontier("sft") > 100) == (killed_at == 233)
     meter = Meter("seconds", 1e9, clock)
     meter.restore(meter_state)
     rng.setstate(rng_state)
@@ -134,6 +135,25 @@ def test_a_resumed_run_repeats_the_decisions_of_an_uninterrupted_one(tmp_path):
     assert progress == whole[100:]
     decisions = [(e.step, e.kind, e.data.get("total"), e.data.get("progress")) for e in log.events()]
     assert decisions == [(e.step, e.kind, e.data.get("total"), e.data.get("progress")) for e in whole_log.events()]
+
+
+def test_the_horizon_stands_still_near_the_end(tmp_path):
+    """A machine that gets five times as fast in the last moments ends the stage early and is not given more steps."""
+    used, log, progress = run_stage(
+        tmp_path / "e.jsonl", lambda rng, step, elapsed: 0.1 if elapsed < 58.5 else 0.02, budget=60.0, guess=590
+    )
+    late = [event for event in log.events(kind="horizon") if event.data["used"] > 60.0 * (1 - FREEZE)]
+    assert len(late) <= 1
+    assert used == pytest.approx(60.0, rel=FREEZE)
+
+
+def test_one_swapped_out_second_is_no_new_speed(tmp_path):
+    clock = HandClock()
+    horizon = Horizon(EventLog(tmp_path / "e.jsonl"), Meter("seconds", 1e9, clock), "sft", budget=None, guess=1000)
+    for step in range(40):
+        horizon.ended(step)
+        clock.time += 30.0 if step == 20 else 0.1
+    assert horizon.cost() == pytest.approx(0.1, rel=0.1)
 
 
 def test_replay_ignores_the_clock_up_to_the_last_recorded_step(tmp_path):

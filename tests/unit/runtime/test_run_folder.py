@@ -59,6 +59,13 @@ def test_a_folder_with_foreign_content_is_refused_and_not_touched(tmp_path, cont
     assert snapshot(tmp_path) == before
 
 
+def test_a_saved_recipe_alone_is_no_run(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.json").write_text('{"schema": 1, "name": "demo"}')
+    with pytest.raises(RunError, match="not of a run"):
+        claim("demo", RECIPE, root=tmp_path)
+
+
 def test_an_explicit_folder_with_another_run_is_refused_even_if_it_is_finished(tmp_path):
     folder = claim("demo", RECIPE, out=tmp_path / "here")
     folder.finish()

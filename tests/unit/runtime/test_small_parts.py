@@ -127,7 +127,10 @@ def test_the_source_is_known_in_its_own_clone_and_unknown_inside_another_s(tmp_p
     package.mkdir()
     (package / "__init__.py").write_text("")
     assert source(package) == {"commit": None, "dirty": None}
+    (tmp_path / "other.txt").write_text("of another project")
     git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "other.txt")
+    git(tmp_path, "commit", "-q", "-m", "another project")
     assert source(package) == {"commit": None, "dirty": None}
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "first")
