@@ -68,9 +68,8 @@ def _text(session: Session, model: Decoder, tokenizer: Tokenizer, corpus: Corpus
     )
     n_tokens = scores["all"].n_tokens
     spending.add(tokens=n_tokens, flops=forward_flops(model.cfg, [window]) / window * n_tokens)
-    session.console.say(
-        f"held-out text: {scores['all'].per_byte:.3f} bits per byte over {scores['all'].n_bytes:,} bytes"
-    )
+    total = scores["all"]
+    session.console.say(f"held-out text: {total.per_byte:.3f} bits per byte over {total.n_bytes:,} bytes")
     result: dict[str, Any] = {"bits_per_byte": {source: bits.to_dict() for source, bits in scores.items()}}
     if cfg.ngram_order:
         result["baselines"] = baselines(corpus, tokenizer, held_out, cfg.ngram_order)

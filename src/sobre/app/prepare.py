@@ -6,9 +6,8 @@ measured and decided here is kept (state/machine.json), so that a resumed run pl
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
-from pathlib import Path
 
 import torch
 
@@ -18,6 +17,7 @@ from sobre.data.chats import ChatSamples, tokenize_chats
 from sobre.data.corpus import Corpus, prepare, training_texts
 from sobre.data.events import Events
 from sobre.data.sources import Chat, Document, read_chats, read_documents
+from sobre.eval.score import prompt_ids
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
 from sobre.runtime.device import calibrate
@@ -31,7 +31,8 @@ TOKENIZER_DOCUMENTS = 6000
 """Generated documents, and as many worked examples, that the tokenizer learns from."""
 GENERATED_MARGIN = 1.25
 """Generated text over what the plan will read: the machine may be faster than measured."""
-HELD_OUT_EXAMPLES = "the generated text is written by a seeded grammar (sobre/tasks/text.py)"
+QUESTION_MARGIN = 1.5
+"""Longest question in training over the longest among 200 of the test."""
 
 
 def look(session: Session) -> Machine:
@@ -63,6 +64,10 @@ def make_tokenizer(session: Session) -> Tokenizer:
 def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer) -> Plan:
     """What the budget buys; written to plan.json."""
     recipe = session.recipe
+    if set(recipe.stages) & {"sft", "rl"}:
+        recipe = replace(
+            recipe, model=replace(recipe.model, max_len=max(recipe.model.max_len, _chat_len(recipe, tokenizer)))
+        )
     plan = solve(
         recipe,
         machine,
@@ -106,6 +111,12 @@ def make_examples(session: Session, tokenizer: Tokenizer, max_len: int) -> ChatS
     return tokenize_chats(chats, tokenizer, max_len=max_len, events=events)
 
 
+def _chat_len(recipe: Recipe, tokenizer: Tokenizer) -> int:
+    """Context that a question of the tasks and its longest answer need, with room for longer questions in training."""
+    longest = max(len(prompt_ids(tokenizer, problem)) for problem in test_set(200, recipe.tasks))
+    return int(longest * QUESTION_MARGIN) + max(recipe.eval.max_new_tokens, recipe.rl.max_tokens)
+
+
 def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:
     if recipe.data.paths:
         events = Events("count")  # what is wrong with the files is the corpus's to say
@@ -124,8 +135,3 @@ def _generated(recipe: Recipe, tokenizer: Tokenizer, n_tokens: int) -> Iterator[
     count = max(2000, int(n_tokens * GENERATED_MARGIN / per_document))
     for index, text in enumerate(islice(documents(recipe.seed, recipe.text), count)):
         yield Document(text, "generated", where=f"generated document {index}")
-
-
-def model_folder(session: Session, stage: str) -> Path:
-    """Where the model after `stage` lies."""
-    return session.folder.model(stage)

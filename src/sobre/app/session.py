@@ -93,9 +93,7 @@ class Session:
         if lost_s > 0:
             count = len(self.ledger.entries("lost"))
             self.ledger.append(self.entry("lost", (count, count), wall_s=lost_s, wasted_s=lost_s))
-            self.console.say(
-                f"resume: {lost_s:.1f} s of work after the last saved state are done again; billed as waste"
-            )
+            self.console.say(f"resume: {lost_s:.1f} s of work after the last saved state are lost, and billed as waste")
 
     def entry(
         self,

@@ -1,6 +1,6 @@
 """One stage of training: build it, take up a saved state if there is one, run it, save the model.
 
-What differs between pretraining, fine-tuning and RL is the source of batches and the loss; everything else is here once.
+What differs between pretraining, fine-tuning and RL is the source of batches and the loss; the rest is here once.
 """
 
 import signal

@@ -1,7 +1,7 @@
 """Where the batches of pretraining and fine-tuning come from: loaders cut into steps and micro-batches.
 
-A step takes `batch_tokens`; a forward pass at most `micro_tokens`. How a step is cut changes neither the order of the data
-nor the gradient.
+A step takes `batch_tokens`; a forward pass at most `micro_tokens`. How a step is cut changes neither the order of the
+data nor the gradient.
 """
 
 from collections.abc import Mapping, Sequence
