@@ -137,10 +137,11 @@ class _Counts:
             is_train = not is_held_out(document.text, cfg.holdout_fraction)
             if special := next((name for name in tokenizer.special_texts if name in document.text), None):
                 self.events.note("special token spelt in the text, kept as text", f"{document.where}: {special}")
-            first = seen.setdefault(_digest(document.text), document.where)
-            is_duplicate = first is not document.where
+            digest = _digest(document.text)
+            is_duplicate = digest in seen
             if is_duplicate:
-                self.duplicates.add(f"{document.where} equals {first}")
+                self.duplicates.add(f"{document.where} equals {seen[digest]}")
+            seen.setdefault(digest, document.where)
             problem = self.overlap.find(document.text) if is_train else None
             if problem is not None:
                 self.test_overlap.add(f"{document.where} holds test problem {problem}")

@@ -62,15 +62,18 @@ def sample(texts: Iterable[str], n_bytes: int) -> list[str]:
     if n_bytes == 0:
         return [piece for text in texts for piece in pieces_of(text)]
     kept: list[tuple[int, str]] = []
-    total = 0
+    total, ceiling = 0, 2**64
     for text in texts:
         for piece in pieces_of(text):
             data = encode_utf8(piece)
             rank = int.from_bytes(blake2b(data, digest_size=8).digest())
+            if rank > ceiling:
+                continue  # a piece before it did not fit: the choice must not depend on which came first
             heapq.heappush(kept, (-rank, piece))
             total += len(data)
             while total > n_bytes and len(kept) > 1:
-                total -= len(encode_utf8(heapq.heappop(kept)[1]))
+                rank, piece = heapq.heappop(kept)
+                total, ceiling = total - len(encode_utf8(piece)), -rank
     return [piece for _, piece in sorted(kept, reverse=True)]
 
 

@@ -5,8 +5,8 @@ ASCII escapes, `raise_exception`, and `{% generation %}` (which marks the assist
 There is no clock in it, so a rendering depends on its arguments alone.
 
 A rendered template is one string, where a special token of the template and the same spelling in a user's message look
-alike. So spellings inside messages are first broken by a mark, a private-use character that no message holds; the
-rendered text is cut at the unbroken ones; and the marks are taken out again.
+alike. So spellings inside messages (or parts of one at an end of a message) are first broken by a mark, a private-use
+character that no message holds; the rendered text is cut at the unbroken ones; and the marks are taken out again.
 """
 
 import json
@@ -22,6 +22,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from sobre.errors import DataError
 from sobre.tokenizer.chat import Message, Piece
 from sobre.tokenizer.special import THINK_CLOSE, THINK_OPEN
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 class _Generation(Extension):
@@ -43,7 +45,7 @@ def render(template: str, **variables: Any) -> str:
     env.globals["raise_exception"] = _raise
     try:
         return env.from_string(template).render(**variables)
-    except (TemplateError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
+    except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
         raise DataError(f"the model's chat template refuses this chat: {error}") from error
 
 
@@ -51,7 +53,7 @@ def pieces(template: str, messages: Sequence[Message], specials: Iterable[str], 
     """Render a chat and cut it at the special tokens that the template wrote."""
     names = sorted(specials, key=len, reverse=True)
     mark = _unused_character(messages)
-    hidden = [_hide(message, _forbidden(message, names), mark) for message in messages]
+    hidden = [_without_specials(message, names, mark) for message in messages]
     text = render(template, messages=hidden, **variables)
     if not names:
         return [Piece(text.replace(mark, ""))]
@@ -60,23 +62,43 @@ def pieces(template: str, messages: Sequence[Message], specials: Iterable[str], 
     return [piece for piece in cuts if piece.text]
 
 
-def _forbidden(message: Message, names: Sequence[str]) -> list[str]:
-    """What a message must not spell: the assistant may mark its thought."""
-    spared = (THINK_OPEN, THINK_CLOSE) if message.get("role") == "assistant" else ()
-    return [name for name in names if name not in spared]
+def _without_specials(message: Message, names: Sequence[str], mark: str) -> dict[str, Any]:
+    """The message with its special tokens broken; an assistant may mark its thought. Role and field names stay."""
+    role = message.get("role")
+    if role not in ROLES:
+        raise DataError(f"a message has the role {role!r}; the roles that fit: {', '.join(ROLES)}")
+    spared = (THINK_OPEN, THINK_CLOSE) if role == "assistant" else ()
+    broken = [name for name in names if name not in spared]
+    hidden = {key: value if key == "role" else _break(value, broken, mark) for key, value in message.items()}
+    for field in ("content", "reasoning_content"):
+        if isinstance(hidden.get(field), str):
+            hidden[field] = _guard_borders(hidden[field], names, mark)
+    return hidden
 
 
-def _hide(value: Any, names: Sequence[str], mark: str) -> Any:
-    """Break every special token spelt in `value` after its first character."""
+def _break(value: Any, names: Sequence[str], mark: str) -> Any:
+    """Put the mark into every special token spelt in `value`, after its first character."""
     if isinstance(value, str):
         for name in names:
             value = value.replace(name, name[0] + mark + name[1:])
         return value
     if isinstance(value, Mapping):
-        return {key: _hide(inner, names, mark) for key, inner in value.items()}
+        return {_break(key, names, mark): _break(inner, names, mark) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_hide(inner, names, mark) for inner in value]
+        return [_break(inner, names, mark) for inner in value]
     return value
+
+
+def _guard_borders(text: str, names: Sequence[str], mark: str) -> str:
+    """Put the mark where the visible text is part of a special token that the template's own text could complete."""
+    visible = text.strip()
+    if not visible:
+        return text
+    if any(visible in name or any(visible.startswith(name[i:]) for i in range(1, len(name))) for name in names):
+        text = text.replace(visible, mark + visible, 1)
+    if any(visible.endswith(name[:i]) for name in names for i in range(1, len(name))):
+        text = text.rstrip() + mark + text[len(text.rstrip()) :]
+    return text
 
 
 def _unused_character(messages: Sequence[Message]) -> str:
