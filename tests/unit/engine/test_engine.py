@@ -260,3 +260,29 @@ def test_an_interrupted_generate_leaves_an_idle_engine(model):
     model.logits = honest
     asked = request("a")
     assert engine.generate([asked])[0].token_ids == alone(model, asked)[0]
+
+
+def test_a_prefill_that_failed_half_way_is_done_again(model):
+    engine = engine_of(model, prefill_tokens=4)
+    requests = [request("long", range(10)), request("short", range(5))]
+    for asked in requests:
+        engine.add(asked)
+    honest = type(model).__call__
+
+    def fails_on_the_second_step(self, step, cache=None):
+        if len(self.steps) == 1:
+            self.steps.append(step)
+            raise MemoryError
+        return honest(self, step, cache)
+
+    type(model).__call__ = fails_on_the_second_step
+    try:
+        with pytest.raises(MemoryError):
+            engine.step()
+    finally:
+        type(model).__call__ = honest
+    got = {"long": [], "short": []}
+    while engine.has_work:
+        for token in engine.step():
+            got[token.request_id].append(token.token_id)
+    assert got == {asked.id: alone(model, asked)[0] for asked in requests}
