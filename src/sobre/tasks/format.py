@@ -53,7 +53,7 @@ def extract_answer(text: str) -> str | None:
 
     What stands inside the thought is never an answer.
     """
-    if text.count(THINK_CLOSE) != 1 or THINK_OPEN in text:
+    if THINK_CLOSE not in text or THINK_OPEN in text:
         return None
     tail = text.partition(THINK_CLOSE)[2]
     answers = _ANSWER.findall(tail)

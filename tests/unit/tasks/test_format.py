@@ -17,6 +17,7 @@ NO_ACCURACY = {
     "no end of thought": "6*7=42\n<answer>42</answer>",
     "two ends of thought": "6*7=42\n</think>\n</think>\n<answer>42</answer>",
     "two think blocks": "a\n</think>\n<think>\nb\n</think>\n<answer>42</answer>",
+    "thought opened twice": "a\n<think>\nb\n</think>\n<answer>42</answer>",
     "thought opened again": "a\n</think>\n<answer>42</answer><think>",
     "answers that differ": "a\n</think>\n<answer>41</answer>\n<answer>42</answer>",
     "every answer": "a\n</think>\n" + "".join(f"<answer>{n}</answer>" for n in range(100)),

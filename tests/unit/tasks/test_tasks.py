@@ -16,6 +16,7 @@ from sobre.tasks.config import LANGS, TASK_NAMES
 from sobre.tasks.countdown import Term, attempts, made_of
 from sobre.tasks.format import completion
 from sobre.tasks.registry import TASKS, task
+from sobre.tasks.sequence import differences
 from sobre.tasks.steps import apply, is_easy, line
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -222,7 +223,8 @@ def test_an_equation_is_solved_by_its_answer_alone():
         left, right = problem.data["equation"].split("=")
         assert value(left, problem.answer) == value(right, problem.answer)
         assert value(left, str(int(problem.answer) + 1)) != value(right, str(int(problem.answer) + 1))
-        assert thought.endswith(YES[problem.lang])
+        assert thought.endswith(f"={value(right, problem.answer)} {YES[problem.lang]}")
+        assert f"={value(left, problem.answer)}" in thought.replace(" ", "\n").split("x=")[-1]
 
 
 def test_the_shown_terms_of_a_sequence_have_one_continuation():
@@ -238,6 +240,12 @@ def test_the_shown_terms_of_a_sequence_have_one_continuation():
         assert min(shown) >= 0
 
 
+def test_alternating_steps_differ():
+    for index in range(300):
+        first, second, third = differences(random.Random(index), "alternating", 3, 3)
+        assert first == third != second
+
+
 def test_every_word_problem_shows_all_of_its_numbers():
     for problem, thought in draw("word", 900):
         shown = problem.prompt
@@ -245,6 +253,46 @@ def test_every_word_problem_shows_all_of_its_numbers():
         assert all(n in re.findall(r"\d+", shown) for n in problem.key.split(":")[2].split())
         steps = {1: (1, 1), 2: (1, 2), 3: (2, 3), 4: (3, 4), 5: (4, 5)}[problem.difficulty]
         assert steps[0] <= len(thought.split("\n")) <= steps[1]
+
+
+EVENT = re.compile(
+    r"(?P<packs>gets|buys|reçoit|achète|得到|买了)(?P<n> ?\d+) ?"
+    r"(?:bags of|boxes of|sachets de|boîtes de|[袋盒]，每[袋盒]) ?(?P<m>\d+)"
+    r"|(?:buys|finds|achète encore|en trouve|买了|找到) ?(?P<plus>\d+)"
+    r"|(?:gives|loses|donne|perd|送给[^\d]+|弄丢了) ?(?P<minus>\d+)"
+)
+TEMPLATE_ANSWERS = {
+    "shop": lambda n, p, q: n * p + q,
+    "change": lambda n, p, m: m - n * p,
+    "rows": lambda r, s, t: r * s - t,
+    "reading": lambda t, p, d: t - p * d,
+    "compare": lambda a, b: a + a + b,
+    "share": lambda a, b, k: (a + b) / k,
+    "travel": lambda v, h, w: v * h + w,
+    "fence": lambda l, w: 2 * l + 2 * w,  # noqa: E741
+    "coach": lambda a, b, k: (a + b) * k,
+    "eggs": lambda k, m, n, p: k * m - n + p,
+    "saving": lambda a, s, w, b: a + s * w - b,
+    "tickets": lambda n, p, m, q: n * p + m * q,
+}
+
+
+def test_what_a_word_problem_tells_gives_its_answer():
+    stories = 0
+    for problem, _ in draw("word", 900):
+        _, template, numbers = problem.key.split(":")
+        if template in TEMPLATE_ANSWERS:
+            assert TEMPLATE_ANSWERS[template](*map(int, numbers.split())) == int(problem.answer)
+            continue
+        have = int(re.search(r"\d+", problem.prompt)[0])
+        events = list(EVENT.finditer(problem.prompt))
+        assert len(events) == template.count("-"), problem.prompt
+        for each in events:
+            packs = int(each["n"]) * int(each["m"]) if each["packs"] else 0
+            have += packs + int(each["plus"] or 0) - int(each["minus"] or 0)
+        assert have == int(problem.answer), problem.prompt
+        stories += 1
+    assert stories > 300
 
 
 def test_long_products_go_by_tens_and_units():
