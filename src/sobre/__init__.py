@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "Ledger", "Tokenizer", "load_model", "solve_plan"]
+__all__ = ["Engine", "Ledger", "Tokenizer", "load_model", "solve"]
 
 _HOMES = {
     "Engine": "sobre.engine.engine",
     "Ledger": "sobre.ledger.ledger",
     "Tokenizer": "sobre.tokenizer.tokenizer",
     "load_model": "sobre.models.checkpoint",
-    "solve_plan": "sobre.plan.solve",
+    "solve": "sobre.plan.solve",
 }
 
 

@@ -6,7 +6,7 @@ measured and decided here is kept (state/machine.json), so that a resumed run pl
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -20,7 +20,7 @@ from sobre.data.sources import Chat, Document, read_chats, read_documents
 from sobre.eval.score import prompt_ids
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
-from sobre.runtime.device import calibrate
+from sobre.runtime.device import Calibration, calibrate
 from sobre.runtime.environment import environment, memory_bytes
 from sobre.runtime.files import write_json
 from sobre.tasks.sampling import chat, test_set
@@ -31,24 +31,24 @@ TOKENIZER_DOCUMENTS = 6000
 """Generated documents, and as many worked examples, that the tokenizer learns from."""
 GENERATED_MARGIN = 1.25
 """Generated text over what the plan will read: the machine may be faster than measured."""
-QUESTION_MARGIN = 1.5
-"""Longest question in training over the longest among 200 of the test."""
+LENGTH_MARGIN = 1.5
+"""Longest question or worked example of the whole run over the longest of the 200 looked at."""
 
 
 def look(session: Session) -> Machine:
-    """Measure the machine, or read what was measured when the run began."""
-    path = session.folder.state / "machine.json"
-    if path.is_file():
-        measured = Machine(**json.loads(path.read_text()))
-    else:
-        found = calibrate()
-        measured = Machine(
-            name=found.name, dtype=found.dtype, peak_flops=found.peak(found.dtype), memory_bytes=memory_bytes()
-        )
-        write_json(path, asdict(measured))
+    """Measure the machine, or read what was measured when the run began.
+
+    The plan counts on its typical speed; shares of peak are taken of the best that was seen.
+    """
+    path = session.folder.state / "calibration.json"
+    if not path.is_file():
         write_json(session.folder.path / "environment.json", environment(torch.get_num_threads()))
-    session.peak_flops = measured.peak_flops
-    return measured
+        write_json(path, calibrate().to_dict())
+    stored = json.loads(path.read_text())
+    dtype = stored.pop("dtype")
+    found = Calibration(**stored)
+    session.peak_flops = found.peak(dtype)
+    return Machine(name=found.name, dtype=dtype, peak_flops=found.flops(dtype), memory_bytes=memory_bytes())
 
 
 def make_tokenizer(session: Session) -> Tokenizer:
@@ -65,9 +65,8 @@ def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer) -> Plan:
     """What the budget buys; written to plan.json."""
     recipe = session.recipe
     if set(recipe.stages) & {"sft", "rl"}:
-        recipe = replace(
-            recipe, model=replace(recipe.model, max_len=max(recipe.model.max_len, _chat_len(recipe, tokenizer)))
-        )
+        max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer))
+        recipe = replace(recipe, model=replace(recipe.model, max_len=max_len))
     plan = solve(
         recipe,
         machine,
@@ -89,7 +88,8 @@ def make_corpus(session: Session, plan: Plan, tokenizer: Tokenizer) -> Corpus:
     if recipe.data.paths:
         found: Iterator[Document] = read_documents(recipe.data.paths, recipe.data, events)
     else:
-        found = _generated(recipe, tokenizer, plan.stage("pretrain").tokens)
+        fixed = recipe.pretrain.steps * recipe.pretrain.batch_tokens
+        found = _generated(recipe, tokenizer, fixed or plan.stage("pretrain").tokens)
     prompts = [problem.prompt for problem in test_set(cfg=recipe.tasks)] if set(recipe.stages) & {"sft", "rl"} else []
     corpus = prepare(found, tokenizer, folder, recipe.data, events=events, test_prompts=prompts)
     report = {**corpus.report, "generated": not recipe.data.paths}
@@ -112,9 +112,11 @@ def make_examples(session: Session, tokenizer: Tokenizer, max_len: int) -> ChatS
 
 
 def _chat_len(recipe: Recipe, tokenizer: Tokenizer) -> int:
-    """Context that a question of the tasks and its longest answer need, with room for longer questions in training."""
-    longest = max(len(prompt_ids(tokenizer, problem)) for problem in test_set(200, recipe.tasks))
-    return int(longest * QUESTION_MARGIN) + max(recipe.eval.max_new_tokens, recipe.rl.max_tokens)
+    """Context that a question with its longest answer needs, and a worked example, with room for longer ones."""
+    questions = (len(prompt_ids(tokenizer, problem)) for problem in test_set(200, recipe.tasks))
+    examples = (len(tokenizer.render(chat(recipe.tasks, f"sft/{recipe.seed}", index))) for index in range(200))
+    answer = max(recipe.eval.max_new_tokens, recipe.rl.max_tokens)
+    return max(int(max(questions) * LENGTH_MARGIN) + answer, int(max(examples) * LENGTH_MARGIN))
 
 
 def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:
