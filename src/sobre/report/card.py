@@ -21,7 +21,7 @@ def model_card(run_dir: Path, stage: str) -> str:
         _opening(report, stage),
         _use(report, stage),
         _training(report, stage),
-        _examination(report["stages"].get(stage, {})),
+        _examination(report["stages"].get(stage, {}), claims.unseen(report)),
         _cost(report, stage),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -66,25 +66,26 @@ def _training(report: Report, stage: str) -> str:
         row = (words.number(metrics.get("tokens")), words.flops(metrics.get("flops")))
         lines.append(f"| {claims.stage_name(name)} | {metrics['steps']:,} | {row[0]} | {row[1]} |")
     data = report["data"] or {}
+    train = data.get("train") or {}
     known = [
-        f"{words.number(data[key])} {key}"
-        for key in ("documents", "tokens", "bytes")
-        if isinstance(data.get(key), int | float)
+        (data.get("n_tokens") or data.get("tokens"), "tokens"),
+        (train.get("documents"), "documents"),
+        (train.get("size_bytes"), "bytes"),
     ]
-    if known:
-        lines += ["", f"The text: {', '.join(known)}."]
+    if any(value is not None for value, _ in known):
+        lines += ["", f"The text: {', '.join(f'{words.number(v)} {unit}' for v, unit in known if v is not None)}."]
     return "\n".join(lines)
 
 
-def _examination(result: Report) -> str:
+def _examination(result: Report, unseen: str) -> str:
     if "pass_at_1" not in result and not result.get("bits_per_byte"):
         return "## Examination\n\nThis model was not examined."
     lines = ["## Examination"]
     if "pass_at_1" in result:
         lines += [
             "",
-            f"{claims.accuracy(result)} of {result['n']:,} unseen problems answered right: first answer, greedy, "
-            "95 % interval in brackets.",
+            f"{claims.accuracy(result)} of {result['n']:,} test problems answered right: first answer, greedy, "
+            f"95 % interval in brackets. {unseen}".rstrip(),
             "",
             "| | right |",
             "|---|---|",

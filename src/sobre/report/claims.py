@@ -37,7 +37,7 @@ def headline(report: Report) -> str:
     judged = last_judged(report)
     if judged is not None:
         _, stage = judged
-        return f"{opening} that solves {words.percent(stage['pass_at_1'], 0)} of {stage['n']:,} unseen problems."
+        return f"{opening} that solves {words.percent(stage['pass_at_1'], 0)} of {stage['n']:,} test problems."
     if report["bits_per_byte"]:
         value = report["bits_per_byte"].get("all", min(report["bits_per_byte"].values()))
         return f"{opening} that reads unseen text at {value:.3f} bits per byte."
@@ -48,6 +48,18 @@ def last_judged(report: Report) -> tuple[str, Report] | None:
     """The last stage that was examined on problems."""
     judged = [(name, stage) for name, stage in report["stages"].items() if "pass_at_1" in stage]
     return judged[-1] if judged else None
+
+
+def unseen(report: Report) -> str:
+    """Whether the test problems were really new, by the data's own count."""
+    overlap = (report["data"] or {}).get("test_overlap") or {}
+    if not overlap.get("count"):
+        return "None of these problems was found in the text that the model was trained on." if overlap else ""
+    fate = "was removed" if overlap.get("removed") else "was kept"
+    return (
+        f"{overlap['count']:,} documents of the pretraining text hold one of these problems: such text {fate} "
+        "(named under “What it read”)."
+    )
 
 
 def accuracy(share: Report) -> str:

@@ -19,7 +19,9 @@ def facts(files: RunFiles) -> dict[str, Any]:
     drawn = curves(files.metrics, files.stages)
     spent = bill(files.ledger)
     stages = {name: _stage(files, name) for name in files.stages}
-    bits = _last(files.evals, "bits_per_byte")
+    bits = _last(files.evals, "bits_per_byte") or {}
+    if len(bits) == 2:  # one source, and "all" of it
+        bits = {name: score for name, score in bits.items() if name != "all"}
     document = {
         "schema": SCHEMA,
         "name": files.recipe.get("name", "run"),
@@ -28,7 +30,7 @@ def facts(files: RunFiles) -> dict[str, Any]:
         "plan": files.plan,
         "model": _model(files),
         "stages": stages,
-        "bits_per_byte": {name: _value(bits[name]) for name in bits} if bits else {},
+        "bits_per_byte": {name: _value(score) for name, score in bits.items()},
         "baselines": _last(files.evals, "baselines") or {},
         "bill": spent,
         "curves": drawn,

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.ticker as ticker
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
@@ -41,7 +42,7 @@ def _accuracy(report: Report, alone: bool) -> str | None:
     rows += [(task.replace("_", " "), "by_task", task) for task in last.get("by_task", {})]
     rows += [(_language(lang), "by_lang", lang) for lang in last.get("by_lang", {})]
     with style("accuracy"):
-        drawing, [panel] = figure(7.6, 0.55 + 0.34 * len(rows))
+        drawing, [panel] = figure(7.6, 0.75 + 0.34 * len(rows))
         positions = _row_positions([group for _, group, _ in rows])
         for i, (name, stage) in enumerate(judged.items()):
             shift = (i - (len(judged) - 1) / 2) * 0.2
@@ -49,13 +50,10 @@ def _accuracy(report: Report, alone: bool) -> str | None:
                 share = stage if group is None else stage.get(group, {}).get(key)
                 if share is not None:
                     _dot(panel, y + shift, share, colour(name))
-            at = stage["pass_at_1"] * 100
-            panel.annotate(
-                stage_name(name), (at, positions[0] - 0.42), ha="center", va="bottom", color=colour(name), fontsize=9
-            )
         panel.set_yticks(positions, [label for label, _, _ in rows])
         panel.tick_params(axis="y", labelcolor=colour("ink"))
-        panel.set_ylim(positions[-1] + 0.5, -0.95)
+        panel.set_ylim(positions[-1] + 0.5, -0.5)
+        _key(panel, {stage_name(name): name for name in judged})
         panel.set_xlim(0, 100)
         panel.xaxis.set_major_formatter(lambda x, _: f"{x:.0f} %")
         panel.grid(axis="y", visible=False)
@@ -66,7 +64,26 @@ def _accuracy(report: Report, alone: bool) -> str | None:
 def _dot(panel: Axes, y: float, share: Report, shade: str) -> None:
     value = share["pass_at_1"] if "pass_at_1" in share else share["value"]
     panel.plot([share["ci_low"] * 100, share["ci_high"] * 100], [y, y], color=shade, alpha=0.45, linewidth=2.6)
-    panel.plot([value * 100], [y], "o", color=shade, markersize=5, markeredgewidth=0)
+    panel.plot([value * 100], [y], "o", color=shade, markersize=5, markeredgewidth=0, clip_on=False)
+
+
+def _key(panel: Axes, shades: dict[str, str]) -> None:
+    """What the colours mean, in one line above the panel, where nothing can run into it."""
+    handles = [Line2D([], [], color=colour(shade), linewidth=2.4) for shade in shades.values()]
+    panel.legend(
+        handles,
+        list(shades),
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=len(shades),
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0.4,
+        handlelength=0.8,
+        handletextpad=0.5,
+        columnspacing=1.4,
+        labelcolor=[colour(shade) for shade in shades.values()],
+    )
 
 
 def _row_positions(groups: list[str | None]) -> list[float]:
@@ -96,14 +113,6 @@ def _loss(report: Report, alone: bool) -> str | None:
         for panel, (field, label, shown) in zip(panels, axes, strict=True):
             for name, curve in drawn.items():
                 panel.plot(curve[field], curve["loss"], color=colour(name))
-                panel.annotate(
-                    f"{stage_name(name)} {curve['loss'][-1]:.2f}",
-                    (curve[field][-1], curve["loss"][-1]),
-                    xytext=(0, 7),
-                    textcoords="offset points",
-                    ha="right",
-                    color=colour(name),
-                )
             panel.set_xlabel(label)
             panel.xaxis.set_major_locator(ticker.MaxNLocator(4))
             panel.xaxis.set_major_formatter(ticker.FuncFormatter(_one_argument(shown)))
@@ -111,6 +120,7 @@ def _loss(report: Report, alone: bool) -> str | None:
             panel.set_xlim(0)
             panel.grid(axis="x", visible=False)
         panels[0].set_ylabel("nats per token")
+        _key(panels[0], {f"{stage_name(name)}, to {curve['loss'][-1]:.2f}": name for name, curve in drawn.items()})
         return to_svg(drawing, "Training loss against seconds and against model FLOPs", alone=alone)
 
 
@@ -122,25 +132,33 @@ def _one_argument(shown: Callable[[float], str]) -> Callable[[float, int | None]
 def _reinforcement(report: Report, alone: bool) -> str | None:
     """What reinforcement learning moved: reward and pass rate, length, and the curriculum."""
     curve = report["curves"].get("rl")
-    if curve is None or "reward" not in curve:
+    if curve is None or not {"reward", "pass_rate"} <= curve.keys():
         return None
     with style("reinforcement"):
         drawing, panels = figure(7.6, 2.7, columns=3)
-        steps = curve["step"]
         panels[0].axhspan(*_band(report), color=colour("rule"), alpha=0.35, linewidth=0)
-        panels[0].plot(steps, curve["reward"], color=colour("muted"), linewidth=1.1)
-        _end_label(panels[0], curve, "reward", "muted", "reward")
-        if "pass_rate" in curve:
-            panels[0].plot(steps, curve["pass_rate"], color=colour("rl"))
-            _end_label(panels[0], curve, "pass_rate", "rl", "pass rate")
-        panels[0].set_title("In training")
+        panels[0].plot(curve["step"], curve["reward"], color=colour("muted"), linewidth=1.1)
+        panels[0].plot(curve["step"], curve["pass_rate"], color=colour("rl"))
         panels[0].set_ylim(0)
+        _key(panels[0], {"reward": "muted", "pass rate": "rl", **_test_accuracy(panels[0], report, curve["step"])})
         _lengths_and_levels(panels[1], panels[2], curve)
         for panel in panels:
             panel.set_xlabel("step")
             panel.grid(axis="x", visible=False)
             panel.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
         return to_svg(drawing, "Reward, response length and difficulty over reinforcement learning", alone=alone)
+
+
+def _test_accuracy(panel: Axes, report: Report, steps: list[int]) -> dict[str, str]:
+    """Dots where the stage began and ended: accuracy on the test problems, which never change. Returns their key."""
+    stages = list(report["stages"].values())
+    at = list(report["stages"]).index("rl")
+    before, after = (stages[at - 1] if at else {}), stages[at]
+    ends = ((steps[0], before), (steps[-1], after))
+    judged = [(step, stage["pass_at_1"]) for step, stage in ends if "pass_at_1" in stage]
+    for step, accuracy in judged:
+        panel.plot([step], [accuracy], "o", color=colour("ink"), markersize=5, markeredgewidth=0, clip_on=False)
+    return {"test": "ink"} if judged else {}
 
 
 def _band(report: Report) -> tuple[float, float]:
@@ -158,19 +176,6 @@ def _lengths_and_levels(lengths: Axes, levels: Axes, curve: Report) -> None:
         if field in curve:
             panel.plot(curve["step"], curve[field], color=colour("rl"))
         panel.set_ylim(0)
-
-
-def _end_label(panel: Axes, curve: Report, field: str, shade: str, label: str) -> None:
-    panel.annotate(
-        f"{label}\n{curve[field][-1]:.2f}",
-        (curve["step"][-1], curve[field][-1]),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        color=colour(shade),
-        fontsize=8,
-        annotation_clip=False,
-    )
 
 
 def _health(report: Report, alone: bool) -> str | None:

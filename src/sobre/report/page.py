@@ -25,6 +25,7 @@ def render(report: Report) -> str:
         loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
+        "visible": words.visible,
         "number": words.number,
         "flops": words.flops,
         "duration": words.duration,
@@ -43,6 +44,7 @@ def render(report: Report) -> str:
         figures={name: Markup(svg) for name, svg in draw_all(report).items()},
         headline=claims.headline(report),
         gain=claims.gain(report),
+        unseen=claims.unseen(report),
         prices=claims.prices(report),
         shares=_shares(report),
         judged={name: stage for name, stage in report["stages"].items() if "pass_at_1" in stage},

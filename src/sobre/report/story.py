@@ -47,7 +47,7 @@ def _accuracy(report: Report) -> Table | None:
     judged = {name: stage for name, stage in report["stages"].items() if "pass_at_1" in stage}
     if not judged:
         return None
-    table = _table("right of unseen problems", *(claims.stage_name(name) for name in judged))
+    table = _table("test problems right", *(claims.stage_name(name) for name in judged))
     table.add_row("all", *(claims.accuracy(stage) for stage in judged.values()), style="bold")
     last = list(judged.values())[-1]
     for group in ("by_task", "by_lang"):
@@ -58,8 +58,9 @@ def _accuracy(report: Report) -> Table | None:
 
 
 def _gain(report: Report) -> Text | None:
-    gain = claims.gain(report)
-    return Text(gain) if gain else None
+    overlap = ((report["data"] or {}).get("test_overlap") or {}).get("count")
+    said = [claims.gain(report), claims.unseen(report) if overlap else None]
+    return Text(" ".join(line for line in said if line)) if any(said) else None
 
 
 def _bits(report: Report) -> Table | None:
@@ -80,12 +81,12 @@ def _sample(report: Report) -> Group | None:
         return None
     sample = min(chosen, key=lambda s: KINDS.index(s["kind"]))
     after = sample["after"]
-    thought = after["thought"].split("\n")
+    thought = words.visible(after["thought"]).split("\n")
     lines = [Text(sample["prompt"], style="bold")]
     lines += [Text(f"  {line}", style="dim") for line in thought[:WIDEST_THOUGHT]]
     if len(thought) > WIDEST_THOUGHT:
         lines.append(Text(f"  ... {len(thought) - WIDEST_THOUGHT} more lines", style="dim"))
-    answer = after["extracted"] or after["response"] or "(no answer)"
+    answer = words.visible(after["extracted"] or after["response"] or "(no answer)")
     verdict = ("right", "green") if after["right"] else (f"wrong; right would be {sample['answer']}", "red")
     lines.append(Text.assemble(answer, "  ", verdict))
     return Group(*lines)

@@ -3,6 +3,9 @@
 import math
 
 UNKNOWN = "unknown"
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | dict.fromkeys(
+    range(127, 160), 0x2421
+)
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -63,6 +66,11 @@ def energy(joules: float | None) -> str:
     if joules is None:
         return UNKNOWN
     return f"{_significant(joules / 3600, 3)} Wh" if joules < 3.6e6 else f"{_significant(joules / 3.6e6, 3)} kWh"
+
+
+def visible(text: str) -> str:
+    """Control characters as pictures: what a model wrote must not steer a terminal, and is no HTML."""
+    return text.translate(_PICTURES)
 
 
 def _significant(value: float, digits: int) -> str:

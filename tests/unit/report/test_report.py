@@ -186,6 +186,36 @@ def test_a_folder_without_a_run_and_a_broken_file_are_errors_that_name_them(tmp_
         build(tmp_path)
 
 
+def test_test_problems_found_in_the_training_text_are_admitted_wherever_accuracy_is_told(tmp_path, new_run):
+    folder = new_run(tmp_path / "run")
+    data = json.loads((folder / "data.json").read_text())
+    seen = {"count": 26, "removed": False, "first": ["document 671 holds test problem 465"]}
+    (folder / "data.json").write_text(json.dumps({**data, "test_overlap": seen}))
+    build(folder)
+    console = Console(width=200, file=io.StringIO())
+    console.print(story(json.loads((folder / "report.json").read_text()), folder))
+    for text in (
+        (folder / "report.html").read_text(encoding="utf-8"),
+        model_card(folder, "rl"),
+        console.file.getvalue(),
+    ):
+        assert "26 documents of the pretraining text hold one of these problems" in text
+
+
+def test_control_characters_of_a_model_steer_no_terminal_and_no_page(tmp_path, new_run, new_eval):
+    folder = new_run(tmp_path / "run", stages=("rl",))
+    result = new_eval(0.9, 2.0)
+    for item in result["items"]:
+        item["completion"] = "\x1b[2J\x00\x9b31m" + item["completion"]
+    (folder / "eval" / "rl.json").write_text(json.dumps(result))
+    build(folder)
+    console = Console(width=200, file=io.StringIO())
+    console.print(story(json.loads((folder / "report.json").read_text()), folder))
+    for text in ((folder / "report.html").read_text(encoding="utf-8"), console.file.getvalue()):
+        assert "␛[2J␀" in text
+        assert not set(text) & set("\x1b\x00\x9b")
+
+
 def test_an_interval_that_overlaps_is_called_chance(tmp_path, new_run, new_eval):
     folder = new_run(tmp_path / "run", stages=("sft", "rl"))
     for stage, rate in (("sft", 0.80), ("rl", 0.82)):
