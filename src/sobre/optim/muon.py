@@ -44,6 +44,7 @@ def orthogonalize(x_ZIO: Tensor, ns: str, steps: int, dtype: torch.dtype) -> Ten
     coefficients = MINIMAX[steps] if ns == "minimax" else (CLASSIC,) * steps
     wide = x_ZIO.shape[1] <= x_ZIO.shape[2]
     x_ZIO = x_ZIO.to(dtype, copy=True)
+    x_ZIO.mul_(_inverse(x_ZIO.abs().amax((1, 2), keepdim=True)))  # squares of tiny gradients would underflow
     if ns == "classic":
         x_ZIO.mul_(_inverse(torch.linalg.vector_norm(x_ZIO, dim=(1, 2), keepdim=True)))
     for index, (a, b, c) in enumerate(coefficients):

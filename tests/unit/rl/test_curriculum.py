@@ -65,7 +65,9 @@ def test_a_draw_gives_each_cell_its_share_and_depends_on_its_key_alone() -> None
     state = {"sorting/1": 0.5, "sorting/2": 0.05}
     draw = [curriculum.draw(state, NAMES, LANGS, CFG, 40, "0/3/0") for _ in range(2)]
     assert draw[0] == draw[1]
-    assert curriculum.draw(state, NAMES, LANGS, CFG, 40, "0/4/0") != draw[0]
+    other = curriculum.draw(state, NAMES, LANGS, CFG, 40, "0/4/0")
+    assert not {p.key for p in other} & {p.key for p in draw[0] if p.difficulty > 2}
+    assert [p.lang for p in other] != [p.lang for p in draw[0]]
     for key, share in share_of(state).items():
         task, difficulty = key.split("/")
         count = sum((p.task, p.difficulty) == (task, int(difficulty)) for p in draw[0])

@@ -70,7 +70,9 @@ def test_without_any_difference_the_flat_groups_stay_so_that_a_step_exists(make:
 
 def test_the_published_form_neither_replaces_nor_throws_away(make: SimpleNamespace) -> None:
     cfg = RLConfig(n_prompts=3, group_size=2, algorithm=PublishedConfig())
-    rollouts, _, draw = roll(make, lambda request: ([9, make.eos], True), cfg)
+    words = iter([9, 9, 9, make.tokenizer.WRONG, 9, 9])
+    rollouts, _, draw = roll(make, lambda request: ([next(words), make.eos], True), cfg)
+    assert [group.is_flat for group in rollouts.groups] == [True, False, True]
     assert draw.asked == [(0, 3)]
     assert (len(rollouts.groups), len(rollouts.dropped)) == (3, 0)
 

@@ -39,7 +39,8 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def build(nano_config: ModelConfig, tokenizer: Tokenizer):
     def build(cfg: RLConfig, seed: int = 0) -> tuple[RolloutSource, Optimizer]:
-        model = Decoder(replace(nano_config, vocab_size=tokenizer.vocab_size, max_len=160))
+        ffn = replace(nano_config.ffn, balance_alpha=0.0)  # all gradients come from the policy loss
+        model = Decoder(replace(nano_config, ffn=ffn, vocab_size=tokenizer.vocab_size, max_len=160))
         model.init_weights(seed)
         reference = Decoder(model.cfg) if cfg.algorithm.kl else None
         if reference is not None:
@@ -79,8 +80,10 @@ def test_a_step_makes_likelier_what_was_rewarded(build, monkeypatch) -> None:
     source, optimizer = build(RLConfig(**SMALL))
     batches = source.feed(0).batches
     before = gain(source, batches)
+    embedding_VD = source.model.embed.weight.detach().clone()
     train_step(source.model, optimizer, batches, source.loss_fn, lr_scale=0.1, clip=1.0, rebalance=False)
     assert gain(source, batches) > before + 0.1
+    assert not torch.equal(source.model.embed.weight, embedding_VD)
 
 
 @torch.no_grad()
