@@ -87,7 +87,7 @@ def prepare(
     with (unfinished / HELD_OUT).open("w", encoding="utf-8", newline="\n") as held_out:
         for batch in _batches(counts.keep(documents, tokenizer, cfg)):
             texts = [document.text for document, is_train in batch if is_train]
-            for ids in tokenizer.encode_batch(texts):
+            for ids in tokenizer.encode_arrays(texts):
                 writer.add(ids)
             for document, is_train in batch:
                 if not is_train:

@@ -36,9 +36,9 @@ class ShardWriter:
         self._ends: list[int] = []
         self._files: list[dict[str, Any]] = []
 
-    def add(self, ids: Sequence[int]) -> None:
+    def add(self, ids: Sequence[int] | np.ndarray) -> None:
         """Append a document; eos is added here."""
-        tokens = np.array([*ids, self._eos_id], dtype=np.int64)
+        tokens = np.concatenate([np.asarray(ids, np.int64), [self._eos_id]])
         if tokens.min() < 0 or tokens.max() >= self._vocab_size:
             raise DataError(f"a document holds the id {tokens.max()}; the vocabulary ends at {self._vocab_size - 1}")
         self._waiting.append(tokens.astype(self._dtype))

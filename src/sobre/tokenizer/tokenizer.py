@@ -7,11 +7,12 @@ A folder written elsewhere loads too when it is byte-level BPE; its chats go thr
 """
 
 import json
+from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import tokenizers
 
 from sobre.errors import CheckpointError, DataError
@@ -33,7 +34,7 @@ class Tokenizer:
         self._whole = backend
         description = json.loads(backend.to_str())
         self._plain = _without_added_tokens(description)
-        self._known_units: dict[str, list[int]] = {}
+        self._known_units: dict[str, bytes] = {}
         self._has_units = bpe.has_our_borders(description)
         added = backend.get_added_tokens_decoder()
         self._added = {token.content: token_id for token_id, token in added.items()}
@@ -102,19 +103,24 @@ class Tokenizer:
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text, in parallel; what comes again is encoded once."""
+        """`encode` of every text, in parallel."""
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode_batch` as int32 arrays; what comes again is encoded once."""
         for text in texts:
             bpe.encode_utf8(text)
         if not self._has_units:
-            return [encoding.ids for encoding in self._plain.encode_batch_fast(list(texts), add_special_tokens=False)]
+            encodings = self._plain.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [np.array(encoding.ids, np.int32) for encoding in encodings]
         if len(self._known_units) > MAX_KNOWN_UNITS:
             self._known_units = {}
         known = self._known_units
         units = [bpe.units(text) for text in texts]
         new = list(set().union(*units).difference(known))
         encodings = self._plain.encode_batch_fast(new, add_special_tokens=False)
-        known.update({unit: encoding.ids for unit, encoding in zip(new, encodings, strict=True)})
-        return [list(chain.from_iterable(map(known.__getitem__, of_text))) for of_text in units]
+        known.update({unit: array("i", encoding.ids).tobytes() for unit, encoding in zip(new, encodings, strict=True)})
+        return [np.frombuffer(b"".join([known[unit] for unit in of_text]), np.int32) for of_text in units]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of ids; bytes that are no UTF-8 become U+FFFD."""
