@@ -19,12 +19,17 @@ def slow(scripted, tokenizer):
     return scripted(lambda request: tokenizer.encode("hm ") * 10_000, delay_s=0.005)
 
 
+def head(length):
+    """The first lines of a request with a body of `length` bytes."""
+    lines = [f"POST {PATH} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {length}"]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 def raw_post(connect, live, **fields):
     """A request on a socket of its own, without waiting for the answer."""
     body = json.dumps(HELLO | fields).encode()
-    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     sock = connect(live.url)
-    sock.sendall(head.encode() + body)
+    sock.sendall(head(len(body)) + body)
     return sock
 
 
@@ -130,10 +135,7 @@ def test_a_body_that_is_too_large_or_too_slow_is_refused(serving, slow, connect)
         chunked = live.http.post(PATH, content=iter([b"x" * 1500] * 3), headers=json_type)
         assert chunked.status_code == 413
         sock = connect(live.url)
-        head = (
-            f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
-        )
-        sock.sendall(head.encode() + b'{"model"')
+        sock.sendall(head(50) + b'{"model"')
         assert sock.recv(100).startswith(b"HTTP/1.1 408")
         sock.close()
 

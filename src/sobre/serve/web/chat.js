@@ -322,4 +322,5 @@ function addExample(/** @type {{task: string, lang: string, prompt: string}} */ 
   byId("examples").append(item);
 }
 
+refresh();
 void begin();

@@ -1,0 +1,188 @@
+"""`sobre serve` as a process of its own, asked by the official client: a tiny model with random weights."""
+
+import concurrent.futures
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+
+from sobre.models.checkpoint import save_model
+from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
+from sobre.models.decoder import Decoder
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.slow
+MAX_LEN = 512
+QUESTION = [{"role": "user", "content": "Combien font 3 + 4 ? 🙂 三加四"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder as the trainers write it."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = Tokenizer.train(["Three plus four is seven. 三加四等于七。"] * 3, TokenizerConfig(vocab_size=300))
+    attention = MLAConfig(n_heads=2, kv_rank=16, nope_dim=8, rope_dim=8, v_dim=8)
+    ffn = MoEConfig(n_experts=4, n_active=2, d_expert=16, d_ff=64)
+    model = Decoder(
+        ModelConfig(
+            vocab_size=tokenizer.vocab_size, d_model=32, n_layers=2, attention=attention, ffn=ffn, max_len=MAX_LEN
+        )
+    )
+    model.init_weights(0)
+    save_model(model, path)
+    tokenizer.save(path, max_len=MAX_LEN)
+    return path
+
+
+class Process:
+    """A server that runs, its address, and what it has said."""
+
+    def __init__(self, *arguments):
+        command = [sys.executable, "-m", "sobre", "serve", *map(str, arguments), "--port", "0"]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        self.ready = threading.Event()
+        self.reader = threading.Thread(target=self.read)
+        self.reader.start()
+        assert self.ready.wait(60), self.lines
+        self.url = re.search(r"http://\S+", next(line for line in self.lines if line.startswith("ready")))[0]
+
+    def read(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if line.startswith("ready"):
+                self.ready.set()
+        self.ready.set()
+
+    def wait(self):
+        """The exit code, once it has ended by itself."""
+        code = self.process.wait(30)
+        self.reader.join(10)
+        self.process.stderr.close()
+        return code
+
+    def end(self):
+        if self.process.returncode is None:
+            self.process.terminate()
+            assert self.wait() == 0
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    running = Process(folder, "--api-key", "k1", "k2")
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k2", max_retries=0) as made:
+        yield made
+
+
+def ask(client, **fields):
+    return client.chat.completions.create(model="tiny", messages=QUESTION, **{"max_tokens": 20} | fields)
+
+
+def test_the_start_tells_memory_speed_and_price(server):
+    said = "".join(server.lines)
+    assert re.search(r"memory [\d,]+ MiB", said)
+    assert re.search(r"speed [\d,]+ tokens/s for one request, [\d,]+ tokens/s for 16 at once", said)
+    assert re.search(r"price [\d.e-]+ USD per million tokens", said)
+
+
+def test_streaming_and_not_agree_and_a_seed_repeats(client):
+    first, again, other = ask(client, seed=5), ask(client, seed=5), ask(client, seed=6)
+    text = first.choices[0].message.reasoning_content
+    assert text == again.choices[0].message.reasoning_content
+    assert text != other.choices[0].message.reasoning_content
+    chunks = list(ask(client, seed=5, stream=True, stream_options={"include_usage": True}))
+    streamed = "".join(chunk.choices[0].delta.reasoning_content or "" for chunk in chunks[:-1])
+    assert streamed == text
+    assert chunks[-1].usage.total_tokens == first.usage.total_tokens
+    assert first.usage.cost_usd > 0
+    n_tokens, reason = first.usage.completion_tokens, first.choices[0].finish_reason
+    assert reason == ("length" if n_tokens == 20 else "stop")
+
+
+def test_greedy_answers_are_the_same_alone_and_in_a_crowd(client):
+    alone = ask(client, temperature=0).choices[0].message.reasoning_content
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        crowd = list(pool.map(lambda _: ask(client, temperature=0, max_tokens=20), range(20)))
+    assert {answer.choices[0].message.reasoning_content for answer in crowd} == {alone}
+
+
+def test_errors_reach_the_official_client_as_its_own_classes(client, server):
+    with pytest.raises(openai.BadRequestError, match=f"at most {MAX_LEN}|maximum context length is {MAX_LEN}"):
+        ask(client, max_tokens=MAX_LEN)
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        ask(client, tools=[{"type": "function", "function": {"name": "f"}}])
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k3", max_retries=0) as stranger:
+        with pytest.raises(openai.AuthenticationError):
+            stranger.models.list()
+
+
+def test_a_client_that_leaves_stops_its_answer(client, server):
+    stream = ask(client, stream=True, max_tokens=400, temperature=0)
+    for _ in zip(range(3), stream, strict=False):
+        pass
+    stream.close()
+    ask(client, max_tokens=1)
+    deadline = time.monotonic() + 10
+    while not (left := [line for line in server.lines if "left=early" in line]):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert int(re.search(r"completion_tokens=(\d+)", left[0])[1]) < 400
+
+
+def test_no_question_and_no_key_is_in_the_log(client, server):
+    ask(client)
+    said = "".join(server.lines)
+    assert "POST '/v1/chat/completions' 200" in said
+    assert not any(secret in said for secret in ("Combien", "三加四", "k1", "k2"))
+
+
+def test_the_page_and_its_examples_come_from_the_same_server(server):
+    assert "<title>sobre chat</title>" in httpx.get(server.url).text
+    examples = httpx.get(f"{server.url}/v1/sobre/examples", headers={"authorization": "Bearer k1"}).json()["data"]
+    assert {example["lang"] for example in examples} == {"en", "fr", "zh"}
+
+
+def test_sigterm_lets_a_running_answer_end_and_exits_with_0(folder):
+    running = Process(folder)
+    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=0) as client:
+        stream = ask(client, stream=True, max_tokens=100, temperature=0, stream_options={"include_usage": True})
+        chunks = [next(stream)]
+        running.process.send_signal(signal.SIGTERM)
+        chunks += list(stream)
+    assert chunks[-1].usage.completion_tokens == 100
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert running.wait() == 0
+
+
+def test_what_is_asked_wrongly_is_said_before_anything_is_loaded(folder, tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "sobre", "serve", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    code, said = run(folder.parent)
+    assert code == 1
+    assert "is no model folder" in said
+    assert str(folder) in said, "names the model folder that is near"
+    assert run(tmp_path / "nothing")[0] == 1
+    assert run(folder, "--port", "99999")[0] == 2
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, said = run(folder, "--port", taken.getsockname()[1])
+    assert code == 1
+    assert "cannot listen on 127.0.0.1" in said
