@@ -23,6 +23,8 @@ from sobre.train.batch import Batch
 
 def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
     """Give every answer its advantage and its weight in the loss."""
+    if not groups:
+        return []
     rewards_XY = torch.tensor([[answer.reward.total for answer in group.rollouts] for group in groups])
     advantages_XY = advantages(rewards_XY, cfg.algorithm.kind).tolist()
     answers = [
@@ -30,27 +32,27 @@ def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
         for group, row in zip(groups, advantages_XY, strict=True)
         for answer, advantage in zip(group.rollouts, row, strict=True)
     ]
-    weights = [_weight(answer, cfg) for answer, _ in answers]
-    if not any(weights):  # every answer was cut: each counts, or the step would have nothing to divide by
-        weights = [1.0] * len(weights)
     return [
-        Sample(answer.prompt_ids, answer.response_ids, answer.logprobs, advantage, weight, answer.routes_LTA)
-        for (answer, advantage), weight in zip(answers, weights, strict=True)
+        Sample(
+            answer.prompt_ids, answer.response_ids, answer.logprobs, advantage, _weight(answer, cfg), answer.routes_LTA
+        )
+        for answer, advantage in answers
     ]
 
 
 def minibatches(samples: Sequence[Sample], cfg: RLConfig, key: str) -> list[list[Sample]]:
     """Every optimizer step's samples: `n_epochs` passes in a new random order each, `n_minibatches` parts of a pass.
 
-    Samples that the loss leaves out are not read at all.
+    Samples that the loss leaves out are not read at all, and a part without a single advantage, where no KL pulls
+    either, is empty: an optimizer that normalises its update would make a full step of rounding errors.
     """
     trained = [sample for sample in samples if sample.weight]
-    n_parts = min(cfg.n_minibatches, len(trained))
-    parts = []
+    n_parts = min(cfg.n_minibatches, len(trained)) or 1
+    parts: list[list[Sample]] = []
     for epoch in range(cfg.n_epochs):
         order = random.Random(f"minibatches/{key}/{epoch}").sample(trained, len(trained))
         parts += [order[i::n_parts] for i in range(n_parts)]
-    return parts
+    return [part if cfg.algorithm.kl or any(sample.advantage for sample in part) else [] for part in parts]
 
 
 def microbatches(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:

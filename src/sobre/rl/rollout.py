@@ -75,10 +75,9 @@ class Rollouts:
 def collect(
     engine: Sampler, tokenizer: Tokenizer, draw: Draw, cfg: RLConfig, *, format_weight: float, seed: int
 ) -> Rollouts:
-    """Sample `cfg.n_prompts` groups. `seed` makes this step's answers differ from those of other steps.
+    """Sample `cfg.n_prompts` groups, or fewer when too many are flat, down to none.
 
-    When not one group has variance, the last flat ones are kept: their advantages are 0, so the step changes nothing by
-    them, and the log shows it.
+    `seed` makes this step's answers differ from those of other steps.
     """
     before = engine.stats
     replaces = cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig) else None
@@ -92,8 +91,6 @@ def collect(
         groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, format_weight=format_weight, seed=first)
         for group in groups:
             (flat if replaces is not None and group.is_flat else kept).append(group)
-    if not kept:
-        kept, flat = flat[-cfg.n_prompts :], flat[: -cfg.n_prompts]
     after = engine.stats
     return Rollouts(tuple(kept), tuple(flat), after.flops - before.flops, after.seconds - before.seconds)
 

@@ -72,7 +72,7 @@ class RolloutSource:
         if self.reference is not None:
             batches = [self._with_reference(batch, self.reference) for batch in batches]
             flops += sum(map(self.forward_flops, batches))
-        if self.is_replaying and self.mismatch.active:
+        if self.is_replaying and self.mismatch.active and batches:
             flops += self._probe_routes(batches[0])
         return Feed(batches, flops, {**metrics, "replay": self.is_replaying})
 

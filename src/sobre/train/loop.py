@@ -23,6 +23,7 @@ class Feed:
     """What one optimizer step eats."""
 
     batches: Sequence[Batch]
+    """Empty when there is nothing to learn (RL without a difference between answers): the weights stay as they are."""
     flops: float = 0.0
     """Model FLOPs spent on making it (rollouts)."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -115,6 +116,8 @@ def dry_run(stage: Stage) -> None:
 
 
 def _step(stage: Stage, feed: Feed, lr: float, step: int) -> StepInfo:
+    if not feed.batches:
+        return StepInfo(loss=0.0, n_tokens=0, n_trained=0.0, grad_norm=0.0)
     try:
         return train_step(
             stage.model,

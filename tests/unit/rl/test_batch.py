@@ -58,10 +58,15 @@ def test_a_cut_answer_counts_or_is_kept_out_as_the_recipe_says(make: SimpleNames
     assert [part for part in minibatches(masked, RLConfig(), "k")] == [[masked[0]]]
 
 
-def test_when_every_answer_was_cut_the_step_still_has_something_to_divide_by(make: SimpleNamespace) -> None:
-    group = Group(make.problem(), tuple(make.rollout(0.0, finished=False) for _ in range(2)))
-    samples = to_samples([group], RLConfig(truncated="mask"))
-    assert [(sample.weight, sample.advantage) for sample in samples] == [(1, 0), (1, 0)]
+def test_a_part_that_teaches_nothing_is_empty(make: SimpleNamespace) -> None:
+    flat = to_samples([make.group(1.0, 1.0)], RLConfig())
+    assert minibatches(flat, RLConfig(n_epochs=2), "k") == [[], []]
+    assert minibatches([], RLConfig(), "k") == to_samples([], RLConfig()) + [[]]
+    pulled = RLConfig(algorithm=PublishedConfig(kl=0.1))
+    assert sorted(map(id, minibatches(flat, pulled, "k")[0])) == sorted(map(id, flat))
+    cut = Group(make.problem(), (make.rollout(0.0, finished=False), make.rollout(0.1, finished=False)))
+    masked = RLConfig(truncated="mask")
+    assert minibatches(to_samples([cut], masked), masked, "k") == [[]]
 
 
 def test_every_pass_reads_each_sample_once_in_an_order_of_its_own(make: SimpleNamespace) -> None:

@@ -61,10 +61,10 @@ def test_flat_groups_are_replaced_once_and_what_was_thrown_away_is_counted(make:
     assert metrics["format_rate"] == pytest.approx(3 / 10)
 
 
-def test_without_any_difference_the_flat_groups_stay_so_that_a_step_exists(make: SimpleNamespace) -> None:
+def test_without_any_difference_no_group_is_left_and_all_are_counted(make: SimpleNamespace) -> None:
     rollouts, _, draw = roll(make, lambda request: ([9, make.eos], True))
     assert draw.asked == [(0, 3), (1, 3)]
-    assert len(rollouts.groups) == len(rollouts.dropped) == 3
+    assert (len(rollouts.groups), len(rollouts.dropped), rollouts.wasted_share) == (0, 6, 1)
     assert rollouts.metrics()["flat_groups"] == 6
 
 

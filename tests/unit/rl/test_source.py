@@ -36,6 +36,16 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(texts, TokenizerConfig(vocab_size=300))
 
 
+@pytest.fixture(autouse=True)
+def _reward_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An untrained model solves nothing; this reward tells its answers apart."""
+
+    def reward(problem, text: str, finished: bool, *, format_weight: float) -> Reward:
+        return Reward(0.0, 0.0, sum(letter.islower() for letter in text) / 6)
+
+    monkeypatch.setattr(rollout, "reward", reward)
+
+
 @pytest.fixture
 def build(nano_config: ModelConfig, tokenizer: Tokenizer):
     def build(cfg: RLConfig, seed: int = 0) -> tuple[RolloutSource, Optimizer]:
@@ -72,11 +82,7 @@ def test_engine_and_trainer_give_the_same_log_probabilities(build) -> None:
     assert metrics["replay"] is False
 
 
-def test_a_step_makes_likelier_what_was_rewarded(build, monkeypatch) -> None:
-    def reward(problem, text: str, finished: bool, *, format_weight: float) -> Reward:
-        return Reward(0.0, 0.0, sum(letter.islower() for letter in text) / 6)
-
-    monkeypatch.setattr(rollout, "reward", reward)
+def test_a_step_makes_likelier_what_was_rewarded(build) -> None:
     source, optimizer = build(RLConfig(**SMALL))
     batches = source.feed(0).batches
     before = gain(source, batches)
@@ -95,6 +101,15 @@ def gain(source: RolloutSource, batches: Sequence[Batch]) -> float:
         logp_N = logits_NV.gather(1, batch.targets_N[:, None]).squeeze(1)
         total += float((logp_N * batch.streams["advantage"] * batch.weights_N).sum())
     return total
+
+
+def test_a_step_without_any_difference_leaves_the_weights_alone(build, monkeypatch) -> None:
+    monkeypatch.setattr(rollout, "reward", lambda *_, **__: Reward(0.0, 0.0, 0.0))
+    source, _ = build(RLConfig(replay_routes="on", **SMALL))
+    feed = source.feed(0)
+    assert not feed.batches
+    assert feed.metrics["wasted_share"] == 1
+    assert source.pass_rates == {"sorting/1": pytest.approx(0.5 * 0.8**6)}
 
 
 def test_a_restored_state_gives_the_same_steps(build) -> None:
