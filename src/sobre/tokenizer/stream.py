@@ -23,6 +23,4 @@ class Detokenizer:
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD if a character was never completed. Ready for another sequence after it."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        return self._decoder.decode(b"", final=True)

@@ -47,6 +47,12 @@ def test_the_split_is_fixed_by_content_alone(tokenizer, tmp_path):
     assert not any(is_held_out(document.text, 0.0) for document in given)
 
 
+def test_the_held_out_share_is_the_one_asked_for():
+    for fraction in (0.02, 0.2, 0.5):
+        share = sum(is_held_out(f"document {i}", fraction) for i in range(20_000)) / 20_000
+        assert share == pytest.approx(fraction, abs=0.01)
+
+
 def test_the_report_counts_everything(tokenizer, tmp_path):
     events = Events("count")
     corpus = prepare(documents(), tokenizer, tmp_path / "c", CFG, events=events)

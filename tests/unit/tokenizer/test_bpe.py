@@ -55,6 +55,12 @@ def test_encoding_by_units_equals_encoding_the_whole_text(tokenizer):
     assert all("".join(bpe.units(text)) == text for text in texts)
 
 
+def test_units_are_cut_only_where_the_pre_tokenizer_cuts():
+    split = bpe.pre_tokenizer().pre_tokenize_str
+    for text in odd_texts(6000, seed=3):
+        assert [part for unit in bpe.units(text) for part, _ in split(unit)] == [part for part, _ in split(text)]
+
+
 def test_a_unit_border_after_every_character_that_can_end_a_word(tokenizer):
     texts = [chr(code) + tail for code in range(1, 0x3100) for tail in (".\n b", "'s 1", "a b")]
     assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]

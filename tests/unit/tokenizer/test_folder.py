@@ -106,3 +106,4 @@ def test_a_template_can_neither_reach_out_nor_crash(text):
 def test_the_template_environment_is_the_one_templates_are_written_for():
     text = "{% generation %}a{% endgeneration %}{% for i in [1, 2] %}{% break %}{% endfor %}{{ {'é': '<'} | tojson }}"
     assert template.render(text) == 'a{"é": "<"}'
+    assert template.render("  {% if true %}\n x\n  {% endif %}\n") == " x\n"
