@@ -31,6 +31,7 @@ class ContiguousCache:
 
     def __init__(self, cfg: ModelConfig, n_slots: int, max_len: int, dtype: torch.dtype, device: str = "cpu") -> None:
         self.n_slots, self.max_len = n_slots, max_len
+        self._last: tuple[StepInput, Tensor] | None = None
         self.entries_LRSC = torch.zeros(
             cfg.n_layers, n_slots, max_len, cfg.attention.cache_dim, dtype=dtype, device=device
         )
@@ -40,17 +41,22 @@ class ContiguousCache:
         return self.entries_LRSC.numel() * self.entries_LRSC.element_size()
 
     def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> None:
-        slots_R = torch.tensor(step.slots, device=entries_NC.device)
-        cells_N = slots_R[step.sequence_N] * self.max_len + step.positions_N
-        self.entries_LRSC[layer].flatten(0, 1).index_copy_(0, cells_N, entries_NC.to(self.entries_LRSC.dtype))
+        entries_NC = entries_NC.to(self.entries_LRSC.dtype)
+        self.entries_LRSC[layer].flatten(0, 1).index_copy_(0, self._cells(step), entries_NC)
 
     def read(self, layer: int, step: StepInput) -> Tensor:
-        starts = step.starts or (0,) * step.n_sequences
-        context = max(start + length for start, length in zip(starts, step.lengths, strict=True))
         first, count = step.slots[0], step.n_sequences
         if step.slots == tuple(range(first, first + count)):
-            return self.entries_LRSC[layer, first : first + count, :context]  # a view: decoding reads in place
-        return self.entries_LRSC[layer, list(step.slots), :context]
+            return self.entries_LRSC[layer, first : first + count, : step.context]  # a view: decoding reads in place
+        return self.entries_LRSC[layer, list(step.slots), : step.context]
+
+    def _cells(self, step: StepInput) -> Tensor:
+        """Where each token of the step goes, the same in every layer."""
+        if self._last is None or self._last[0] is not step:
+            slots_R = torch.tensor(step.slots, device=step.tokens_N.device)
+            rows_N = slots_R if step.max_length == 1 else slots_R[step.sequence_N]
+            self._last = (step, rows_N * self.max_len + step.positions_N)
+        return self._last[1]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give slot `target` the first `length` entries of slot `source` (shared prompts, compaction)."""

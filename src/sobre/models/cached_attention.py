@@ -1,28 +1,26 @@
 """Attention of new tokens to cached ones: decode, chunked prefill and verification are the same sum.
 
 Shapes: R sequences, T new tokens each (padded on the right), S cached positions, H query heads, G key/value heads,
-K query/key width, W value width.
+J = H // G query heads per key head, K query/key width, W value width.
 """
 
 import torch
 from torch import Tensor
 
 
-def cached_attention(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGW: Tensor, starts_R: Tensor, scale: float) -> Tensor:
-    """Return out_RTHW: token t of sequence r attends to the positions 0..starts_R[r] + t.
+def cached_attention(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGW: Tensor, later_RTS: Tensor, scale: float) -> Tensor:
+    """Return out_RTHW; `later_RTS` is minus infinity where a token must not look, else 0.
 
-    Query heads of one group are stacked into one product per (sequence, group), so that keys are read in place.
+    The query heads of one key head are extra rows of one product, whose keys and values are read where they lie.
     """
-    n_sequences, n_tokens, n_heads, width = q_RTHK.shape
-    n_cached, n_groups = k_RSGK.shape[1:3]
-    grouped = (n_sequences, n_tokens, n_groups, n_heads // n_groups, width)
-    q_RGMK = q_RTHK.reshape(grouped).permute(0, 2, 1, 3, 4).reshape(n_sequences, n_groups, -1, width)
-    k_RGKS, v_RGSW = k_RSGK.permute(0, 2, 3, 1), v_RSGW.permute(0, 2, 1, 3)
-    scores_RGMS = torch.matmul(q_RGMK, k_RGKS).float().mul_(scale)
-    last_RT = starts_R[:, None] + torch.arange(n_tokens, device=starts_R.device)
-    hidden_RTS = torch.arange(n_cached, device=starts_R.device) > last_RT[..., None]
-    scores_RGTHS = scores_RGMS.unflatten(2, (n_tokens, -1)).masked_fill_(hidden_RTS[:, None, :, None], -torch.inf)
-    probs_RGMS = scores_RGTHS.softmax(-1).flatten(2, 3).to(v_RSGW.dtype)
-    out_RGMW = torch.matmul(probs_RGMS, v_RGSW)
-    out_RGTHW = out_RGMW.unflatten(2, (n_tokens, -1))
-    return out_RGTHW.permute(0, 2, 1, 3, 4).flatten(2, 3)
+    n_tokens, n_heads = q_RTHK.shape[1:3]
+    n_groups = k_RSGK.shape[2]
+    n_rows = n_heads // n_groups
+    bias_RUS = later_RTS.to(q_RTHK.dtype)
+    bias_RUS = bias_RUS if n_tokens == 1 else bias_RUS.repeat_interleave(n_rows, 1)
+    outs_RTJW = []
+    for group, q_RTJK in enumerate(q_RTHK.split(n_rows, 2)):
+        scores_RUS = torch.baddbmm(bias_RUS, q_RTJK.flatten(1, 2), k_RSGK[:, :, group].mT, alpha=scale)
+        out_RUW = torch.bmm(scores_RUS.softmax(-1), v_RSGW[:, :, group])
+        outs_RTJW.append(out_RUW.unflatten(1, (n_tokens, n_rows)))
+    return outs_RTJW[0] if n_groups == 1 else torch.cat(outs_RTJW, 2)

@@ -48,6 +48,6 @@ class GQA(nn.Module):
             entries_RSC = cache.read(self.layer, step).to(x_ND.dtype)
             kv_RS2GK = entries_RSC.unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
             out_RTHK = cached_attention(
-                step.pad(q_NHK), kv_RS2GK[:, :, 0], kv_RS2GK[:, :, 1], step.starts_R, self.scale
+                step.pad(q_NHK), kv_RS2GK[:, :, 0], kv_RS2GK[:, :, 1], step.later_RTS, self.scale
             )
         return self.o(step.unpad(out_RTHK).flatten(1))

@@ -74,6 +74,6 @@ class MLA(nn.Module):
         q_NHC = torch.bmm(q_NHP.transpose(0, 1), k_up_HPC).transpose(0, 1)
         entries_RSC = cache.read(self.layer, step).to(q_NHP.dtype).unsqueeze(2)
         q_RTHC = step.pad(torch.cat([q_NHC, q_rope_NHr], -1))
-        out_RTHC = cached_attention(q_RTHC, entries_RSC, entries_RSC[..., : mla.kv_rank], step.starts_R, self.scale)
+        out_RTHC = cached_attention(q_RTHC, entries_RSC, entries_RSC[..., : mla.kv_rank], step.later_RTS, self.scale)
         out_NHC = step.unpad(out_RTHC)
         return torch.bmm(out_NHC.transpose(0, 1), v_up_HWC.transpose(1, 2)).transpose(0, 1)

@@ -24,8 +24,8 @@ class Routing(NamedTuple):
 
     weights_NA: Tensor
     experts_NA: Tensor
-    load_E: Tensor
-    balance_loss: Tensor
+    balance_loss: Tensor | None
+    """None in eval mode."""
 
 
 class Dispatch(Protocol):
@@ -61,9 +61,7 @@ class Router(nn.Module):
         if self.cfg.norm_weights:
             weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
         weights_NA = weights_NA * self.cfg.route_scale
-        load_E = torch.bincount(experts_NA.flatten(), minlength=self.cfg.n_experts)
-        balance_loss = self._balance_loss(scores_NE, step) if self.training else scores_NE.new_zeros(())
-        return Routing(weights_NA, experts_NA, load_E, balance_loss)
+        return Routing(weights_NA, experts_NA, self._balance_loss(scores_NE, step) if self.training else None)
 
     def _choose(self, scores_NE: Tensor) -> Tensor:
         steered_NE = scores_NE + self.bias_E

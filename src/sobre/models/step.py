@@ -4,7 +4,7 @@ A step is a ragged list of tokens: R sequences, the r-th bringing `lengths[r]` n
 `starts[r]`. A training batch of B rows is B sequences that start at 0; a decode step is R sequences of one token; a
 chunk of a prefill is a sequence that starts where the last chunk ended. Only attention looks across tokens.
 
-Shapes (docs/shapes.md): N tokens, R sequences, D width, L routing layers, A active experts, E experts.
+Shapes (docs/shapes.md): N tokens, R sequences, D width, A active experts, E experts.
 """
 
 from dataclasses import dataclass, field
@@ -95,6 +95,19 @@ class StepInput:
         return flat if self.is_uniform else flat.index_select(0, self._cells_N)
 
     @cached_property
+    def context(self) -> int:
+        """Longest context of the step: cached positions and new ones."""
+        starts = self.starts or (0,) * self.n_sequences
+        return max(start + length for start, length in zip(starts, self.lengths, strict=True))
+
+    @cached_property
+    def later_RTS(self) -> Tensor:
+        """Minus infinity where position s lies after token t of sequence r, else 0 (float32): a bias on scores."""
+        last_RT = self.starts_R[:, None] + torch.arange(self.max_length, device=self.tokens_N.device)
+        is_later_RTS = torch.arange(self.context, device=self.tokens_N.device) > last_RT[..., None]
+        return torch.zeros(is_later_RTS.shape, device=self.tokens_N.device).masked_fill_(is_later_RTS, -torch.inf)
+
+    @cached_property
     def _cells_N(self) -> Tensor:
         return self.sequence_N * self.max_length + self.offset_N
 
@@ -105,9 +118,20 @@ class StepOutput:
 
     hidden_ND: Tensor
     """After the final norm: what the output head and the MTP module read."""
-    routes_LNA: Tensor | None
-    """Experts of every token in every routing layer (int64); None in a dense model."""
-    load_LE: Tensor | None
-    """Tokens each expert received; the bias update sums it over the whole batch."""
+    routes: tuple[Tensor, ...]
+    """Experts of every token (experts_NA), one tensor for each routing layer; none in a dense model."""
+    n_experts: int
     balance_loss: Tensor
-    """Sequence-wise balance loss, summed over sequences and layers (scalar, already times alpha)."""
+    """Sequence-wise balance loss, summed over sequences and layers (scalar, already times alpha); 0 in eval mode."""
+
+    @property
+    def routes_LNA(self) -> Tensor | None:
+        """All routes in one tensor (int64); None in a dense model."""
+        return torch.stack(self.routes) if self.routes else None
+
+    @property
+    def load_LE(self) -> Tensor | None:
+        """Tokens each expert received; the bias update sums it over the whole batch."""
+        if not self.routes:
+            return None
+        return torch.stack([experts.flatten().bincount(minlength=self.n_experts) for experts in self.routes])

@@ -37,7 +37,7 @@ class FakeModel:
         for row, (start, length) in enumerate(zip(step.starts, step.lengths, strict=True)):
             hidden += [self.digest(entries_RSC[row, : start + t + 1, 0].tolist()) for t in range(length)]
         routes_1NA = torch.stack([tokens_N1 % 8, (tokens_N1 + 1) % 8], -1).transpose(0, 1)
-        return StepOutput(torch.tensor(hidden).unsqueeze(1), routes_1NA, None, torch.zeros(()))
+        return StepOutput(torch.tensor(hidden).unsqueeze(1), tuple(routes_1NA), 8, torch.zeros(()))
 
     def digest(self, context: list[float]) -> int:
         return hash((self.salt, *map(int, context)))

@@ -19,6 +19,10 @@ def tokens(n: int, d: int = 16, seed: int = 1) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
+def load(router: Router, x_ND: torch.Tensor) -> torch.Tensor:
+    return router(x_ND, step_of(len(x_ND))).experts_NA.flatten().bincount(minlength=router.cfg.n_experts)
+
+
 def step_of(*lengths: int) -> StepInput:
     return StepInput(torch.zeros(sum(lengths), dtype=torch.long), lengths=lengths)
 
@@ -75,10 +79,10 @@ def test_rebalancing_moves_each_bias_by_the_speed_against_its_load():
 
 def test_rebalancing_evens_out_a_skewed_load():
     router, x_ND = router_of(n_experts=8, n_active=2, bias_speed=0.002), tokens(2000) + 0.5
-    before = router(x_ND, step_of(2000)).load_E.float()
+    before = load(router, x_ND).float()
     for _ in range(500):
-        router.rebalance(router(x_ND, step_of(2000)).load_E)
-    after = router(x_ND, step_of(2000)).load_E.float()
+        router.rebalance(load(router, x_ND))
+    after = load(router, x_ND).float()
     assert before.max() / before.mean() > 1.5
     assert after.max() / after.mean() < 1.1
 
@@ -96,7 +100,7 @@ def test_balance_loss_is_alpha_times_f_times_p_summed_over_sequences(lengths):
         expected = expected + 0.01 * (f_E * p_E).sum()
     router.train()
     assert_close(router(x_ND, step_of(*lengths)).balance_loss, expected)
-    assert router.eval()(x_ND, step_of(*lengths)).balance_loss == 0
+    assert router.eval()(x_ND, step_of(*lengths)).balance_loss is None
 
 
 def test_the_layer_is_the_weighted_sum_of_its_experts_and_the_shared_one():
