@@ -5,6 +5,8 @@ import random
 import pytest
 
 from sobre.errors import DataError
+from sobre.tasks.config import TasksConfig
+from sobre.tasks.sampling import chat as example
 
 BOS, EOS, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 TWO_TURNS = [
@@ -92,6 +94,14 @@ def test_prompt_and_completion_are_the_whole_for_many_chats(tokenizer):
         whole, mask = tokenizer.render_with_mask([chat[0], assistant(answer)])
         assert whole[: len(plain)] == plain
         assert sum(mask) == len(whole) - len(plain)
+
+
+def test_prompt_and_completion_are_the_whole_for_the_problems_of_the_tasks(tokenizer):
+    for index in range(400):
+        messages = example(TasksConfig(), "seed", index)
+        completion = messages[-1]["content"].removeprefix("<think>\n")
+        prompt = tokenizer.render(messages[:-1], generation_prompt=True)
+        assert tokenizer.render(messages) == prompt + tokenizer.encode_completion(completion)
 
 
 def test_rendering_many_equals_rendering_each(tokenizer):
