@@ -1,12 +1,14 @@
-"""Output head and cross entropy in one function, by chunks of tokens: the N x V logits never exist at once.
+"""Output head and cross entropy in one function: no float32 copy of the N x V logits ever exists.
 
-A chunk of logits is turned in place into what its gradient needs, softmax - onehot, rounded to the working dtype. These
-are kept for the backward pass up to `SAVE_BYTES` (N x V once, no second head product) and computed again beyond.
-The logits are rounded to the working dtype, as an ordinary output head would; everything after that is float32.
+The logits are turned, in place and by chunks that fit the cache, into what the gradient needs: softmax - onehot,
+rounded to the working dtype. Where they fit `SAVE_BYTES` they are kept for the backward pass (N x V once, one large
+product, no second one); else each chunk is computed, used and computed again. The logits are rounded to the working
+dtype, as an ordinary output head would; everything after that is float32.
 
 Shapes: N tokens, D width, V vocabulary, C tokens of a chunk.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 1 << 22
-"""float32 logits of one chunk: small enough to stay in the cache between the passes over them."""
+CHUNK_BYTES = 1 << 21
+"""Logits of one chunk in float32."""
 SAVE_BYTES = 1 << 28
 
 
@@ -24,38 +26,38 @@ def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tenso
     return _HeadNLL.apply(hidden_ND, weight_VD, targets_N)
 
 
-def _chunk(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-    """nll_C and errors_CV = softmax - onehot, at least float32."""
-    wide = torch.promote_types(hidden_CD.dtype, torch.float32)
-    logits_CV = F.linear(hidden_CD, weight_VD).to(wide)
-    target_C1 = targets_C.unsqueeze(1)
-    errors_CV = torch.softmax(logits_CV, -1)
-    # log-sum-exp without another pass of exponentials: the largest logit less the log of its probability
-    lse_C = logits_CV.amax(-1) - errors_CV.amax(-1).log_()
-    nll_C = lse_C - logits_CV.gather(1, target_C1).squeeze(1)
-    return nll_C, errors_CV.scatter_add_(1, target_C1, errors_CV.new_full((), -1.0).expand_as(target_C1))
+def _chunks(n_tokens: int, n_words: int, bytes_each: int) -> Iterator[slice]:
+    rows = max(32, bytes_each // (4 * n_words) // 32 * 32)
+    return (slice(begin, min(begin + rows, n_tokens)) for begin in range(0, n_tokens, rows))
+
+
+def _logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Tensor:
+    """Overwrite the logits with softmax - onehot; fill nll_N."""
+    for chunk in _chunks(*logits_NV.shape, CHUNK_BYTES):
+        wide_CV = logits_NV[chunk].to(nll_N.dtype)
+        target_C1 = targets_N[chunk].unsqueeze(1)
+        probs_CV = torch.softmax(wide_CV, -1)
+        # log-sum-exp without another pass of exponentials: the largest logit less the log of its probability
+        lse_C = wide_CV.amax(-1).sub_(probs_CV.amax(-1).log_())
+        torch.sub(lse_C, wide_CV.gather(1, target_C1).squeeze(1), out=nll_N[chunk])
+        probs_CV.scatter_add_(1, target_C1, probs_CV.new_full((), -1.0).expand_as(target_C1))
+        logits_NV[chunk] = probs_CV
+    return logits_NV
 
 
 class _HeadNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
         n_tokens, n_words = hidden_ND.shape[0], weight_VD.shape[0]
-        ctx.rows = max(32, CHUNK_BYTES // (4 * n_words) // 32 * 32)
-        keep = any(ctx.needs_input_grad) and n_tokens * n_words * hidden_ND.element_size() <= SAVE_BYTES
-        errors_NV = hidden_ND.new_empty(n_tokens, n_words) if keep else None
-        nlls = []
-        for begin in range(0, n_tokens, ctx.rows):
-            chunk = slice(begin, begin + ctx.rows)
-            nll_C, errors_CV = _chunk(hidden_ND[chunk], weight_VD, targets_N[chunk])
-            nlls.append(nll_C)
-            if errors_NV is not None:
-                errors_NV[chunk] = errors_CV
+        nll_N = hidden_ND.new_empty(n_tokens, dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+        errors_NV = None
+        if n_tokens * n_words * hidden_ND.element_size() <= SAVE_BYTES:
+            errors_NV = _logits_to_errors(F.linear(hidden_ND, weight_VD), targets_N, nll_N)
+        else:
+            for chunk in _chunks(n_tokens, n_words, SAVE_BYTES):
+                _logits_to_errors(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, errors_NV)
-        return (
-            torch.cat(nlls)
-            if nlls
-            else hidden_ND.new_empty(0, dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
-        )
+        return nll_N
 
     @staticmethod
     @once_differentiable
@@ -66,9 +68,9 @@ class _HeadNLL(torch.autograd.Function):
             dhidden_ND = torch.mm(errors_NV, weight_VD).mul_(dnll_N1)
             return dhidden_ND, torch.mm(errors_NV.t(), hidden_ND * dnll_N1), None
         dhidden_ND, dweight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
-        for begin in range(0, hidden_ND.shape[0], ctx.rows):
-            chunk = slice(begin, begin + ctx.rows)
-            errors_CV = _chunk(hidden_ND[chunk], weight_VD, targets_N[chunk])[1].to(hidden_ND.dtype)
+        for chunk in _chunks(hidden_ND.shape[0], weight_VD.shape[0], SAVE_BYTES):
+            logits_CV = F.linear(hidden_ND[chunk], weight_VD)
+            errors_CV = _logits_to_errors(logits_CV, targets_N[chunk], torch.empty_like(dnll_N[chunk]))
             dhidden_ND[chunk] = torch.mm(errors_CV, weight_VD).mul_(dnll_N1[chunk])
             dweight_VD.addmm_(errors_CV.t(), hidden_ND[chunk] * dnll_N1[chunk])
         return dhidden_ND, dweight_VD, None

@@ -5,8 +5,9 @@ Three choices make it fast on CPUs:
 - the routing weight is multiplied into the F wide inner activation, so the way back is a plain sum of A rows
   (`embedding_bag`, which adds in float32), and the gradient of the weight needs no second look at the output;
 - an expert's rows go through all its products at once, so what lies between them stays in the level-2 cache;
-- row counts are padded to multiples of 32, since oneDNN builds a new primitive for every shape it has not met. Padding
-  rows repeat token 0 with weight 0: they add exact zeros, forward and backward.
+- row counts are padded to multiples of 32, since oneDNN builds a new primitive for every shape that it has not met,
+  which in bfloat16 takes 0.6 ms, three times the product itself. Padding rows repeat token 0 with weight 0: they add
+  exact zeros, forward and backward.
 A pass without gradients on few tokens (decoding) skips the padding and the experts that nobody visits.
 
 Shapes: N tokens, D width, E experts, A active, F expert width, M copies (N * A), P padded copies, U rows of one expert.

@@ -150,9 +150,9 @@ def test_grouped_linear_applies_each_experts_matrix(dtype, counts):
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("n", [1, 33, 100])
 def test_chunked_head_is_cross_entropy(dtype, keep, n, monkeypatch):
-    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 50 * 32)  # chunks of 32 tokens
+    monkeypatch.setattr(loss, "CHUNK_BYTES", 4 * 50 * 32)  # 32 tokens
     if not keep:
-        monkeypatch.setattr(loss, "SAVE_BYTES", 0)
+        monkeypatch.setattr(loss, "SAVE_BYTES", 0)  # the smallest chunks: 32 tokens
     tensors = [randn(n, 12, dtype=dtype), randn(50, 12, dtype=dtype, seed=1)]
     targets_N = torch.randint(50, (n,), generator=torch.Generator().manual_seed(0))
     assert_same(loss.linear_nll, reference.linear_nll, tensors, targets_N)
