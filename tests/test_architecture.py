@@ -21,6 +21,7 @@ LAYERS = (
     {"models", "data", "parallel"},
     {"train", "engine"},
     {"rl", "eval", "serve", "report"},
+    {"bench"},
     {"app"},
     {"cli"},
     {"__main__"},
