@@ -15,9 +15,9 @@ import numpy as np
 RUN_WORDS = 13
 MIN_UNITS = 3
 """Shorter problems would be found everywhere; they are counted instead."""
-_IDEOGRAPH = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
-_WORD = re.compile(rf"{_IDEOGRAPH}|(?:(?!{_IDEOGRAPH})\w)+")
-_UNIT = re.compile(rf"{_IDEOGRAPH}|(?:(?!{_IDEOGRAPH})\w)+|[^\w\s]")
+_IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[^\W{_IDEOGRAPHS}]+|[{_IDEOGRAPHS}]")
+_UNIT = re.compile(rf"[^\W{_IDEOGRAPHS}]+|[{_IDEOGRAPHS}]|[^\w\s]")
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
