@@ -76,8 +76,9 @@ def test_python_m_sobre_is_sobre() -> None:
     assert "no verb 'nothing'" in done.stderr
 
 
-def test_a_reader_that_leaves_early_meets_no_traceback() -> None:
-    command = [sys.executable, "-m", "sobre", "config", "show"]
+@pytest.mark.parametrize("argv", [["check", "nano"], ["show"]], ids=["short", "long"])
+def test_a_reader_that_leaves_early_meets_no_traceback(argv: list[str]) -> None:
+    command = [sys.executable, "-m", "sobre", "config", *argv]
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
