@@ -81,7 +81,8 @@ def test_a_reader_that_leaves_early_meets_no_traceback(argv: list[str]) -> None:
     command = [sys.executable, "-m", "sobre", "config", *argv]
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=buffered)
     os.close(write)
     assert done.returncode == 1
     assert not done.stderr
