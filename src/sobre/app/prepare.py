@@ -24,7 +24,7 @@ from sobre.runtime.device import Calibration, calibrate
 from sobre.runtime.environment import environment, memory_bytes
 from sobre.runtime.files import write_json
 from sobre.tasks.sampling import chat, test_set
-from sobre.tasks.text import documents
+from sobre.tasks.text import documents, small_talk
 from sobre.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER_DOCUMENTS = 6000
@@ -135,5 +135,10 @@ def _generated(recipe: Recipe, tokenizer: Tokenizer, n_tokens: int) -> Iterator[
     sample = list(islice(documents(recipe.seed, recipe.text), 500))
     per_document = sum(map(len, tokenizer.encode_batch(sample))) / len(sample) + 1
     count = max(2000, int(n_tokens * GENERATED_MARGIN / per_document))
+    talks = int(recipe.text.chat_share * count)
     for index, text in enumerate(islice(documents(recipe.seed, recipe.text), count)):
         yield Document(text, "generated", where=f"generated document {index}")
+        if index * talks // count != (index + 1) * talks // count:
+            messages = small_talk(recipe.seed, index, recipe.text)
+            said = "\n".join(message["content"] for message in messages)
+            yield Document(said, "generated chat", where=f"generated chat {index}", messages=messages)

@@ -1,7 +1,8 @@
 """Documents to a corpus: held-out split, duplicates and test problems counted, tokens in shards, a report.
 
 The split is by content: a document is held out when the hash of its text falls into the fraction, so equal documents
-stand on one side, whatever else is in the data and in whatever order. The folder appears whole or not at all:
+stand on one side, whatever else is in the data and in whatever order. Chats among them are never held out. The folder
+appears whole or not at all:
 
     train/            token shards
     held_out.jsonl    the held-out documents
@@ -86,9 +87,12 @@ def prepare(
     writer = ShardWriter(unfinished / TRAIN, tokenizer.vocab_size, tokenizer.eos_id)
     with (unfinished / HELD_OUT).open("w", encoding="utf-8", newline="\n") as held_out:
         for batch in _batches(counts.keep(documents, tokenizer, cfg)):
-            texts = [document.text for document, is_train in batch if is_train]
+            texts = [document.text for document, is_train in batch if is_train and not document.messages]
             for ids in tokenizer.encode_arrays(texts):
                 writer.add(ids)
+            for document, _ in batch:
+                if document.messages:
+                    writer.add(tokenizer.render(document.messages)[:-1])  # the layout's last token is eos
             for document, is_train in batch:
                 if not is_train:
                     held_out.write(json.dumps(vars(document), ensure_ascii=False) + "\n")
@@ -134,7 +138,7 @@ class _Counts:
         """The documents that stay, and whether each is for training."""
         seen: dict[bytes, str] = {}
         for document in documents:
-            is_train = not is_held_out(document.text, cfg.holdout_fraction)
+            is_train = bool(document.messages) or not is_held_out(document.text, cfg.holdout_fraction)
             if special := next((name for name in tokenizer.special_texts if name in document.text), None):
                 self.events.note("special token spelt in the text, kept as text", f"{document.where}: {special}")
             digest = _digest(document.text)

@@ -32,6 +32,8 @@ class Document:
     lang: str = ""
     where: str = ""
     """File and line, for messages."""
+    messages: Sequence[Message] = ()
+    """A chat to be read as pretraining text, in the chat layout; `text` is then what its messages say."""
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ class TextConfig:
     """Sums, differences, products, quotients and comparisons of small numbers."""
     sentences_share: float = 0.2
     """Plain sentences about everyday things."""
+    chat_share: float = 0.0
+    """Share of all documents that are small talk in the chat layout: which of two numbers is larger, with a thought.
+    It shows the layout to a base that no worked example will; none of it is an evaluated task."""
     steps_share: float = 1.0
     """Share of the worked problems that show their steps; the others give the answer at once."""
 
@@ -75,5 +78,6 @@ class TextConfig:
         shares = (self.worked_share, self.facts_share, self.sentences_share)
         if min(shares) < 0 or sum(shares) <= 0:
             raise ConfigError(f"text shares (worked, facts, sentences)={shares} must not be negative, nor all zero")
-        if not 0 <= self.steps_share <= 1:
-            raise ConfigError(f"text.steps_share={self.steps_share} must lie in 0..1")
+        for key in ("chat_share", "steps_share"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"text.{key}={getattr(self, key)} must lie in 0..1")

@@ -1,16 +1,17 @@
 """Generated pretraining text: worked problems in plain text, facts about small numbers, plain sentences.
 
 Document i is a function of (seed, i, config) alone, so that any worker can make any part of the text. Problems come
-from the training split only, and never in chat form: there is no chat token and no think tag in this text. The facts
-are single operations; as such they belong to no split, since every worked step is one.
+from the training split only, and never in chat form; the only chats are small talk, and only if the config asks. The
+facts are single operations; as such they belong to no split, since every worked step is one.
 """
 
 import random
 from collections.abc import Iterator
 
 from sobre.tasks.config import TextConfig
+from sobre.tasks.format import THINK_OPEN, completion
 from sobre.tasks.registry import task
-from sobre.tasks.sampling import sample_problem
+from sobre.tasks.sampling import Message, sample_problem
 from sobre.tasks.sentences import paragraph
 from sobre.tasks.steps import line
 
@@ -19,6 +20,7 @@ FRAMES = {
     "fr": (("Problème : ", "Réponse : "), ("Question : ", "La réponse est donc "), ("", "Résultat : ")),
     "zh": (("问题：", "答案："), ("题目：", "所以答案是"), ("", "结果：")),
 }
+WHICH = {"en": "Which is larger, {} or {}?", "fr": "Lequel est plus grand, {} ou {} ?", "zh": "{}和{}哪个大？"}
 LARGER = {"en": "{} is larger than {}", "fr": "{} est plus grand que {}", "zh": "{}大于{}"}
 SMALLER = {"en": "{} is smaller than {}", "fr": "{} est plus petit que {}", "zh": "{}小于{}"}
 
@@ -54,6 +56,18 @@ def fact(rng: random.Random, lang: str) -> str:
 def facts(rng: random.Random, lang: str) -> str:
     """Six to twelve facts, one a line."""
     return "\n".join([fact(rng, lang) for _ in range(rng.randint(6, 12))])
+
+
+def small_talk(seed: int | str, index: int, cfg: TextConfig) -> list[Message]:
+    """Chat `index`: which of two numbers is larger, thought about in one line. No task of ours asks this."""
+    rng = random.Random(f"{seed}/small talk/{index}")
+    x, y = rng.sample(range(100), 2)
+    thought = f"{x}>{y}" if x > y else f"{x}<{y}"
+    answer = completion(thought, str(max(x, y)))
+    return [
+        {"role": "user", "content": WHICH[rng.choice(cfg.langs)].format(x, y)},
+        {"role": "assistant", "content": f"{THINK_OPEN}\n{answer}"},
+    ]
 
 
 def document(seed: int | str, index: int, cfg: TextConfig) -> str:

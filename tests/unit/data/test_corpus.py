@@ -175,3 +175,14 @@ def test_overlaps_are_those_that_a_plain_search_finds():
         text = " ".join(rng.choices(words, k=rng.randint(0, 60)))
         found = [min(owners) for run, owners in runs.items() if len(owners) == 1 and f" {run} " in f" {text} "]
         assert overlap.find(text) == min(found, default=None)
+
+
+def test_a_chat_among_the_documents_is_written_in_the_chat_layout_and_never_held_out(tokenizer, tmp_path):
+    messages = [
+        {"role": "user", "content": "Which is larger, 3 or 5?"},
+        {"role": "assistant", "content": "<think>\n3<5\n</think>\n<answer>5</answer>"},
+    ]
+    chats = [Document(f"said {i}", "chat", messages=messages) for i in range(50)]
+    corpus = prepare(chats, tokenizer, tmp_path / "c", CFG)
+    assert corpus.shards.read(0, corpus.shards.n_tokens).tolist() == 50 * tokenizer.render(messages)
+    assert corpus.held_out == {}

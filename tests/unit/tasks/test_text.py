@@ -10,9 +10,10 @@ import pytest
 from sobre.errors import ConfigError
 from sobre.tasks import sentences, text
 from sobre.tasks.config import LANGS, TASK_NAMES, TextConfig
+from sobre.tasks.format import extract_answer, format_ok
 from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import sample_problem, test_set
-from sobre.tasks.text import document, documents
+from sobre.tasks.text import document, documents, small_talk
 
 ONLY_WORKED = TextConfig(facts_share=0, sentences_share=0)
 
@@ -111,3 +112,16 @@ def test_text_and_problems_are_made_faster_than_they_are_read():
             problem = sample_problem(name, "en", 3, "train", 0, index)
             TASKS[name].thought(problem, random.Random(index))
         assert 2000 / (time.process_time() - start) > 3000, name
+
+
+def test_small_talk_is_right_in_every_language_and_asks_no_evaluated_task():
+    cfg = TextConfig(chat_share=0.5)
+    prompts = {problem.prompt for problem in test_set(1000)}
+    for index in range(300):
+        user, assistant = small_talk(3, index, cfg)
+        x, y = map(int, re.findall(r"\d+", user["content"]))
+        assert user["content"] not in prompts
+        completion = assistant["content"].removeprefix("<think>\n")
+        assert format_ok(completion)
+        assert extract_answer(completion) == str(max(x, y))
+    assert small_talk(3, 7, cfg) == small_talk(3, 7, cfg) != small_talk(4, 7, cfg)
