@@ -94,7 +94,7 @@ def ask(client, **fields):
 
 def test_the_start_tells_memory_speed_and_price(server):
     said = "".join(server.lines)
-    assert re.search(r"memory [\d,]+ MiB", said)
+    assert re.search(r"memory [\d,]+ MiB now; the cache of 16 full answers takes [\d.,]+ MiB", said)
     assert re.search(r"speed [\d,]+ tokens/s for one request, [\d,]+ tokens/s for 16 at once", said)
     assert re.search(r"price [\d.e-]+ USD per million tokens", said)
 

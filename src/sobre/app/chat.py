@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import FrameType
@@ -113,6 +113,8 @@ class Chat:
 
     def converse(self) -> int:
         """Questions and answers until the end of input."""
+        with suppress(ImportError):
+            import readline  # noqa: F401  arrow keys and history in `input`, where the system has it
         self.screen.aside(f"{self.loaded.folder}: ask something. Ctrl-C stops an answer, Ctrl-D leaves.")
         while True:
             try:

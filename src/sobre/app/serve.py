@@ -58,7 +58,8 @@ def serve(cfg: ServeConfig) -> int:
     name = cfg.name or Path(cfg.model).resolve().name
     about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg)
     say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens")
-    say(f"memory {memory_bytes() / 2**20:,.0f} MiB, the cache of {cfg.n_slots} answers included")
+    cache = f"{loaded.cache_bytes / 2**20:,.1f} MiB"
+    say(f"memory {memory_bytes() / 2**20:,.0f} MiB now; the cache of {cfg.n_slots} full answers takes {cache}")
     say(f"speed {speed.alone:,.0f} tokens/s for one request, {speed.busy:,.0f} tokens/s for {speed.n_slots} at once")
     say(f"price {per_million:.4g} USD per million tokens when busy: {price.usd_per_h:g} USD per hour ({price.source})")
     if cfg.host not in ("127.0.0.1", "localhost", "::1") and not cfg.api_key:

@@ -12,6 +12,7 @@ from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.errors import CheckpointError
 from sobre.models.checkpoint import load_model
+from sobre.plan.count import cache_bytes_per_token
 from sobre.tokenizer.tokenizer import Tokenizer
 
 PROBE_TOKENS = 32
@@ -26,6 +27,8 @@ class Loaded:
     tokenizer: Tokenizer
     engine: Engine
     n_params: int
+    cache_bytes: int
+    """Of all slots at full length; the system gives the memory as it is used."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ def load_folder(folder: str, *, n_slots: int, max_context: int) -> Loaded:
             " they do not belong together"
         )
     engine = Engine(model, EngineConfig(max_batch=n_slots, max_len=max_context))
-    return Loaded(path, tokenizer, engine, sum(parameter.numel() for parameter in model.parameters()))
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    per_token = cache_bytes_per_token(model.cfg, model.dtype.itemsize)
+    return Loaded(path, tokenizer, engine, n_params, per_token * n_slots * engine.max_len)
 
 
 def check_folder(path: Path) -> None:

@@ -114,13 +114,15 @@ def run_server(
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = Server(app, bridge, cfg.drain_s)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    assert eventually(lambda: server.started)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-        yield Live(f"http://127.0.0.1:{port}", engine, bridge, server, http)
-    server.should_exit = True
-    thread.join(10)
+    try:
+        assert eventually(lambda: server.started)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            yield Live(f"http://127.0.0.1:{port}", engine, bridge, server, http)
+    finally:
+        server.should_exit = True
+        thread.join(10)
     assert not thread.is_alive()
 
 

@@ -1,0 +1,98 @@
+"""Folders that are no models, settings that cannot be, examples, prices, and text made safe for a terminal."""
+
+import pytest
+
+from sobre.app.chat import printable, without_tags
+from sobre.app.serve import read_keys
+from sobre.config.load import load
+from sobre.errors import CheckpointError, ConfigError
+from sobre.ledger.prices import prices
+from sobre.serve.config import ChatConfig, ServeConfig
+from sobre.serve.examples import example_problems
+from sobre.serve.load import check_folder
+from sobre.serve.price import cost_basis, machine_price, usd_per_million
+from sobre.tasks.registry import TASKS
+
+
+def test_a_folder_that_is_no_model_names_what_it_lacks_and_the_models_near(tmp_path):
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / "rl").mkdir(exist_ok=True)
+        (tmp_path / "rl" / name).touch()
+    check_folder(tmp_path / "rl")
+    with pytest.raises(CheckpointError, match="config.json, tokenizer.json, .*safetensors; models here: .*rl"):
+        check_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no folder .*; models here: .*rl"):
+        check_folder(tmp_path / "lr")
+    (tmp_path / "rl" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="it lacks tokenizer.json$"):
+        check_folder(tmp_path / "rl")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"port": 65536},
+        {"port": -1},
+        {"api_key": ("",)},
+        {"api_key": ("clé",)},
+        {"temperature": 2.1},
+        {"top_p": 0.0},
+        {"price_usd_per_h": float("nan")},
+        {"price_usd_per_h": -1.0},
+        {"n_slots": 0},
+        {"max_waiting": -1},
+        {"drain_s": 0.0},
+        {"keep_alive_s": float("nan")},
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        ServeConfig(model="m", **wrong)
+
+
+def test_flags_reach_the_settings():
+    cfg = load(ServeConfig, ["out/rl", "--port", "0", "--api-key", "a", "b", "--price-usd-per-h", "0.5"], recipes=None)
+    assert (cfg.model, cfg.port, cfg.api_key, cfg.price_usd_per_h) == ("out/rl", 0, ("a", "b"), 0.5)
+    chat = load(ChatConfig, ["out/rl", "--prompt", "hi", "--temperature", "0"], recipes=None)
+    assert (chat.model, chat.prompt, chat.temperature) == ("out/rl", "hi", 0.0)
+
+
+def test_keys_come_from_a_file_one_a_line(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("one\n\n two \n")
+    assert read_keys(str(file)) == ("one", "two")
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        read_keys(str(file))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_keys(str(tmp_path / "none"))
+
+
+def test_examples_show_every_task_and_language_and_are_the_same_at_every_start():
+    examples = example_problems()
+    assert examples == example_problems()
+    assert {example["lang"] for example in examples} == {"en", "fr", "zh"}
+    assert sorted(example["task"] for example in examples) == sorted(TASKS)
+
+
+def test_the_price_is_the_ones_given_or_the_ledgers_and_says_which():
+    given = machine_price(3.6)
+    assert given.usd(1000) == pytest.approx(1.0)
+    assert usd_per_million(given, 1000) == pytest.approx(1.0)
+    assert "1.500000 s" in cost_basis(given, 1.5)
+    assert "--price-usd-per-h" in cost_basis(given, 1.5)
+    listed = machine_price(None)
+    assert listed in prices().values()
+    assert listed.source in cost_basis(listed, 1)
+
+
+def test_the_marks_around_an_answer_never_show_even_while_they_are_written():
+    whole = "<answer>a < b</answer> <ans"
+    seen = [without_tags(whole[:n]) for n in range(len(whole) + 1)]
+    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert not any("<a" in text or "</" in text for text in seen)
+    assert without_tags(whole, whole=True) == "a < b <ans"
+
+
+def test_what_a_model_writes_cannot_command_the_terminal():
+    assert printable("a\tb\n\x1b[31mred\x07\x9b1m\r七🙂") == "a\tb\n\ufffd[31mred\ufffd\ufffd1m\ufffd七🙂"
