@@ -195,7 +195,7 @@ def save_folder(session: Session, name: str, model: Decoder, tokenizer: Tokenize
     """The model folder of a stage: config, weights, tokenizer, template."""
     folder = session.folder.model(name)
     tokens = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    save_model(model, folder, **tokens)
+    save_model(model, folder, extra=tokens)
     tokenizer.save(folder, max_len=model.cfg.max_len)
 
 

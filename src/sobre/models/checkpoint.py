@@ -7,7 +7,7 @@ missing, unexpected or of the wrong shape is named, all of them at once, and not
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from sobre.models.rope import Rope
 log = logging.getLogger(__name__)
 
 
-def save_model(model: Decoder, folder: Path | str, *, dtype: torch.dtype | None = None, **extra_config: Any) -> None:
-    """Write config.json and model.safetensors; `extra_config` (token ids, for one) joins the config.
+def save_model(
+    model: Decoder, folder: Path | str, *, dtype: torch.dtype | None = None, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write config.json and model.safetensors; `extra` (token ids, for one) joins the config.
 
     Raises CheckpointError when no open family can carry the model.
     """
@@ -43,7 +45,7 @@ def save_model(model: Decoder, folder: Path | str, *, dtype: torch.dtype | None 
     theirs = family.to_theirs(model.cfg)
     theirs |= {"architectures": [family.architecture], "model_type": family.model_type}
     theirs |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
-    (folder / "config.json").write_text(json.dumps(theirs | extra_config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps({**theirs, **(extra or {})}, indent=2) + "\n")
 
 
 def load_model(

@@ -46,6 +46,8 @@ def local_dispatch(
 class Router(nn.Module):
     """Choose A of E experts per token."""
 
+    bias_E: Tensor
+
     def __init__(self, cfg: MoEConfig, d_model: int) -> None:
         super().__init__()
         self.cfg = cfg

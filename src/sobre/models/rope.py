@@ -17,6 +17,9 @@ from sobre.models.config import RopeConfig, YarnConfig
 class Rope(nn.Module):
     """Cosines and sines of every position, for `dim` rotary numbers (dim / 2 pairs)."""
 
+    cos_T2: Tensor
+    sin_T2: Tensor
+
     def __init__(self, cfg: RopeConfig, dim: int, max_len: int) -> None:
         super().__init__()
         self.interleaved = cfg.interleaved

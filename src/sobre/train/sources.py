@@ -5,11 +5,12 @@ data nor the gradient.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, cast
 
-import numpy as np
 import torch
 
+from sobre.data.chats import ChatLoader
+from sobre.data.loader import LoaderState, PackedLoader
 from sobre.errors import ConfigError
 from sobre.train.batch import from_rows, from_samples
 from sobre.train.config import StageConfig
@@ -17,28 +18,10 @@ from sobre.train.loop import Feed
 from sobre.train.step import StepInfo
 
 
-class RowLoader(Protocol):
-    """Rows of T + 1 tokens in an order of its own."""
-
-    seq_len: int
-
-    def take(self, n_rows: int) -> np.ndarray: ...
-    def state(self) -> dict[str, int]: ...
-    def restore(self, state: Mapping[str, int]) -> None: ...
-
-
-class SampleLoader(Protocol):
-    """Samples (ids, mask) in an order of its own."""
-
-    def take_tokens(self, max_tokens: int) -> Sequence[Any]: ...
-    def state(self) -> dict[str, int]: ...
-    def restore(self, state: Mapping[str, int]) -> None: ...
-
-
 class RowSource:
     """Pretraining: packed rows, every token learned."""
 
-    def __init__(self, loader: RowLoader, cfg: StageConfig) -> None:
+    def __init__(self, loader: PackedLoader, cfg: StageConfig) -> None:
         self.loader = loader
         self.n_rows = max(1, cfg.batch_tokens // loader.seq_len)
         self.micro_rows = max(1, cfg.micro_tokens // loader.seq_len)
@@ -55,16 +38,16 @@ class RowSource:
         return {}
 
     def state(self) -> dict[str, Any]:
-        return self.loader.state()
+        return dict(self.loader.state())
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.loader.restore(state)
+        self.loader.restore(cast(LoaderState, state))
 
 
 class SampleSource:
     """Fine-tuning: whole chats, ragged, learned where the assistant speaks."""
 
-    def __init__(self, loader: SampleLoader, cfg: StageConfig) -> None:
+    def __init__(self, loader: ChatLoader, cfg: StageConfig) -> None:
         self.loader, self.cfg = loader, cfg
 
     def feed(self, step: int) -> Feed:
@@ -75,10 +58,10 @@ class SampleSource:
         return {}
 
     def state(self) -> dict[str, Any]:
-        return self.loader.state()
+        return dict(self.loader.state())
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.loader.restore(state)
+        self.loader.restore(cast(LoaderState, state))
 
 
 def cut_by_tokens(samples: Sequence[tuple[Any, Any]], max_tokens: int) -> list[list[tuple[Any, Any]]]:

@@ -50,7 +50,8 @@ QKV = (
 
 def rope_theta(theirs: HFConfig) -> float:
     """`rope_parameters.rope_theta` (transformers 5) or `rope_theta` (before)."""
-    return float((theirs.get("rope_parameters") or {}).get("rope_theta", theirs.get("rope_theta", 10_000.0)))
+    nested: HFConfig = theirs.get("rope_parameters") or {}
+    return float(nested.get("rope_theta") or theirs.get("rope_theta") or 10_000.0)
 
 
 def refuse_rope_scaling(theirs: HFConfig, family: str) -> None:

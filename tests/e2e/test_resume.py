@@ -1,0 +1,141 @@
+"""kill -9 at random moments: the resumed run ends with the same weights, metrics and bill as one that nobody touched.
+
+Clock and measured speed are injected: the clock moves by a fixed, uneven amount with every training step, so that a
+time budget decides the horizons and the ends of the stages, and decides them alike in every run.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+CHILD = '''
+import sys
+from pathlib import Path
+
+import torch
+
+from sobre.app import prepare
+from sobre.app.session import Session
+from sobre.app.story import tell
+from sobre.config.load import Layer, decode, to_dict
+from sobre.config.recipe import Recipe, load_recipe
+from sobre.config.load import NoOptions
+from sobre.runtime.console import Console
+from sobre.runtime.device import Calibration
+from sobre.runtime.run_folder import claim, resume
+from sobre.train import loop
+
+torch.set_num_threads(1)
+
+
+class StepClock:
+    """Seconds that pass only while training: 1.0, 1.3, 0.8, 1.0, ... a step."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def now(self):
+        return self.seconds
+
+
+clock = StepClock()
+speed = {"fp32_flops": 1e11, "bf16_flops": 1e11, "fp32_best": 1e11, "bf16_best": 1e11, "bytes_per_s": 1e10}
+prepare.calibrate = lambda: Calibration(name="test", device="cpu", threads=1, seconds=0.0, **speed)
+true_step = loop.train_step
+
+
+def step_with_time(model, *args, **kwargs):
+    info = true_step(model, *args, **kwargs)
+    clock.seconds += (1.0, 1.3, 0.8)[int(info.loss * 1e4) % 3]  # uneven, and the same wherever the step runs
+    return info
+
+
+loop.train_step = step_with_time
+recipe, _ = load_recipe(["nano", *sys.argv[3:]], NoOptions)
+out = Path(sys.argv[1])
+if sys.argv[2] == "resume":
+    folder = resume(out)
+    recipe = decode(Recipe, [Layer(str(out), folder.config)])
+else:
+    folder = claim(recipe.name, to_dict(recipe), out=out)
+with Console(quiet=True) as console:
+    tell(Session.open(recipe, folder, console, clock=clock))
+'''
+FIXED = ["--save.every-s", "0.0", "--pretrain.steps", "12", "--sft.steps", "12", "--rl.steps", "12"]
+TIMED = ["--save.every-s", "0.0", "--budget", "90s", "--pretrain.steps", "0", "--sft.steps", "0", "--rl.steps", "0"]
+CLOCKED = {"time_s", "used", "tokens_per_s", "rollout_s"}
+"""What a metric line says of real seconds."""
+
+
+MARKERS = ["state/tokenizer/*", "state/pretrain/step-*", "base/config.json", "state/sft/step-*2", "state/rl/step-*"]
+"""A kill comes a random moment after each of these appears: in the preparation, in every stage, and between stages."""
+
+
+def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[1].decode()[-2000:]
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.01)
+
+
+def start(script: Path, out: Path, mode: str, flags: list[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SOBRE_NO_REEXEC": "1"}
+    command = [sys.executable, str(script), str(out), mode, *flags]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def metrics(out: Path) -> list[dict]:
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKED} for line in lines]
+
+
+def useful_tokens(out: Path) -> dict[str, int]:
+    sums: dict[str, int] = defaultdict(int)
+    for line in (out / "ledger.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        sums[entry["stage"]] += entry["tokens"]
+    sums.pop("lost", None)
+    return dict(sums)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [FIXED, TIMED], ids=["fixed steps", "time budget"])
+def test_a_run_killed_at_random_moments_ends_like_one_left_alone(flags, tmp_path: Path):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    finish(start(script, alone, "new", flags))
+    rng = random.Random(7)
+    for marker in MARKERS:
+        process = start(script, killed, "resume" if (killed / "config.json").is_file() else "new", flags)
+        wait_for(killed, marker, process)
+        time.sleep(rng.uniform(0.0, 0.4))
+        assert process.poll() is None, f"the run ended before it could be killed after {marker}"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(start(script, killed, "resume", flags))
+    for stage in ("base", "sft", "rl"):
+        one, other = ((out / stage / "model.safetensors").read_bytes() for out in (alone, killed))
+        assert one == other, stage
+    assert metrics(killed) == metrics(alone)
+    assert useful_tokens(killed) == useful_tokens(alone)
+    for stage in ("pretrain", "sft", "rl"):
+        one, other = (json.loads((out / "eval" / f"{stage}.json").read_text()) for out in (alone, killed))
+        assert one == other
+    if flags is TIMED:
+        events = [json.loads(line) for line in (killed / "state" / "events.jsonl").read_text().splitlines()]
+        assert {event["kind"] for event in events} >= {"begin", "horizon", "end"}
