@@ -1,0 +1,103 @@
+"""sobre bench NAME: our benchmarks, each against a named peer or limit; the results are files.
+
+    sobre bench train                        a training step against transformers, and against our dense twin
+    sobre bench decode                       batched generation against transformers.generate
+    sobre bench rl                           a GRPO step against TRL
+    sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
+    sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
+    sobre bench all                          train, decode and rl
+
+Timed benchmarks run at one thread and print every round; a peer that is not installed is named and skipped by `all`.
+twin and story are queues of cells: stop them at any time, and start them again to go on.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sobre.bench.config import BenchConfig, DecodeBench, RLBench, StoryBench, TimedConfig, TrainBench, TwinBench
+from sobre.config.load import load
+from sobre.errors import ConfigError
+from sobre.runtime.allocator import reexec_once
+
+SCHEMAS: dict[str, type[BenchConfig]] = {
+    "train": TrainBench,
+    "decode": DecodeBench,
+    "rl": RLBench,
+    "twin": TwinBench,
+    "story": StoryBench,
+}
+QUICK = ("train", "decode", "rl")
+
+
+def main(argv: list[str]) -> int:
+    """sobre bench: how fast, and how good?"""
+    if not argv or argv[0] in ("-h", "--help"):
+        print((__doc__ or "").strip())
+        return 0 if argv else 2
+    name, flags = argv[0], argv[1:]
+    if name == "all":
+        return run_all(flags)
+    if name not in SCHEMAS:
+        raise ConfigError(f"no benchmark {name!r}; there are {', '.join(SCHEMAS)}, and all")
+    return run(name, load(SCHEMAS[name], flags, recipes=None, prog=f"sobre bench {name}"))
+
+
+def run_all(flags: list[str]) -> int:
+    """The benchmarks that take minutes; those whose peer is missing are named and left out."""
+    if flags:
+        raise ConfigError(f"bench all takes no flags, not {' '.join(flags)}; run one benchmark to set them")
+    for name in QUICK:
+        try:
+            run(name, SCHEMAS[name]())
+        except ConfigError as error:
+            say(f"{name} is skipped: {error}")
+    return 0
+
+
+def run(name: str, cfg: BenchConfig) -> int:
+    """Measure, write the file, show it. torch is imported here, so that --help is instant."""
+    if isinstance(cfg, TimedConfig):
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cfg.threads)
+        reexec_once()
+    from sobre.bench.result import save
+    from sobre.bench.table import table
+
+    document = _bench(name)(cfg)
+    path = save(document, cfg.out)
+    if cfg.json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print(table(document))
+    say(f"written to {path}")
+    return 0
+
+
+def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
+    """The benchmark called `name`: config in, document out."""
+    if name == "train":
+        from sobre.bench import train
+
+        return lambda cfg: train.bench(cfg, say).document()
+    if name == "decode":
+        from sobre.bench import decode
+
+        return lambda cfg: decode.bench(cfg, say).document()
+    if name == "rl":
+        from sobre.bench import rl
+
+        return lambda cfg: rl.bench(cfg, say).document()
+    if name == "twin":
+        from sobre.bench import twin
+
+        return lambda cfg: twin.bench(cfg, say)
+    from sobre.bench import story
+
+    return lambda cfg: story.bench(cfg, say)
+
+
+def say(line: str) -> None:
+    """A line for whoever waits."""
+    print(line, file=sys.stderr, flush=True)

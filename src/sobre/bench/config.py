@@ -1,0 +1,164 @@
+"""What each benchmark may be asked. No torch here."""
+
+from typing import Literal
+
+from sobre.bench.shapes import SMALL
+from sobre.config.base import config
+from sobre.errors import ConfigError
+from sobre.models.config import ModelConfig
+
+Dtype = Literal["float32", "bfloat16"]
+TRAIN_CONTESTANTS = ("sobre", "transformers", "dense", "sobre muon", "dense muon")
+
+
+@config
+class BenchConfig:
+    """What every benchmark takes."""
+
+    out: str = ""
+    """Result file; a new one in bench-results/ when not given."""
+    json: bool = False
+    """Print the result as one JSON document on standard output."""
+
+
+@config
+class TimedConfig(BenchConfig):
+    """Benchmarks that time short pieces of work in one process."""
+
+    rounds: int = 5
+    """Every contestant runs once a round, in turn; each round is kept."""
+    warmup: int = 1
+    """Rounds before, not counted."""
+    threads: int = 1
+    """Threads of every contestant."""
+    seed: int = 0
+    """Of weights and tokens."""
+    model: ModelConfig = SMALL
+    """The model, in our words."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.warmup < 0 or self.threads < 1:
+            raise ConfigError(f"rounds={self.rounds}, warmup={self.warmup}, threads={self.threads}: at least 1, 0, 1")
+
+
+@config
+class TrainBench(TimedConfig):
+    """A training step against transformers on the same weights, and against our own dense twin."""
+
+    rows: int = 8
+    seq_len: int = 512
+    contestants: tuple[str, ...] = TRAIN_CONTESTANTS
+    """Who runs: sobre and transformers in DeepSeek-V3's shape, dense (our twin of equal active parameters), each of
+    ours also with muon."""
+    compile: bool = False
+    """Also both sides under torch.compile; building them takes minutes."""
+    memory: bool = False
+    """Also the peak memory of each side, in a process of its own."""
+    nanochat: str = ""
+    """A clone of nanochat, whose dense step is then set beside ours; empty leaves it out."""
+    lr: float = 1e-4
+    """Learning rate of both sides: the steps are real, and their losses are compared after the last round."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.contestants if name not in TRAIN_CONTESTANTS]
+        if unknown or not self.contestants:
+            raise ConfigError(f"contestants={list(self.contestants)} must be some of {', '.join(TRAIN_CONTESTANTS)}")
+
+
+@config
+class DecodeBench(TimedConfig):
+    """Generation, prefill included, against transformers.generate on the same weights."""
+
+    rounds: int = 3
+    batches: tuple[int, ...] = (1, 16, 128)
+    """Requests at once."""
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    """What the model computes in."""
+    prompt: int = 16
+    """Tokens of each prompt."""
+    new: int = 48
+    """New tokens of each request at equal lengths."""
+    spread: tuple[int, int] = (8, 64)
+    """Fewest and most new tokens of a request at spread ends, drawn uniformly."""
+    temperature: float = 0.0
+    """Of both sides; 0 is greedy. The check is always greedy."""
+
+
+@config
+class RLBench(TimedConfig):
+    """A GRPO step against TRL's GRPOTrainer: same weights, prompts, tokens, optimizer and loss terms."""
+
+    rounds: int = 4
+    prompts: int = 16
+    group_size: int = 8
+    prompt: int = 16
+    """Tokens of each prompt."""
+    new: int = 64
+    """Tokens of each completion; none ends early."""
+    dtype: Dtype = "bfloat16"
+    """What our trainer computes in; our engine samples in float32, as in a run."""
+    peer_dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
+    """What TRL computes in, one after the other; the faster one is what counts."""
+    lr: float = 1e-6
+
+
+@config
+class QueueConfig(BenchConfig):
+    """Benchmarks of minutes to hours: a queue of cells, each one run and one file. Start it again to go on."""
+
+    folder: str = ""
+    """Where the cells lie; bench-results/NAME when not given. Cells of other commits lie beside, in their own."""
+    max_cells: int = 0
+    """Stop after as many new cells; 0 goes on to the end."""
+    keep_runs: bool = False
+    """Keep the whole run folder of each finished cell; otherwise its report.json and config.json alone."""
+
+
+@config
+class StoryBench(QueueConfig):
+    """Whole runs of a recipe over seeds, with the control where there is one, and the targets beside the means."""
+
+    recipe: str = "demo"
+    """demo (with its control), zero, text, or any other recipe."""
+    seeds: int = 3
+    budget: str = ""
+    """Of each run; the recipe's own when not given."""
+    control: bool = True
+    """For a recipe with sft and rl: also the same budget with RL's share given to the cold start."""
+    data: tuple[str, ...] = ()
+    """Training text, for recipes that read some."""
+    val: str = ""
+    """Text that every base model is also scored on in bits per byte, beside what its own run held out."""
+    val_lang: str = "en"
+    """Only rows of this language; empty takes all."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"seeds={self.seeds} must be at least 1")
+
+
+@config
+class TwinBench(QueueConfig):
+    """The mixture of experts against a dense model of equal active parameters: same seconds, then same FLOPs."""
+
+    recipe: str = "text"
+    """Base recipe; its pretraining stage alone is run, with the model below."""
+    budget: str = "10m"
+    """Seconds of each run."""
+    flops: str = "6e13flop"
+    """FLOPs of each run."""
+    rounds: int = 3
+    """Seeds; the learning rates are swept with the first one."""
+    lr_scales: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """The sweep: factors on the recipe's learning rates, the same for both."""
+    data: tuple[str, ...] = ()
+    """Training text; generated once for both when not given."""
+    documents: int = 60_000
+    """Documents to generate."""
+    model: ModelConfig = SMALL
+    """The mixture of experts; vocabulary and context come from the run."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or not self.lr_scales:
+            raise ConfigError(f"rounds={self.rounds} and lr_scales={list(self.lr_scales)}: at least one of each")

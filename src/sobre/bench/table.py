@@ -1,0 +1,61 @@
+"""A result file in lines for the terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Row = Sequence[str]
+
+
+def table(document: dict[str, Any]) -> str:
+    """What was found, by what code and on what machine."""
+    machine = document["machine"]
+    commit = (document["commit"] or "unknown")[:12] + (" (changed since)" if document["dirty"] else "")
+    threads = f"{machine['threads']} thread(s), " if machine["threads"] else ""
+    head = f"{document['name']}   commit {commit}   {document['date']}   {machine['cpu']}, {threads}"
+    lines = [head + f"torch {machine['packages']['torch']}, transformers {machine['packages']['transformers']}", ""]
+    lines += [f"checked: {c['what']}: {c['value']:.2g} (at most {c['limit']:.0e})" for c in document["check"]]
+    lines += _timing(document) if document["kind"] == "timing" else _summary(document)
+    return "\n".join([*lines, *(f"note: {note}" for note in document["notes"])])
+
+
+def align(rows: Sequence[Row]) -> list[str]:
+    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+
+
+def _timing(document: dict[str, Any]) -> list[str]:
+    rows: list[Row] = [("contestant", "seconds", "per second")]
+    for name, found in document["medians"].items():
+        rows.append((name, f"{found['wall_s']:.3f}", f"{found['per_s']:,.0f} {found['unit']}"))
+    lines = ["", *align(rows), ""]
+    ratios: list[Row] = [("of / over", "median", "lowest", "highest", "by CPU clock", "target")]
+    for found in document["ratios"]:
+        least, most, target = min(found["rounds"]), max(found["rounds"]), found["target"]
+        values = [f"{value:.2f}" for value in (found["median"], least, most, found["cpu_median"])]
+        goal = "" if target is None else f"{target:.2f} {'reached' if found['median'] >= target else 'missed'}"
+        ratios.append((f"{found['of']} / {found['over']}", *values, goal))
+    lines += align(ratios) if document["ratios"] else []
+    for side, found in document.get("memory", {}).items():
+        lines.append(f"memory of {side}: grows by {found['grown_mib']:,.0f} MiB to {found['peak_mib']:,.0f} MiB")
+    return lines
+
+
+def _summary(document: dict[str, Any]) -> list[str]:
+    lines: list[str] = [""]
+    for contestant, figures in document["means"].items():
+        rows: list[Row] = [(contestant, "mean", "lowest", "highest", "runs")]
+        for name, found in figures.items():
+            rows.append((name, *(f"{found[key]:.4g}" for key in ("mean", "lowest", "highest")), str(found["n"])))
+        lines += [*align(rows), ""]
+    for found in document.get("ratios", []):
+        lines.append(f"bits of {found['of']} / {found['over']}: {found['bits']:.3f}, {found['winner']} won")
+    targets: list[Row] = [("target", "wanted", "found", "")]
+    for found in document["targets"]:
+        value = "" if found["value"] is None else f"{found['value']:.4g}"
+        verdict = {True: "reached", False: "missed", None: "unknown"}[found["reached"]]
+        targets.append((found["what"], f"{found['sign']} {found['limit']:.4g}", value, verdict))
+    return lines + (align(targets) if document["targets"] else [])
