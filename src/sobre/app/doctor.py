@@ -20,9 +20,10 @@ def main(argv: list[str]) -> int:
     import torch
 
     from sobre.kernels import select
-    from sobre.runtime.device import calibrate
+    from sobre.runtime.device import calibrate, choose_threads
     from sobre.runtime.environment import environment
 
+    choose_threads()
     found = calibrate()
     kernels = {op: select.choose(op, "cpu", getattr(torch, found.dtype)) for op in select.OPS}
     report = {

@@ -20,7 +20,7 @@ from sobre.data.sources import Chat, Document, read_chats, read_documents
 from sobre.eval.score import prompt_ids
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
-from sobre.runtime.device import Calibration, calibrate
+from sobre.runtime.device import Calibration, calibrate, choose_threads
 from sobre.runtime.environment import environment, memory_bytes
 from sobre.runtime.files import write_json
 from sobre.tasks.sampling import chat, test_set
@@ -42,9 +42,11 @@ def look(session: Session) -> Machine:
     """
     path = session.folder.state / "calibration.json"
     if not path.is_file():
-        write_json(session.folder.path / "environment.json", environment(torch.get_num_threads()))
+        threads = choose_threads()
+        write_json(session.folder.path / "environment.json", environment(threads))
         write_json(path, calibrate().to_dict())
     stored = json.loads(path.read_text())
+    torch.set_num_threads(stored["threads"])
     dtype = stored.pop("dtype")
     found = Calibration(**stored)
     session.peak_flops = found.peak(dtype)

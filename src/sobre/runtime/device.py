@@ -19,6 +19,8 @@ SIZE = {"cpu": 1024, "mps": 2048, "cuda": 8192}
 """Side of the square matrices that are multiplied."""
 COPY_BYTES = 128 * 2**20
 """Larger than most caches; memory speed is what moving it takes."""
+THREADS_GAIN = 1.15
+"""All threads must be this much faster than one in small work: one is steadier."""
 BF16_GAIN = 1.2
 """bfloat16 must be this much faster than float32 in matrix products to pay for its casts."""
 
@@ -65,6 +67,32 @@ def pick_device(wanted: str = "auto") -> torch.device:
         there = ", ".join(kind for kind in present if present[kind])
         raise ConfigError(f"device {wanted!r} is not here; there are: auto, {there}")
     return torch.device(wanted)
+
+
+def choose_threads(seconds: float = 0.6) -> int:
+    """Use the number of threads, one or all, with which small work goes fastest; set it and return it.
+
+    At the sizes that a laptop trains, a second thread may cost more than it brings, above all on cores that are shared.
+    """
+    everything = torch.get_num_threads()
+    if everything == 1:
+        return 1
+    times = {}
+    for threads in (1, everything):
+        torch.set_num_threads(threads)
+        times[threads] = median(_time(_small_work, torch.device("cpu"), seconds / 2))
+    chosen = everything if times[everything] * THREADS_GAIN < times[1] else 1
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+def _small_work() -> None:
+    """A little of what a training step does: thin products, a softmax, element-wise work."""
+    x_ND, weight_FD = torch.ones(2048, 128, dtype=torch.bfloat16), torch.ones(384, 128, dtype=torch.bfloat16)
+    for _ in range(4):
+        y_NF = torch.nn.functional.linear(x_ND, weight_FD)
+        scores = torch.bmm(y_NF.view(32, 64, 384), y_NF.view(32, 64, 384).mT)
+        x_ND = x_ND + torch.softmax(scores, -1).sum().to(x_ND.dtype) * torch.nn.functional.silu(y_NF[:, :128])
 
 
 def calibrate(device: torch.device | None = None, *, seconds: float = 1.8) -> Calibration:
