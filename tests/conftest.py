@@ -1,11 +1,14 @@
-"""Fixtures that any test may ask for."""
+"""Fixtures that any test may ask for. Tests compute in one thread: at their sizes a second one only waits."""
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here and in the processes that tests start
 
 if TYPE_CHECKING:
     from torch import Tensor
