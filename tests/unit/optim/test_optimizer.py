@@ -166,6 +166,17 @@ def test_a_saved_state_continues_bit_for_bit(kind):
     assert {"momentum/layers.1.ffn.gate_EFD", "exp_avg/embed.weight"} & optimizer.state_dict().keys()
 
 
+def test_loading_the_state_of_a_beginning_forgets_what_was_learned():
+    params = make_params()
+    optimizer = make(params)
+    beginning = {key: value.clone() for key, value in optimizer.state_dict().items()}
+    give_gradients(params, 0)
+    optimizer.step(1.0)
+    optimizer.load_state_dict(beginning)
+    assert optimizer.state_dict().keys() == beginning.keys()
+    assert all(value.abs().max() == 0 for value in optimizer.state_dict().values())
+
+
 def test_a_state_of_another_optimizer_is_refused_by_name():
     params = make_params()
     state = make(params).state_dict()
@@ -184,6 +195,9 @@ def test_clipping_scales_the_joint_norm_and_never_hides_a_bad_one():
     bad = [torch.tensor([1.0, torch.nan])]
     assert clip_grad_norm(bad, 1.0).isnan()
     assert bad[0][0] == 1.0
+    endless = [torch.tensor([1.0, torch.inf])]
+    assert clip_grad_norm(endless, 1.0).isinf()
+    assert endless[0][0] == 1.0
 
 
 def test_the_learning_rate_rises_stays_and_falls():
