@@ -54,9 +54,16 @@ def measure(side: str, folder: Path, cfg: TrainBench) -> dict[str, float]:
 
 
 def _peak_mib() -> float:
-    """Largest resident memory so far; Linux counts it in KiB, macOS in bytes."""
-    per_mib = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_mib
+    """Largest resident memory of this program so far.
+
+    Not getrusage's ru_maxrss where /proc is there: that one begins with the memory of the process that started us.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    except (OSError, IndexError):
+        per_mib = 2**20 if sys.platform == "darwin" else 2**10
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_mib
 
 
 def _resident_mib() -> float:

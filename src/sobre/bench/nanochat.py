@@ -17,8 +17,8 @@ from sobre.bench.timing import Work
 from sobre.errors import ConfigError
 
 
-def training_step(clone: Path, cfg: TrainBench, rows_BT1: Tensor) -> Work:
-    """One optimizer step on the rows; returns the loss."""
+def training_step(clone: Path, cfg: TrainBench, rows_BT1: Tensor) -> tuple[Work, dict[str, int]]:
+    """One optimizer step on the rows, which returns the loss; and the counts of the model."""
     if not (clone / "nanochat" / "gpt.py").is_file():
         raise ConfigError(f"nanochat={str(clone)!r} is no clone of nanochat: it has no nanochat/gpt.py")
     os.environ["NANOCHAT_DTYPE"] = "bfloat16"  # its way to say: compute in bfloat16 over float32 masters
@@ -49,4 +49,5 @@ def training_step(clone: Path, cfg: TrainBench, rows_BT1: Tensor) -> Work:
         optimizer.step()
         return float(loss.detach())
 
-    return step
+    counts = {"total": sum(p.numel() for p in model.parameters()), "active": int(model.num_matmul_params())}
+    return step, counts

@@ -48,22 +48,26 @@ def bench(cfg: TrainBench, say: Say) -> Result:
     with TemporaryDirectory() as folder:
         model = ours.build(cfg.model, cfg.seed)
         save_model(model, folder)
-        check = compare(model, peer.load_peer(Path(folder)), rows_BT1) if "transformers" in cfg.contestants else []
+        needs_peer = cfg.compile or "transformers" in cfg.contestants
+        check = compare(model, peer.load_peer(Path(folder)), rows_BT1) if needs_peer else []
         for line in check:
             say(f"{line['what']}: {line['value']:.2g} (at most {line['limit']:.0e})")
         works = contestants(cfg, Path(folder), rows_BT1)
+        counts = models(cfg)
+        if cfg.nanochat:
+            works["nanochat"], counts["nanochat"] = nanochat.training_step(Path(cfg.nanochat), cfg, rows_BT1)
         losses: dict[str, float] = {}
         rounds = interleave(_keeping(works, losses), rounds=cfg.rounds, warmup=cfg.warmup, say=say)
         peaks = memory.peaks(cfg, Path(folder)) if cfg.memory else None
     units = dict.fromkeys(works, float(cfg.rows * cfg.seq_len))
     pairs = [(of, over, target) for (of, over), target in TARGETS.items() if of in works and over in works]
     found = medians(rounds, units, "tokens")
-    _add_flops(found, cfg)
+    _add_flops(found, counts)
     body = {
         "rounds": as_json(rounds),
         "medians": found,
         "ratios": [ratio(rounds, of, over, units=units, target=target) for of, over, target in pairs],
-        "models": models(cfg),
+        "models": counts,
         "losses": losses,
         **({} if peaks is None else {"memory": peaks}),
     }
@@ -111,8 +115,6 @@ def contestants(cfg: TrainBench, folder: Path, rows_BT1: Tensor) -> dict[str, Wo
         else:
             kind = "muon" if name.endswith("muon") else "adamw"
             works[name] = our_step(shapes[name.split()[0]], kind, cfg, rows_BT1)
-    if cfg.nanochat:
-        works["nanochat"] = nanochat.training_step(Path(cfg.nanochat), cfg, rows_BT1)
     if cfg.compile:
         works["sobre compiled"] = our_step(cfg.model, "adamw", cfg, rows_BT1, compiled=True)
         theirs = peer.load_peer(folder)
@@ -143,13 +145,12 @@ def models(cfg: TrainBench) -> dict[str, Any]:
     }
 
 
-def _add_flops(found: dict[str, Any], cfg: TrainBench) -> None:
-    """Model FLOPs per second, beside the tokens."""
-    shapes = models(cfg)
+def _add_flops(found: dict[str, Any], counts: Mapping[str, Any]) -> None:
+    """Model FLOPs per second, beside the tokens, of the shapes that our own count knows."""
     for name, median_ in found.items():
         shape = "dense" if name.startswith("dense") else "sobre"
         if name != "nanochat":
-            median_["model_gflops_per_s"] = median_["per_s"] * shapes[shape]["train_flops_per_token"] / 1e9
+            median_["model_gflops_per_s"] = median_["per_s"] * counts[shape]["train_flops_per_token"] / 1e9
 
 
 def _keeping(works: Mapping[str, Work], losses: dict[str, float]) -> dict[str, Work]:

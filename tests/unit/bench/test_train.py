@@ -93,7 +93,9 @@ def test_unknown_contestants_and_clones_are_refused(tiny, tmp_path):
 @pytest.mark.slow
 def test_the_memory_of_each_side_is_taken_in_a_process_of_its_own(tiny, tmp_path):
     saved(tiny, tmp_path)
+    ballast = b"x" * (1200 * 2**20)  # ours is no part of theirs
     found = memory.peaks(tiny, tmp_path)
     assert found.keys() == {"sobre", "transformers"}
     for side in found.values():
-        assert 0 < side["before_mib"] < side["peak_mib"]
+        assert 0 < side["before_mib"] <= side["peak_mib"] < len(ballast) / 2**20
+        assert side["grown_mib"] == side["peak_mib"] - side["before_mib"]
