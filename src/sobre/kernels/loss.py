@@ -33,7 +33,7 @@ def _chunks(n_tokens: int, n_words: int, bytes_each: int) -> Iterator[slice]:
 
 def _logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Tensor:
     """Overwrite the logits with softmax - onehot; fill nll_N."""
-    for chunk in _chunks(*logits_NV.shape, CHUNK_BYTES):
+    for chunk in _chunks(logits_NV.shape[0], logits_NV.shape[1], CHUNK_BYTES):
         wide_CV = logits_NV[chunk].to(nll_N.dtype)
         target_C1 = targets_N[chunk].unsqueeze(1)
         probs_CV = torch.softmax(wide_CV, -1)
