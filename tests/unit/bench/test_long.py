@@ -29,7 +29,12 @@ def still(monkeypatch):
 def report(bits: float = 2.0, *, kind: str = "seconds", **accuracies: float) -> dict:
     score = {"ci_low": 0.0, "ci_high": 1.0, "n": 10}
     stages = {
-        stage: {"metrics": {"steps": 3.0}, "pass_at_1": value, "by_task": {"sorting": {"value": value / 2}}, **score}
+        stage: {
+            "metrics": {"steps": 3.0},
+            "pass_at_1": value,
+            "by_task": {"sorting": {"value": value / 2}, "word": {"value": value}},
+            **score,
+        }
         for stage, value in accuracies.items()
     } or {"pretrain": {"metrics": {"steps": 3.0, "flops": 5.0}, "bits_per_byte": {"all": {"value": bits}}}}
     rows = [{"stage": "start", "wall_s": 20.0, "flops": 0.0}]
