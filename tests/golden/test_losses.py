@@ -1,6 +1,6 @@
 """The numbers of training have not moved: twenty float32 steps of the nano model against stored losses.
 
-A change of numbers that is meant rewrites the file, SOBRE_REWRITE_GOLDEN=1 pytest tests/golden, and the commit says why.
+A change of numbers that is meant rewrites the file (SOBRE_REWRITE_GOLDEN=1 pytest tests/golden); the commit says why.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The beginning of a run: look at the machine, train the tokenizer, plan, and make the corpus.
 
 Text comes from the files that the recipe names; without any it is generated, as much as the plan will read. What was
-measured and decided here is kept (state/machine.json), so that a resumed run plans the same.
+measured and decided here is kept (state/calibration.json), so that a resumed run plans the same.
 """
 
 import json
@@ -18,6 +18,7 @@ from sobre.data.corpus import Corpus, prepare, training_texts
 from sobre.data.events import Events
 from sobre.data.sources import Chat, Document, read_chats, read_documents
 from sobre.eval.score import prompt_ids
+from sobre.kernels.precision import choose_matmul_precision
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
 from sobre.runtime.device import Calibration, calibrate, choose_threads
@@ -44,12 +45,14 @@ def look(session: Session) -> Machine:
     if not path.is_file():
         threads = choose_threads()
         write_json(session.folder.path / "environment.json", environment(threads))
-        write_json(path, calibrate().to_dict())
+        write_json(path, calibrate(torch.device("cpu")).to_dict())
     stored = json.loads(path.read_text())
     torch.set_num_threads(stored["threads"])
     dtype = stored.pop("dtype")
     found = Calibration(**stored)
     session.peak_flops = found.peak(dtype)
+    if dtype == "float32":
+        choose_matmul_precision()
     return Machine(name=found.name, dtype=dtype, peak_flops=found.flops(dtype), memory_bytes=memory_bytes())
 
 
@@ -63,8 +66,8 @@ def make_tokenizer(session: Session) -> Tokenizer:
     return Tokenizer.load(folder)
 
 
-def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer) -> Plan:
-    """What the budget buys; written to plan.json."""
+def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer, *, data_tokens: int | None = None) -> Plan:
+    """What the budget buys; written to plan.json. `data_tokens` is the size of the text, where it cannot grow."""
     recipe = session.recipe
     if set(recipe.stages) & {"sft", "rl"}:
         max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer))
@@ -75,6 +78,7 @@ def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer) -> Plan:
         vocab_size=tokenizer.vocab_size,
         seq_len=recipe.data.seq_len,
         step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
+        data_tokens=data_tokens,
         n_problems=recipe.eval.n_problems,
     )
     write_json(session.folder.path / "plan.json", plan.to_dict())

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
     from sobre.runtime.console import Console
 
     if options.resume:
-        folder = resume(options.out or find_unfinished(recipe.name, to_dict(recipe)))
+        given = None if recipe == Recipe() else to_dict(recipe)  # without a recipe, the folder's own goes on
+        folder = resume(options.out or find_unfinished(recipe.name, to_dict(recipe)), given)
         recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), folder.config)])
     else:
         folder = claim(recipe.name, to_dict(recipe), out=options.out)

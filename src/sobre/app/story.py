@@ -40,9 +40,11 @@ def tell(session: Session) -> None:
         machine = look(session)
         tokenizer = make_tokenizer(session)
         plan = make_plan(session, machine, tokenizer)
-    session.console.say(plan.table())
     with session.part("data"):
         corpus = make_corpus(session, plan, tokenizer)
+        if session.recipe.data.paths:
+            plan = make_plan(session, machine, tokenizer, data_tokens=corpus.shards.n_tokens)
+    session.console.say(plan.table())
     model = Decoder(plan.model, dtype=getattr(torch, machine.dtype))
     model.init_weights(key_u64(session.recipe.seed, "weights") % 2**63)
     evaluation: float | None = None

@@ -27,6 +27,9 @@ from sobre.train.loop import Source, Stage, StepRecord, dry_run, run_stage
 from sobre.train.losses import LossFn
 from sobre.train.state import load_state, save_state
 
+NEWS = 0.1
+"""A change of the horizon is said aloud when it exceeds this share; every change stands in the events."""
+
 
 class Trainer:
     """Runs one stage inside a session: logs, bills, saves, and stops cleanly on Ctrl-C."""
@@ -35,6 +38,7 @@ class Trainer:
         self.session, self.stage = session, stage
         self.folder = session.folder.state / stage.name
         self.tokens, self.flops = 0, 0.0
+        self._said = stage.horizon.total
         self._saved_at = time.monotonic()
         self._interrupted = False
 
@@ -98,8 +102,10 @@ class Trainer:
 
     def _show(self, record: StepRecord, tokens_per_s: float | None) -> None:
         horizon, session = self.stage.horizon, self.session
-        if horizon.news:
-            session.console.say(horizon.news, style="dim")
+        if abs(horizon.total - self._said) > NEWS * self._said:
+            text = f"{self.stage.name}: {horizon.total:,} steps instead of {self._said:,}, by the speed of late"
+            session.console.say(text, style="dim")
+            self._said = horizon.total
         left = None if session.budget.kind != "seconds" else session.meter.remaining()
         session.console.update(
             record.step,

@@ -21,6 +21,8 @@ from sobre.engine.scheduler import Row, Scheduler
 from sobre.engine.weights import refresh, rounded
 from sobre.errors import ConfigError, EngineError, PromptTooLong
 
+DEFAULT = EngineConfig()
+
 
 @dataclass(frozen=True)
 class EngineStats:
@@ -42,7 +44,7 @@ class EngineStats:
 class Engine:
     """Continuous batching over one model. `run_seed` and the request's seed make the samples."""
 
-    def __init__(self, model: Model, cfg: EngineConfig, *, run_seed: int = 0) -> None:
+    def __init__(self, model: Model, cfg: EngineConfig = DEFAULT, *, run_seed: int = 0) -> None:
         self.model, self.cfg, self.run_seed = model, cfg, run_seed
         self.max_len = _max_len(cfg, model)
         self.weight_version = 0

@@ -127,8 +127,7 @@ class Plan:
     def _model_line(self) -> str:
         model = self.model
         return (
-            f"model    {short(self.params.active)} active of {short(self.params.total)} parameters: {describe(model)};"
-            f" batch {self.batch_tokens:,} tokens, learning rate {self.lr:.2g}"
+            f"model    {short(self.params.active)} active of {short(self.params.total)} parameters: {describe(model)}"
         )
 
 

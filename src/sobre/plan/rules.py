@@ -28,7 +28,7 @@ LADDER = tuple(
 class Rules:
     """What the planner believes about learning and about machines."""
 
-    tokens_per_active: float = 8.0
+    tokens_per_active: float = 5.0
     """Trained tokens for each active parameter. Chinchilla (arXiv 2203.15556) has 20 for dense models at large scale;
     a mixture of experts stores more than it activates, and models this small are short of width: *assumed*."""
     batch_scale: float = 0.2920
@@ -37,7 +37,7 @@ class Rules:
     lr_scale: float = 0.3118
     lr_power: float = -0.1250
     """Peak AdamW learning rate = scale * C ** power (the same fit)."""
-    train_efficiency: float = 0.25
+    train_efficiency: float = 0.15
     """Model FLOPs per second of a training step over the measured matrix-product peak: 0.35 of one thread's peak was
     reached at width 256 on two cores; smaller widths and a second thread reach less: *assumed*."""
     decode_efficiency: float = 0.07
