@@ -181,7 +181,7 @@ def train(session: Session, name: str, model: Decoder, tokenizer: Tokenizer, job
         loss_fn=job.loss_fn,
         horizon=Horizon(session.events, session.meter, name, budget=job.budget, guess=job.steps),
         meter=session.meter,
-        train_flops=lambda batch: train_flops(model.cfg, batch.step.lengths, n_logits=n_trained(batch)),
+        train_flops=lambda batch: train_flops(model.cfg, batch.step.real.lengths, n_logits=n_trained(batch)),
         lr_at=lambda progress, step: job.lr_scale * lr_at(progress, step, optim),
         clip=job.clip,
         mtp_weight=job.mtp_weight,

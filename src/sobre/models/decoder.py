@@ -111,7 +111,7 @@ class Decoder(nn.Module):
             x_ND, routing = block(x_ND, rope, step, cache, given)
             if routing is not None:
                 routings.append(routing)
-        return _output(self.norm(x_ND), routings, self.cfg)
+        return _output(self.norm(x_ND), routings, step, self.cfg)
 
     def predict_second(self, hidden_ND: Tensor, next_tokens_N: Tensor, step: StepInput) -> StepOutput:
         """The MTP module: hidden states that predict the token after `next_tokens_N`, without a cache."""
@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         embed_ND = self.mtp.embed_norm(self.embed(next_tokens_N).to(self.dtype))
         x_ND = self.mtp.proj(torch.cat([embed_ND, self.mtp.hidden_norm(hidden_ND)], -1))
         x_ND, routing = self.mtp.block(x_ND, self.rope(step.positions_N), step, None, None)
-        return _output(self.mtp.norm(x_ND), [] if routing is None else [routing], self.cfg)
+        return _output(self.mtp.norm(x_ND), [] if routing is None else [routing], step, self.cfg)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV in float32."""
@@ -153,8 +153,10 @@ class Decoder(nn.Module):
                 parameter.normal_(0.0, self.cfg.init_std * (residual if adds else 1.0), generator=generator)
 
 
-def _output(hidden_ND: Tensor, routings: list[Routing], cfg: ModelConfig) -> StepOutput:
+def _output(hidden_ND: Tensor, routings: list[Routing], step: StepInput, cfg: ModelConfig) -> StepOutput:
     losses = [routing.balance_loss for routing in routings if routing.balance_loss is not None]
     balance_loss = torch.stack(losses).sum() if losses else hidden_ND.new_zeros((), dtype=torch.float32)
     n_experts = cfg.ffn.n_experts if isinstance(cfg.ffn, MoEConfig) else 0
-    return StepOutput(hidden_ND, tuple(routing.experts_NA for routing in routings), n_experts, balance_loss)
+    n_real = step.tokens_N.numel() - step.n_filler
+    routes = tuple(routing.experts_NA[:n_real] for routing in routings)
+    return StepOutput(hidden_ND, routes, n_experts, balance_loss)

@@ -63,7 +63,11 @@ class Router(nn.Module):
         if self.cfg.norm_weights:
             weights_NA = weights_NA / (weights_NA.sum(-1, keepdim=True) + 1e-20)
         weights_NA = weights_NA * self.cfg.route_scale
-        return Routing(weights_NA, experts_NA, self._balance_loss(scores_NE, step) if self.training else None)
+        return Routing(
+            weights_NA,
+            experts_NA,
+            self._balance_loss(scores_NE[: step.real.tokens_N.numel()], step.real) if self.training else None,
+        )
 
     def _choose(self, scores_NE: Tensor) -> Tensor:
         steered_NE = scores_NE + self.bias_E

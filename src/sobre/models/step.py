@@ -31,15 +31,24 @@ class StepInput:
     """Cache row of each sequence; empty when there is no cache."""
     request_ids: tuple[str, ...] = field(default=())
     """Who asked, for logs and errors; empty in training."""
+    n_filler: int = 0
+    """Tokens of the last sequence when it only fills the step up to a size that was met before (a new size costs a CPU
+    library its preparation anew): they count in no load, no balance and no loss. 0: every sequence is real."""
 
     def __post_init__(self) -> None:
         assert sum(self.lengths) == self.tokens_N.numel(), "lengths must sum to the number of tokens"
         assert not self.starts or len(self.starts) == len(self.lengths)
         assert not self.slots or len(self.slots) == len(self.lengths)
+        assert self.n_filler in (0, self.lengths[-1]), "the filler is the last sequence"
 
     @property
     def n_sequences(self) -> int:
         return len(self.lengths)
+
+    @cached_property
+    def real(self) -> "StepInput":
+        """The step without its filler."""
+        return self if not self.n_filler else StepInput(self.tokens_N[: -self.n_filler], self.lengths[:-1])
 
     @property
     def max_length(self) -> int:
@@ -119,7 +128,7 @@ class StepOutput:
     hidden_ND: Tensor
     """After the final norm: what the output head and the MTP module read."""
     routes: tuple[Tensor, ...]
-    """Experts of every token (experts_NA), one tensor for each routing layer; none in a dense model."""
+    """Experts of every real token (experts_NA), one tensor for each routing layer; none in a dense model."""
     n_experts: int
     balance_loss: Tensor
     """Sequence-wise balance loss, summed over sequences and layers (scalar, already times alpha); 0 in eval mode."""

@@ -32,7 +32,8 @@ class Batch:
 
     @property
     def n_tokens(self) -> int:
-        return self.targets_N.numel()
+        """Real tokens, whether or not they are trained."""
+        return self.step.real.tokens_N.numel()
 
 
 def from_rows(rows_BT1: Tensor) -> Batch:
@@ -42,14 +43,21 @@ def from_rows(rows_BT1: Tensor) -> Batch:
     return Batch(step, targets_BT.flatten(), torch.ones(targets_BT.numel()))
 
 
-def from_samples(samples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Batch:
-    """Samples of (token ids, mask), ragged; the loss is where the mask of the predicted token is 1."""
+def from_samples(samples: Sequence[tuple[Sequence[int], Sequence[int]]], *, fill_unit: int = 1) -> Batch:
+    """Samples of (token ids, mask), ragged; the loss is where the mask of the predicted token is 1.
+
+    The step is filled up to a multiple of `fill_unit` tokens.
+    """
+    lengths = tuple(len(ids) - 1 for ids, _ in samples)
+    filler = -sum(lengths) % fill_unit
+    zeros = [0] * filler
     step = StepInput(
-        torch.tensor([token for ids, _ in samples for token in ids[:-1]]),
-        lengths=tuple(len(ids) - 1 for ids, _ in samples),
+        torch.tensor([token for ids, _ in samples for token in ids[:-1]] + zeros),
+        lengths=(*lengths, filler) if filler else lengths,
+        n_filler=filler,
     )
-    targets_N = torch.tensor([token for ids, _ in samples for token in ids[1:]])
-    weights_N = torch.tensor([float(weight) for _, mask in samples for weight in mask[1:]])
+    targets_N = torch.tensor([token for ids, _ in samples for token in ids[1:]] + zeros)
+    weights_N = torch.tensor([float(weight) for _, mask in samples for weight in mask[1:]] + zeros)
     return Batch(step, targets_N, weights_N)
 
 

@@ -17,6 +17,9 @@ from sobre.train.config import StageConfig
 from sobre.train.loop import Feed
 from sobre.train.step import StepInfo
 
+FILL_UNIT = 128
+"""Ragged steps are filled up to a multiple of this many tokens."""
+
 
 class RowSource:
     """Pretraining: packed rows, every token learned."""
@@ -52,7 +55,9 @@ class SampleSource:
 
     def feed(self, step: int) -> Feed:
         samples = [(sample.ids, sample.mask) for sample in self.loader.take_tokens(self.cfg.batch_tokens)]
-        return Feed([from_samples(micro) for micro in cut_by_tokens(samples, self.cfg.micro_tokens)])
+        return Feed(
+            [from_samples(micro, fill_unit=FILL_UNIT) for micro in cut_by_tokens(samples, self.cfg.micro_tokens)]
+        )
 
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         return {}

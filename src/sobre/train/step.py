@@ -124,7 +124,7 @@ def _global_counts(batches: Sequence[Batch], with_mtp: bool, group: dist.Process
     for batch in batches:
         second = float(second_targets(batch)[1].sum()) if with_mtp else 0.0
         counts += torch.tensor(
-            [batch.n_tokens, batch.step.n_sequences, float(batch.weights_N.sum()), second], dtype=torch.float64
+            [batch.n_tokens, batch.step.real.n_sequences, float(batch.weights_N.sum()), second], dtype=torch.float64
         )
     if group is not None:
         dist.all_reduce(counts, group=group)

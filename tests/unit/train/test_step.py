@@ -158,3 +158,20 @@ def test_training_learns_a_repeating_text():
     losses = [train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0).loss for _ in range(150)]
     assert losses[0] > 3.0
     assert losses[-1] < 0.5
+
+
+@pytest.mark.parametrize("mtp_weight", [0.0, 0.3])
+def test_filling_a_step_up_to_a_size_changes_nothing_that_is_learned_or_counted(mtp_weight):
+    data, results = samples(9, 20, 5), []
+    for unit in (1, 16):
+        model, optimizer = fresh()
+        batch = from_samples(data, fill_unit=unit)
+        info = train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0, mtp_weight=mtp_weight)
+        results.append((batch, info, model.state_dict()))
+    (plain, one, weights), (filled, other, filled_weights) = results
+    assert (plain.step.tokens_N.numel(), filled.step.tokens_N.numel()) == (31, 32)
+    assert (one.n_tokens, one.n_trained) == (other.n_tokens, other.n_trained)
+    assert other.loss == pytest.approx(one.loss, rel=1e-6)
+    assert torch.equal(one.load_LE, other.load_LE)
+    for name, tensor in weights.items():
+        assert_close(filled_weights[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
