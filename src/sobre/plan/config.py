@@ -31,9 +31,14 @@ class BudgetConfig:
     """Shares of the stages."""
     reserve: float = 0.18
     """Share kept for start, data, evaluation, saving and report. Training or rollouts fill the rest."""
+    tokens_per_active: float = 5.0
+    """What a chosen model should see: trained tokens for each active parameter. Chinchilla (arXiv 2203.15556) has 20
+    for dense models at large scale; minutes on a laptop buy less, of real text far less: *assumed*."""
     choose_model: bool = True
     """The plan chooses the sizes of the model; False keeps the recipe's `model`."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.tokens_per_active < 1e6:
+            raise ConfigError(f"budget.tokens_per_active={self.tokens_per_active} must be above 0")
         if not 0.02 <= self.reserve <= 0.5:
             raise ConfigError(f"budget.reserve={self.reserve} must lie in 0.02..0.5")

@@ -28,9 +28,6 @@ LADDER = tuple(
 class Rules:
     """What the planner believes about learning and about machines."""
 
-    tokens_per_active: float = 5.0
-    """Trained tokens for each active parameter. Chinchilla (arXiv 2203.15556) has 20 for dense models at large scale;
-    a mixture of experts stores more than it activates, and models this small are short of width: *assumed*."""
     batch_scale: float = 0.2920
     batch_power: float = 0.3271
     """Tokens of a batch = scale * C ** power, with C the training FLOPs (DeepSeek LLM, arXiv 2401.02954, 3.1)."""

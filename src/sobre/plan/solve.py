@@ -100,7 +100,9 @@ def solve(
     rates = Rates(machine, seq_len, budget.kind, rules)
     purse = divide(budget, recipe.budget, recipe.stages, rules)
     kind = replace(recipe.model, vocab_size=vocab_size, max_len=max(recipe.model.max_len, seq_len))
-    models, notes = _by_fit(kind, purse, rates) if recipe.budget.choose_model else ([kind], [])
+    models, notes = [kind], list[str]()
+    if recipe.budget.choose_model:
+        models, notes = _by_fit(kind, purse, rates, recipe.budget.tokens_per_active)
     model = models[0]
     purse = divide(budget, recipe.budget, recipe.stages, rules, need=n_problems * rates.problem(model))
     compute = sum(rates.tokens(s, model, a) * rates.token(s, model)[0] for s, a in purse.stages.items())
@@ -149,8 +151,8 @@ def divide(
     return Purse(budget, start, evaluation, end, shares)
 
 
-def _by_fit(kind: ModelConfig, purse: Purse, rates: Rates) -> tuple[list[ModelConfig], list[str]]:
-    """The ladder's models that fit the memory, the best first."""
+def _by_fit(kind: ModelConfig, purse: Purse, rates: Rates, aim: float) -> tuple[list[ModelConfig], list[str]]:
+    """The ladder's models that fit the memory, the nearest to `aim` tokens per active parameter first."""
     models = [at_rung(kind, rung) for rung in LADDER]
     if rates.machine.memory_bytes is not None:
         room = rates.machine.memory_bytes * rates.rules.most_memory
@@ -161,7 +163,7 @@ def _by_fit(kind: ModelConfig, purse: Purse, rates: Rates) -> tuple[list[ModelCo
 
     def misfit(model: ModelConfig) -> float:
         tokens = sum(rates.tokens(stage, model, amount) for stage, amount in purse.stages.items())
-        return abs(log(tokens / params(model).active / rates.rules.tokens_per_active))
+        return abs(log(tokens / params(model).active / aim))
 
     models.sort(key=misfit)
     at_limit = ["the largest model that ladder and memory allow is chosen"] if models[0] == largest else []
