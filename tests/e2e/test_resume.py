@@ -49,7 +49,7 @@ class StepClock:
 clock = StepClock()
 speed = {"fp32_flops": 1e11, "bf16_flops": 1e11, "fp32_best": 1e11, "bf16_best": 1e11, "bytes_per_s": 1e10}
 prepare.choose_threads = lambda: 1
-prepare.calibrate = lambda: Calibration(name="test", device="cpu", threads=1, seconds=0.0, **speed)
+prepare.calibrate = lambda device: Calibration(name="test", device="cpu", threads=1, seconds=0.0, **speed)
 true_step = loop.train_step
 
 
