@@ -8,7 +8,7 @@ from sobre.app.session import Session, Spending
 from sobre.data.corpus import Corpus
 from sobre.data.sources import Document
 from sobre.eval.baselines import baselines
-from sobre.eval.bits import bits_per_byte
+from sobre.eval.bits import bits_per_byte, first_of_each
 from sobre.eval.score import evaluate
 from sobre.models.decoder import Decoder
 from sobre.plan.count import forward_flops
@@ -28,7 +28,7 @@ def examine(
     model.eval()
     with session.part(f"eval:{stage}") as spending:
         result: dict[str, Any] = {"schema": 1}
-        if set(recipe.stages) & {"sft", "rl"}:
+        if recipe.has_tasks:
             problems = test_set(min(n_problems, recipe.eval.n_problems), recipe.tasks)
             result |= _answers(session, stage, model, tokenizer, problems, spending)
         if stage == "pretrain":
@@ -59,16 +59,14 @@ def _answers(
 
 def _text(session: Session, model: Decoder, tokenizer: Tokenizer, corpus: Corpus, spending: Spending) -> dict[str, Any]:
     cfg = session.recipe.eval
-    held_out = [Document(text, source) for source, texts in sorted(corpus.held_out.items()) for text in texts]
-    if not held_out:
+    documents = [Document(text, source) for source, texts in sorted(corpus.held_out.items()) for text in texts]
+    if not documents:
         return {}
+    held_out = first_of_each(documents, cfg.bits_documents)  # model and baselines are scored on the same text
     window = cfg.bits_window or session.recipe.data.seq_len
-    scores = bits_per_byte(
-        model, tokenizer, held_out, window=window, overlap=cfg.bits_overlap, per_source=cfg.bits_documents
-    )
-    n_tokens = scores["all"].n_tokens
-    spending.add(tokens=n_tokens, flops=forward_flops(model.cfg, [window]) / window * n_tokens)
+    scores = bits_per_byte(model, tokenizer, held_out, window=window, overlap=cfg.bits_overlap)
     total = scores["all"]
+    spending.add(tokens=total.n_tokens, flops=forward_flops(model.cfg, [window]) / window * total.n_read)
     session.console.say(f"held-out text: {total.per_byte:.3f} bits per byte over {total.n_bytes:,} bytes")
     result: dict[str, Any] = {"bits_per_byte": {source: bits.to_dict() for source, bits in scores.items()}}
     if cfg.ngram_order:

@@ -69,7 +69,7 @@ def make_tokenizer(session: Session) -> Tokenizer:
 def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer, *, data_tokens: int | None = None) -> Plan:
     """What the budget buys; written to plan.json. `data_tokens` is the size of the text, where it cannot grow."""
     recipe = session.recipe
-    if set(recipe.stages) & {"sft", "rl"}:
+    if recipe.has_tasks:
         max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer))
         recipe = replace(recipe, model=replace(recipe.model, max_len=max_len))
     plan = solve(
@@ -96,7 +96,7 @@ def make_corpus(session: Session, plan: Plan, tokenizer: Tokenizer) -> Corpus:
     else:
         fixed = recipe.pretrain.steps * recipe.pretrain.batch_tokens
         found = _generated(recipe, tokenizer, fixed or plan.stage("pretrain").tokens)
-    prompts = [problem.prompt for problem in test_set(cfg=recipe.tasks)] if set(recipe.stages) & {"sft", "rl"} else []
+    prompts = [problem.prompt for problem in test_set(cfg=recipe.tasks)] if recipe.has_tasks else []
     corpus = prepare(found, tokenizer, folder, recipe.data, events=events, test_prompts=prompts)
     report = {**corpus.report, "generated": not recipe.data.paths}
     write_json(session.folder.path / "data.json", report)
@@ -131,7 +131,7 @@ def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:
         yield from training_texts(read_documents(recipe.data.paths, recipe.data, events), recipe.data)
     else:
         yield from islice(documents(recipe.seed, recipe.text), TOKENIZER_DOCUMENTS)
-    if set(recipe.stages) & {"sft", "rl"}:
+    if recipe.has_tasks:
         for index in range(TOKENIZER_DOCUMENTS):
             yield from (message["content"] for message in chat(recipe.tasks, f"tokenizer/{recipe.seed}", index))
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from sobre.config.recipe import Recipe
 from sobre.ledger.ledger import Entry, Ledger, bill
@@ -153,8 +152,3 @@ class Spending:
     def pay(self, step: int | None = None) -> None:
         """Write the entry."""
         self._session.ledger.append(self.due(step))
-
-
-def as_json(entry: Entry) -> dict[str, Any]:
-    """An entry inside a saved state; `Entry.from_dict` reads it back."""
-    return entry.to_dict()

@@ -26,12 +26,16 @@ from sobre.plan.plan import Plan
 from sobre.report.build import build
 from sobre.report.card import model_card
 from sobre.rl.source import RolloutSource
+from sobre.runtime.files import ensure_space
 from sobre.runtime.seed import key_u64
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.config import StageConfig
 from sobre.train.loop import Source
 from sobre.train.losses import next_token
 from sobre.train.sources import RowSource, SampleSource
+
+BYTES_PER_PARAMETER = 12
+"""Of a saved state: weights and two moments in float32."""
 
 
 def tell(session: Session) -> None:
@@ -45,6 +49,9 @@ def tell(session: Session) -> None:
         if session.recipe.data.paths:
             plan = make_plan(session, machine, tokenizer, data_tokens=corpus.shards.n_tokens)
     session.console.say(plan.table())
+    states = session.recipe.save.keep + 1  # the newest is written before the oldest goes
+    need_bytes = plan.params.total * BYTES_PER_PARAMETER * (states + 1) * len(session.recipe.stages)
+    ensure_space(session.folder.path, need_bytes, "the saved states and models of this run")
     model = Decoder(plan.model, dtype=getattr(torch, machine.dtype))
     model.init_weights(key_u64(session.recipe.seed, "weights") % 2**63)
     evaluation: float | None = None

@@ -39,7 +39,7 @@ class Trainer:
         self.folder = session.folder.state / stage.name
         self.tokens, self.flops = 0, 0.0
         self._said = stage.horizon.total
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), -1
         self._interrupted = False
 
     def run(self) -> None:
@@ -55,7 +55,8 @@ class Trainer:
             step = run_stage(self.stage, start=start, hooks=[self._log], after_step=self._after_step)
         finally:
             signal.signal(signal.SIGINT, before)
-        self._save(step)
+        if step != self._saved_step:
+            self._save(step)
 
     def _resume(self) -> int:
         meta = load_state(self.folder, self.stage.model, self.stage.optimizer)
@@ -143,7 +144,7 @@ class Trainer:
         }
         save_state(self.folder, step, self.stage.model, self.stage.optimizer, meta, keep=session.recipe.save.keep)
         session.ledger.append(entry)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), step
 
     def _stages_done(self) -> list[str]:
         return [name.removeprefix("train:") for name in self.session.done if name.startswith("train:")]

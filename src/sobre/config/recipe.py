@@ -49,6 +49,11 @@ class Recipe:
         if list(self.stages) != [stage for stage in order if stage in self.stages]:
             raise ConfigError(f"stages={list(self.stages)} must be some of {list(order)}, each once, in this order")
 
+    @property
+    def has_tasks(self) -> bool:
+        """Whether the model learns to answer problems, and is examined on them."""
+        return "sft" in self.stages or "rl" in self.stages
+
 
 def load_recipe(argv: list[str], options: type[O], *, prog: str | None = None) -> tuple[Recipe, O]:
     """Read a recipe and a verb's own flags; --budget and --data stand for budget.amount and data.paths."""

@@ -37,8 +37,6 @@ class Kernel:
         return None
 
 
-FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
 # In order of preference: the first that does not refuse is taken.
 KERNELS: tuple[Kernel, ...] = (
     Kernel("rms_norm", "fused", pointwise.rms_norm, reason="one autograd node, half the passes"),

@@ -63,21 +63,18 @@ def train_step(
         output = model(batch.step, routes_LNA=batch.routes_LNA)
         loss = loss_fn(model, output, batch)
         total = loss.sum / n_trained + output.balance_loss / n_sequences
-        load = output.load_LE
+        routing = [output]
         if with_mtp:
             ahead_loss, ahead = second_token(model, output, batch)
             total = total + mtp_weight * ahead_loss.sum / max(n_second, 1.0) + ahead.balance_loss / n_sequences
             _add(sums, "mtp", ahead_loss.sum)
-            load = (
-                ahead.load_LE
-                if load is None
-                else torch.cat([load, *([] if ahead.load_LE is None else [ahead.load_LE])])
-            )
+            routing.append(ahead)
         total.backward()
         _add(sums, "loss", loss.sum)
         for name, value in loss.stats.items():
             _add(sums, f"stat/{name}", value)
-        loads += [] if load is None else [load]
+        found = [load_LE for part in routing if (load_LE := part.load_LE) is not None]
+        loads += [torch.cat(found)] if found else []
     if group is not None:
         _sum_over(group, [p.grad for p in model.parameters() if p.grad is not None] + list(sums.values()) + loads)
     return _update(model, optimizer, sums, loads, counts, lr_scale=lr_scale, clip=clip, rebalance=rebalance)
