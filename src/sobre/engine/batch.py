@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sobre.engine.sampling import Choice
 from sobre.engine.scheduler import Row
+from sobre.engine.shaping import is_shaped
 from sobre.models.step import StepInput
 
 
@@ -22,6 +23,8 @@ class Batch:
         self.tokens_R = torch.tensor([row.context[-1] for row in rows], device=device)
         self.positions_R = np.array([len(row.context) - 1 for row in rows])
         self.choice = Choice.of([row.request.params for row in rows], run_seed, vocab_size, device)
+        self.shaped = [i for i, row in enumerate(rows) if is_shaped(row.request)]
+        self.listed = [i for i, row in enumerate(rows) if row.request.params.n_logprobs is not None]
         self._lengths = (1,) * len(rows)
         self._slots = tuple(range(len(rows)))
         self._request_ids = tuple(row.request.id for row in rows)

@@ -5,6 +5,7 @@ of the model's sums. Nothing is dropped: a request that cannot be served is refu
 One thread at a time; the server's bridge gives the engine a thread of its own.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
+from sobre.engine.ending import finish_reason
 from sobre.engine.request import FinishReason, Output, Request, Token
 from sobre.engine.runner import Model, Runner
-from sobre.engine.sampling import sample
+from sobre.engine.sampling import model_logprobs, sample
 from sobre.engine.scheduler import Row, Scheduler
+from sobre.engine.shaping import shape
 from sobre.engine.weights import refresh, rounded
 from sobre.errors import ConfigError, EngineError, PromptTooLong
 
@@ -129,6 +132,9 @@ class Engine:
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
             wrong = next(token for token in request.prompt_ids if not 0 <= token < vocab_size)
             raise EngineError(f"request {request.id!r} has token {wrong} in its prompt; ids lie in 0..{vocab_size - 1}")
+        wrong_bias = [token for token, _ in request.params.logit_bias if not 0 <= token < vocab_size]
+        if wrong_bias:
+            raise EngineError(f"request {request.id!r} biases token {wrong_bias[0]}; ids lie in 0..{vocab_size - 1}")
         if n_prompt + n_new > self.max_len:
             room = self.max_len - n_prompt
             fits = f"max_tokens={room} would fit" if room > 0 else f"prompts of {self.max_len - 1} tokens fit at most"
@@ -137,61 +143,96 @@ class Engine:
                 f" exceeds the context of {self.max_len} tokens; {fits}"
             )
 
+    def end_thought(self, request_id: str) -> bool:
+        """Close a request's thought with its next token ("answer now"); False when no thought of it is open here."""
+        row = self._scheduler.find(request_id)
+        if row is None or row.thought is None or not row.thought.is_open:
+            return False
+        row.thought.end_now(row.n_generated)
+        return True
+
     def _advance(self) -> tuple[list[Token], list[Output]]:
         began = time.perf_counter()
         if not self.has_work:
             return [], []
         try:
             with torch.inference_mode():
-                tokens, logprobs = self._sample()
+                tokens = self._sample()
         except BaseException:
             self._scheduler.requeue()  # the cache may be half written; every request keeps what it has and starts anew
             raise
-        result = self._book(tokens, logprobs)
+        result = self._book(tokens)
         self._steps += 1
         self._seconds += time.perf_counter() - began
         return result
 
-    def _sample(self) -> tuple[list[int], list[float]]:
+    def _sample(self) -> list[Token]:
         plan = self._scheduler.schedule()
         self._runner.apply(plan)
         if self._batch is None or plan.batch_changed:
             self._batch = Batch(self._scheduler.running, self.run_seed, self.model.cfg.vocab_size, self._device)
         batch = self._batch
-        tokens_R, logprobs_R = sample(self._runner.decode(batch), batch.choice, batch.positions_R + 1)
-        logprobs = logprobs_R.tolist()
-        wrong = [row.request.id for row, logprob in zip(batch.rows, logprobs, strict=True) if logprob != logprob]
+        logits_RV = self._runner.decode(batch)
+        listed = {i: model_logprobs(logits_RV[i], batch.rows[i].request.params.n_logprobs or 0) for i in batch.listed}
+        errors = self._shape(logits_RV, batch)
+        tokens_R, logprobs_R = sample(logits_RV, batch.choice, batch.positions_R + 1)
+        tokens = [
+            Token(row.request.id, token_id, logprob, None)
+            for row, token_id, logprob in zip(batch.rows, tokens_R.tolist(), logprobs_R.tolist(), strict=True)
+        ]
+        wrong = [token.request_id for token in tokens if token.logprob != token.logprob]
         if wrong:
             raise EngineError(f"the model gave logits that are no numbers for {', '.join(wrong)}; look at its weights")
+        for i, (logprobs_V, top) in listed.items():
+            tokens[i].model_logprob, tokens[i].top = float(logprobs_V[tokens[i].token_id]), tuple(top)
+        for i, error in errors.items():
+            tokens[i] = _failed(batch.rows[i], error)
         batch.advance(tokens_R)
-        return tokens_R.tolist(), logprobs
+        return tokens
 
-    def _book(self, token_ids: list[int], logprobs: list[float]) -> tuple[list[Token], list[Output]]:
+    def _shape(self, logits_RV: Tensor, batch: Batch) -> dict[int, EngineError]:
+        """Do what the requests want done to their logits; the errors of those whose own mask failed, by row."""
+        errors = {}
+        for i in batch.shaped:
+            row = batch.rows[i]
+            forced = None if row.thought is None else row.thought.forced(row.n_generated)
+            try:
+                shape(logits_RV[i], row.request, row.answer, forced)
+            except EngineError as error:
+                errors[i] = error
+        return errors
+
+    def _book(self, tokens: list[Token]) -> tuple[list[Token], list[Output]]:
         assert self._batch is not None
-        tokens: list[Token] = []
         outputs: list[Output] = []
-        for row, token_id, logprob in zip(self._batch.rows, token_ids, logprobs, strict=True):
-            if not row.logprobs:
-                row.weight_version = self.weight_version
-            row.context.append(token_id)
-            row.logprobs.append(logprob)
-            request = row.request
-            reason: FinishReason | None = None
-            if token_id in request.params.stop_ids:
-                reason = "stop"
-            elif len(row.logprobs) == request.params.max_tokens:
-                reason = "length"
-            tokens.append(Token(request.id, token_id, logprob, reason))
-            if reason is not None:
-                outputs.append(_output(row, reason, self._runner.routes(row)))
+        for i, row in enumerate(self._batch.rows):
+            token, request = tokens[i], row.request
+            if token.error is None:
+                if not row.logprobs:
+                    row.weight_version = self.weight_version
+                row.context.append(token.token_id)
+                row.logprobs.append(token.logprob)
+                self._generated += 1
+                answer = row.answer
+                if row.thought is not None:
+                    row.thought.push(answer)
+                try:
+                    token.finish_reason = finish_reason(request, answer, row.loops)
+                except EngineError as error:
+                    tokens[i] = token = _failed(row, error)
+            if token.finish_reason is not None:
+                outputs.append(_output(row, token.finish_reason, self._runner.routes(row), token.error))
                 self._scheduler.remove(request.id)
-        self._generated += len(tokens)
         return tokens, outputs
 
 
-def _output(row: Row, reason: FinishReason, routes_LTA: Tensor | None) -> Output:
-    answer = row.context[len(row.request.prompt_ids) :]
-    return Output(row.request.id, answer, row.logprobs, reason, routes_LTA, row.weight_version)
+def _failed(row: Row, error: EngineError) -> Token:
+    """The end of a request that only itself is to blame for."""
+    return Token(row.request.id, -1, math.nan, "error", error=str(error))
+
+
+def _output(row: Row, reason: FinishReason, routes_LTA: Tensor | None, error: str | None = None) -> Output:
+    return Output(row.request.id, row.answer, row.logprobs, reason, routes_LTA, row.weight_version, error)
 
 
 def _max_len(cfg: EngineConfig, model: Model) -> int:

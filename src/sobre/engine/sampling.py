@@ -61,16 +61,17 @@ class Choice:
     """Rows that take the most probable token; None when no row does."""
     all_greedy: bool
     filtered: Tensor | None
-    """Indices of rows with top_k or top_p; None when no row has them."""
+    """Indices of rows with top_k, top_p or min_p; None when no row has them."""
     top_k: Tensor
     """Of the filtered rows; V or more means off."""
     top_p: Tensor
+    min_p: Tensor
 
     @staticmethod
     def of(params: Sequence[SamplingParams], run_seed: int, vocab_size: int, device: str | torch.device) -> "Choice":
         greedy = [p.temperature == 0 for p in params]
         scales = [1.0 if p.temperature == 0 else 1.0 / p.temperature for p in params]
-        filtered = [i for i, p in enumerate(params) if p.temperature and (p.top_k or p.top_p < 1)]
+        filtered = [i for i, p in enumerate(params) if p.temperature and (p.top_k or p.top_p < 1 or p.min_p)]
         return Choice(
             keys_R=keys(run_seed, [p.seed for p in params]),
             scale_R1=torch.tensor(scales, device=device).unsqueeze(1) if set(scales) != {1.0} else None,
@@ -79,6 +80,7 @@ class Choice:
             filtered=torch.tensor(filtered, device=device) if filtered else None,
             top_k=torch.tensor([params[i].top_k or vocab_size for i in filtered], device=device),
             top_p=torch.tensor([params[i].top_p for i in filtered], device=device, dtype=torch.float64),
+            min_p=torch.tensor([params[i].min_p for i in filtered], device=device),
         )
 
 
@@ -127,12 +129,13 @@ def _first_above(sums_RJ: Tensor, targets_R1: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _filter(probs_RV: Tensor, choice: Choice) -> None:
-    """Zero, in place, what top_k and top_p leave out: all tokens less probable than the last one that must stay."""
+    """Zero, in place, what the filters leave out: all tokens less probable than the last one that must stay."""
     probs_FV = probs_RV[choice.filtered]
     shortlist = min(max(SHORTLIST, _largest(choice.top_k, probs_FV.shape[1])), probs_FV.shape[1])
     last_F1, open_F = _last_kept(probs_FV, choice.top_k, choice.top_p, shortlist)
     if open_F.any():
         last_F1[open_F] = _last_kept(probs_FV[open_F], choice.top_k[open_F], choice.top_p[open_F], probs_FV.shape[1])[0]
+    last_F1 = torch.maximum(last_F1, probs_FV.amax(-1, keepdim=True) * choice.min_p.unsqueeze(1))
     probs_RV[choice.filtered] = probs_FV.masked_fill_(probs_FV < last_F1, 0.0)
 
 
@@ -153,6 +156,13 @@ def _largest(top_k: Tensor, vocab_size: int) -> int:
     """The largest k that is not off; the shortlist must hold it."""
     used = top_k[top_k < vocab_size]
     return int(used.max()) if used.numel() else 0
+
+
+def model_logprobs(logits_V: Tensor, n_top: int) -> tuple[Tensor, list[tuple[int, float]]]:
+    """logprobs_V (float64) under the model's own logits, and the most probable tokens with theirs."""
+    logprobs_V = logits_V.double().log_softmax(-1)
+    top = logprobs_V.topk(min(n_top, len(logprobs_V)))
+    return logprobs_V, list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
 def _pick(probs_RV: Tensor, tokens_R: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ Hence a prompt that is already there, computed for another request, is a copy of
 
 from dataclasses import dataclass, field
 
+from sobre.engine.ending import Loops, ThoughtState
 from sobre.engine.request import Request
 
 
@@ -24,6 +25,23 @@ class Row:
     slot: int = -1
     """Row of the cache; -1 while waiting."""
     weight_version: int = 0
+    loops: Loops | None = None
+    thought: ThoughtState | None = None
+
+    @staticmethod
+    def of(request: Request) -> "Row":
+        """A request that has just come."""
+        row = Row(request, list(request.prompt_ids))
+        if request.params.repetition is not None:
+            row.loops = Loops(request.params.repetition)
+        if request.thought is not None:
+            row.thought = ThoughtState(request.thought.end_ids, request.thought.max_tokens)
+        return row
+
+    @property
+    def answer(self) -> list[int]:
+        """The answer so far."""
+        return self.context[len(self.request.prompt_ids) :]
 
     @property
     def n_cached(self) -> int:
@@ -85,7 +103,13 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         assert request.id not in self, "the engine refuses ids in use"
-        self.waiting[request.id] = Row(request, list(request.prompt_ids))
+        self.waiting[request.id] = Row.of(request)
+
+    def find(self, request_id: str) -> Row | None:
+        """The row of a request that waits or runs."""
+        if request_id in self._slot_of:
+            return self._slots[self._slot_of[request_id]]
+        return self.waiting.get(request_id)
 
     def remove(self, request_id: str) -> Row | None:
         """Forget a request wherever it stands (finished or aborted); None when it is not here."""
