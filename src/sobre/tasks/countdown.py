@@ -4,7 +4,7 @@ Any expression with the exact value is right (`score` parses it into fractions).
 numbers, writes what they make, then what the target needs beside the number left over; where the two lists meet is
 the solution, otherwise it goes back and takes another pair. Three pairs are all there are, so the search is complete:
 
-    20+3=23 20-3=17 20*3=60        what 20 and 3 make
+    20+13=30+3=33 20-13=10-3=7     what 20 and 13 make
     68-7=61 68+7=75 no             what 68 needs beside 7
     20+7=27 20-7=13 ...
 
@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from sobre.tasks.base import NO, YES, Problem
+from sobre.tasks.steps import line
 from sobre.tasks.verify import read_expression
 
 LEVELS = {1: (2, 12), 2: (3, 10), 3: (3, 25), 4: (3, 50), 5: (4, 25)}
 TOP = 99
 N_FAILED = (0, 0, 0, 1, 1, 2)
 """Failed attempts shown before the right one, if so many pairs fail."""
-LONGEST = 140
+LONGEST = 125
 """Characters of a search over three numbers; failed attempts are left out beyond it."""
 PROMPTS = {
     "en": ("Make {target} from {numbers}, each used once.", "Use {numbers} once each to reach {target}."),
@@ -66,23 +67,23 @@ def made_of(first: Term, second: Term) -> Iterator[tuple[str, Term]]:
             results.append(("/", x // y))
     for op, value in results:
         if 1 <= value <= TOP:
-            yield f"{x}{op}{y}={value}", join(op, big, small, value)
+            yield line(op, x, y), join(op, big, small, value)
 
 
 def needs(target: int, rest: int) -> Iterator[tuple[str, int]]:
     """The values v that make the target together with `rest`, each with its line: v+r, r-v, v-r, v*r, v/r, r/v."""
     if target > rest:
-        yield f"{target}-{rest}={target - rest}", target - rest
+        yield line("-", target, rest), target - rest
     elif rest > target:
-        yield f"{rest}-{target}={rest - target}", rest - target
+        yield line("-", rest, target), rest - target
     if target + rest <= TOP:
-        yield f"{target}+{rest}={target + rest}", target + rest
+        yield line("+", target, rest), target + rest
     if rest > 1 and target % rest == 0 and target > rest:
-        yield f"{target}/{rest}={target // rest}", target // rest
+        yield line("/", target, rest), target // rest
     if rest > 1 and target * rest <= TOP:
-        yield f"{target}*{rest}={target * rest}", target * rest
+        yield line("*", target, rest), target * rest
     if target > 1 and rest % target == 0 and rest > target:
-        yield f"{rest}/{target}={rest // target}", rest // target
+        yield line("/", rest, target), rest // target
 
 
 class Attempt(NamedTuple):
@@ -101,8 +102,8 @@ def attempt(first: Term, second: Term, rest: Term, target: int) -> Attempt:
         needed.append(shown)
         if value in by_value:
             _, whole = next(pair for pair in made_of(by_value[value], rest) if pair[1].value == target)
-            return Attempt((" ".join(line for line, _ in made), " ".join(needed)), whole.text)
-    return Attempt((" ".join(line for line, _ in made), " ".join(needed)), None)
+            return Attempt((" ".join(shown for shown, _ in made), " ".join(needed)), whole.text)
+    return Attempt((" ".join(shown for shown, _ in made), " ".join(needed)), None)
 
 
 def attempts(terms: list[Term], target: int) -> list[Attempt]:
@@ -114,8 +115,8 @@ def attempts(terms: list[Term], target: int) -> list[Attempt]:
 def short_search(terms: list[Term], target: int, yes: str) -> list[str]:
     """The lines for two numbers: what they make, up to the target."""
     lines = []
-    for line, term in made_of(*terms):
-        lines.append(line)
+    for shown, term in made_of(*terms):
+        lines.append(shown)
         if term.value == target:
             return [f"{' '.join(lines)} {yes}", f"{term.text}={target}"]
     raise AssertionError(f"{target} was drawn from {terms}")
@@ -143,7 +144,7 @@ def openings(terms: list[Term]) -> list[tuple[list[str], list[Term]]]:
     for i in range(len(terms)):
         for j in range(i + 1, len(terms)):
             others = [term for k, term in enumerate(terms) if k not in (i, j)]
-            result += [([line], [made, *others]) for line, made in made_of(terms[i], terms[j])]
+            result += [([shown], [made, *others]) for shown, made in made_of(terms[i], terms[j])]
     return result
 
 

@@ -1,4 +1,5 @@
-"""The next number of a sequence. The thought walks through the differences, and takes one step more.
+"""The next number of a sequence. The thought works out the differences, writes them in a row with the one that
+follows, and takes that step.
 
 Levels: 1 equal steps of at most 9 (four terms), 2 of at most 15, 3, the test's, also two alternating steps and
 growing steps (five terms), 4 also sums of the two terms before, 5 the same with larger steps (six terms).
@@ -6,8 +7,10 @@ Five terms tell the kinds apart: differences d d d d, a b a b and d d+k d+2k d+3
 """
 
 import random
+from itertools import pairwise
 
 from sobre.tasks.base import Problem
+from sobre.tasks.steps import line
 from sobre.tasks.verify import read_integer
 
 KINDS = {
@@ -72,9 +75,12 @@ class Sequence:
         return Problem(self.name, lang, difficulty, prompt, str(following), f"{self.name}:{text}", {"terms": terms})
 
     def thought(self, problem: Problem, rng: random.Random) -> str:
-        terms = problem.data["terms"]
-        steps = [after - before for before, after in zip(terms[:-1], terms[1:], strict=True)]
-        return "\n".join(f"{terms[i]}{step:+d}={terms[i + 1]}" for i, step in enumerate(steps))
+        *shown, following = problem.data["terms"]
+        lines = [line("-", max(pair), min(pair)) for pair in pairwise(shown)]
+        steps = [after - before for before, after in pairwise(problem.data["terms"])]
+        lines.append(" ".join(f"{step:+d}" for step in steps))
+        lines.append(line("+" if steps[-1] >= 0 else "-", shown[-1], abs(steps[-1])))
+        return "\n".join(lines)
 
     def score(self, problem: Problem, answer: str) -> bool:
         return read_integer(answer) == int(problem.answer)

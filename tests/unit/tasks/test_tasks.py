@@ -129,8 +129,8 @@ def test_lower_levels_ask_for_less(name):
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_responses_at_the_tests_difficulty_are_short(name):
     lengths = [len(completion(thought, problem.answer)) for problem, thought in draw(name, 500, 3)]
-    assert mean(lengths) < (100 if name == "countdown" else 90)
-    assert max(lengths) < (210 if name == "countdown" else 110)
+    assert mean(lengths) < 115
+    assert max(lengths) < (210 if name == "countdown" else 150)
 
 
 def test_arithmetic_stays_within_what_a_thought_can_do():
@@ -173,8 +173,8 @@ def test_countdown_attempts_fail_and_succeed_as_they_say():
         pairs = list(zip(search[::2], search[1::2], strict=True))
         for made, needed in pairs:
             verdict = needed.split()[-1]
-            results = {each.split("=")[1] for each in made.split()}
-            wanted = [each.split("=")[1] for each in needed.split()[:-1]]
+            results = {each.split("=")[-1] for each in made.split()}
+            wanted = [each.split("=")[-1] for each in needed.split()[:-1]]
             assert (verdict == YES[problem.lang]) == bool(results & set(wanted))
             assert verdict in (YES[problem.lang], NO[problem.lang])
         verdicts = [needed.split()[-1] for _, needed in pairs]
@@ -295,11 +295,37 @@ def test_what_a_word_problem_tells_gives_its_answer():
     assert stories > 300
 
 
-def test_long_products_go_by_tens_and_units():
-    assert line("*", 7, 68) == "7*68=420+56=476"
-    assert line("*", 9, 8) == "9*8=72"
-    assert line("*", 7, 60) == "7*60=420"
-    assert line("-", 3, 10) == "3-10=-7"
+@pytest.mark.parametrize(
+    ("op", "left", "right", "shown"),
+    [
+        ("+", 47, 38, "47+38=77+8=85"),
+        ("+", 47, 238, "47+238=247+38=277+8=285"),
+        ("+", 300, 20, "300+20=320"),
+        ("+", 3, 0, "3+0=3"),
+        ("-", 162, 72, "162-72=92-2=90"),
+        ("-", 347, 108, "347-108=247-8=239"),
+        ("-", 65, 92, "65-92=-(92-65)=-(32-5)=-27"),
+        ("-", 3, 10, "3-10=-(10-3)=-7"),
+        ("*", 7, 68, "7*68=420+56=470+6=476"),
+        ("*", 9, 8, "9*8=72"),
+        ("*", 7, 60, "7*60=420"),
+        ("/", 162, 9, "162/9=10+72/9=10+8=18"),
+        ("/", 72, 9, "72/9=8"),
+    ],
+)
+def test_a_line_uses_up_one_digit_at_a_time(op, left, right, shown):
+    assert line(op, left, right) == shown
+
+
+def test_all_terms_of_a_line_are_equal():
+    rng = random.Random(0)
+    for _ in range(3000):
+        op = rng.choice("+-*/")
+        left, right = (
+            (rng.randint(0, 99), rng.randint(2, 9)) if op in "*/" else (rng.randint(0, 499), rng.randint(0, 499))
+        )
+        shown = line(op, left * right if op == "/" else left, right)
+        assert len({eval(term.replace("/", "//")) for term in shown.split("=")}) == 1, shown
 
 
 def test_only_small_exact_operations_are_easy():
