@@ -58,7 +58,7 @@ def make_trainer(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    def reward_ids(completion_ids: list[list[int]], **_: object) -> list[float]:
+    def reward_ids(completion_ids: list[list[int]], **_: object) -> list[float | None]:
         return [reward(ids) for ids in completion_ids]
 
     args = GRPOConfig(
