@@ -94,3 +94,19 @@ def test_the_pre_tokenizer_is_the_one_of_qwen2():
     from transformers.models.qwen2 import tokenization_qwen2
 
     assert tokenization_qwen2.PRETOKENIZE_REGEX == QWEN2
+
+
+def test_chats_with_tools_give_the_same_ids(pair):
+    ours, theirs = pair
+    tools = [{"type": "function", "function": {"name": "add", "description": "é 加", "parameters": {"type": "object"}}}]
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": "é"}'}}
+    chat = [
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "so", "reasoning_content": "I ask", "tool_calls": [call, call]},
+        {"role": "tool", "tool_call_id": "c", "content": "2"},
+        {"role": "assistant", "content": "2"},
+    ]
+    for system in ([], [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}]):
+        for given in (tools, []):
+            rendered = theirs.apply_chat_template([*system, *chat], tools=given or None, add_generation_prompt=True)
+            assert rendered["input_ids"] == ours.render([*system, *chat], tools=given, generation_prompt=True)

@@ -156,7 +156,7 @@ class Chat:
         while engine.has_work:
             for token in engine.step():
                 for delta in reader.push(token.token_id):
-                    self.show(answer, delta.kind, delta.text)
+                    self.show(answer, delta)
                 answer.finish_reason = token.finish_reason or "stop"
             if stop and engine.has_work:
                 engine.abort(request.id)
@@ -164,7 +164,7 @@ class Chat:
         answer.seconds = perf_counter() - started
         answer.n_tokens, answer.n_reasoning = reader.n_tokens, reader.n_reasoning
         for delta in reader.close():
-            self.show(answer, delta.kind, delta.text)
+            self.show(answer, delta)
         self.screen.answer(without_tags(answer.content, whole=True)[answer.shown :])
         (self.screen.answer if answer.content else self.screen.thought)("\n")
 
@@ -189,8 +189,9 @@ class Chat:
         )
         return Request(f"chat/{self.n_asked}", prompt_ids, params)
 
-    def show(self, answer: Answer, kind: str, text: str) -> None:
-        """Add a piece to the answer and to the screen."""
+    def show(self, answer: Answer, delta: Any) -> None:
+        """Add a piece (a Delta: no tools are offered here) to the answer and to the screen."""
+        kind, text = delta.kind, delta.text
         if kind == "reasoning":
             answer.reasoning += text
             self.screen.thought(text)

@@ -10,44 +10,60 @@ once requests are answered; then one line per request, without content. SIGTERM 
 import logging
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sobre.config.load import load
 from sobre.errors import ConfigError
 from sobre.serve.config import ServeConfig
+from sobre.serve.keys import Keyring, Limits, parse_key
 
 
 def main(argv: list[str]) -> int:
     """sobre serve: answer over HTTP."""
     cfg = load(ServeConfig, argv, recipes=None, prog="sobre serve")
-    cfg = replace(cfg, api_key=(*cfg.api_key, *read_keys(cfg.api_key_file)))
-    return serve(cfg)
+    return serve(cfg, read_keyring(cfg))
 
 
-def read_keys(path: str) -> tuple[str, ...]:
-    """One key per line; blank lines do not count."""
+def read_keyring(cfg: ServeConfig) -> Keyring:
+    """The keys of the flags and of the key file, with the limits of each."""
+    limits = Limits(
+        requests_per_min=cfg.requests_per_min, tokens_per_min=cfg.tokens_per_min, usd_per_day=cfg.usd_per_day
+    )
+    lines = [*cfg.api_key, *read_lines(cfg.api_key_file)]
+    keys = [parse_key(line, number + 1, limits) for number, line in enumerate(lines)]
+    if len({key.text for key in keys}) < len(keys):
+        raise ConfigError("a key is given twice")
+    return Keyring(keys, limits)
+
+
+def read_lines(path: str) -> tuple[str, ...]:
+    """One key per line; blank lines and comments (#) do not count."""
     if not path:
         return ()
     try:
-        keys = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip())
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"api_key_file={path} cannot be read: {type(error).__name__}") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise ConfigError(f"api_key_file={path} holds no key: one per line")
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise ConfigError(f"api_key_file={path}: keys must be printable ASCII")
     return keys
 
 
-def serve(cfg: ServeConfig) -> int:
+def serve(cfg: ServeConfig, keys: Keyring) -> int:
     """Load, say what it takes, and answer until a signal comes. torch is imported here, so that --help is instant."""
     from sobre.serve.api import create_app
+    from sobre.serve.ask import Writer
     from sobre.serve.bridge import Bridge
-    from sobre.serve.completion import ChatService
     from sobre.serve.examples import example_problems
+    from sobre.serve.grammar import Grammars
     from sobre.serve.load import check_folder, load_folder, measure_speed, memory_bytes
     from sobre.serve.price import machine_price, usd_per_million
     from sobre.serve.server import bind, run_server
+    from sobre.serve.service import Service
 
     check_folder(Path(cfg.model))
     price = machine_price(cfg.price_usd_per_h)
@@ -62,20 +78,14 @@ def serve(cfg: ServeConfig) -> int:
     say(f"memory {memory_bytes() / 2**20:,.0f} MiB now; the cache of {cfg.n_slots} full answers takes {cache}")
     say(f"speed {speed.alone:,.0f} tokens/s for one request, {speed.busy:,.0f} tokens/s for {speed.n_slots} at once")
     say(f"price {per_million:.4g} USD per million tokens when busy: {price.usd_per_h:g} USD per hour ({price.source})")
-    if cfg.host not in ("127.0.0.1", "localhost", "::1") and not cfg.api_key:
+    if cfg.host not in ("127.0.0.1", "localhost", "::1") and keys.is_open:
         say(f"warning: whoever reaches {cfg.host} may use this server; --api-key-file FILE asks for a key")
     bridge = Bridge(loaded.engine)
-    service = ChatService(
-        model=name,
-        tokenizer=loaded.tokenizer,
-        bridge=bridge,
-        price=price,
-        max_context=loaded.engine.max_len,
-        max_open=cfg.n_slots + cfg.max_waiting,
-        defaults=cfg,
-    )
+    grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
+    writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg)
+    service = Service(name, writer, bridge, price, max_open=cfg.n_slots + cfg.max_waiting)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-    return run_server(create_app(service, cfg, about, example_problems()), bridge, listener, cfg.drain_s)
+    return run_server(create_app(service, cfg, keys, about, example_problems()), service, listener, cfg)
 
 
 def model_entry(name: str, max_len: int, usd_per_h: float, usd_per_million: float, cfg: ServeConfig) -> dict[str, Any]:

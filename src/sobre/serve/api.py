@@ -1,6 +1,5 @@
-"""The routes of the server. What they do is in completion.py; how it goes over the wire, in wire.py."""
+"""The routes of the server. What they do is in service.py; how it goes over the wire, in wire.py and the dialects."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,17 +10,28 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from sobre.serve.completion import ChatService
+from sobre.serve.answer import Answer
+from sobre.serve.ask import Ask
+from sobre.serve.chat import ChatDialect
+from sobre.serve.chat_schema import parse_chat_request
 from sobre.serve.config import ServeConfig
-from sobre.serve.errors import ApiError
+from sobre.serve.decode import read_object
+from sobre.serve.errors import ApiError, invalid, shaped
 from sobre.serve.guard import LOOPBACK, Guard
+from sobre.serve.information import add_information
+from sobre.serve.keys import Keyring
+from sobre.serve.messages import MessagesDialect, parse_messages_request
 from sobre.serve.page import HEADERS, Asset, load_assets
-from sobre.serve.schema import parse_chat_request
-from sobre.serve.wire import EventStream, collect, read_json_body, stream_events, unless_gone, with_keep_alive
+from sobre.serve.responses import ResponsesDialect, parse_responses_request
+from sobre.serve.service import Service
+from sobre.serve.text import DEFAULT_MAX_TOKENS, TextDialect, parse_text_request, prompts_of
+from sobre.serve.wire import Dialect, EventStream, collected, read_json_body, unless_gone, with_keep_alive, written
+
+MAX_TIMEOUT_S = 86_400.0
 
 
 def create_app(
-    service: ChatService, cfg: ServeConfig, about: dict[str, Any], examples: list[dict[str, str]]
+    service: Service, cfg: ServeConfig, keys: Keyring, about: dict[str, Any], examples: list[dict[str, str]]
 ) -> ASGIApp:
     """The whole server as one ASGI app; `about` is the model's entry in /v1/models."""
 
@@ -33,88 +43,174 @@ def create_app(
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     add_errors(app)
-    add_chat(app, service, cfg)
-    add_information(app, service, about, examples)
+    add_answers(app, service, cfg)
+    add_information(app, service, keys, about, examples)
     assets = load_assets()
     for asset in assets:
         app.add_api_route(asset.path, serve_asset(asset), methods=["GET", "HEAD"])
     hosts = {*LOOPBACK, *cfg.allowed_hosts} if cfg.host in LOOPBACK else None
     open_paths = {"/healthz", "/readyz", *(asset.path for asset in assets)}
-    return Guard(app, keys=cfg.api_key, open_paths=open_paths, hosts=hosts)
+    return Guard(app, keys=keys, open_paths=open_paths, hosts=hosts, responded=service.metrics.responded)
 
 
-def add_chat(app: FastAPI, service: ChatService, cfg: ServeConfig) -> None:
+def add_answers(app: FastAPI, service: Service, cfg: ServeConfig) -> None:
+    """The four ways to ask for text, "answer now", and Anthropic's count of tokens."""
+    writer = service.writer
+
+    async def body_of(request: Request) -> bytes:
+        return await read_json_body(request, cfg.max_body_bytes, cfg.read_timeout_s)
+
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        note = request.state.note
+        chat = parse_chat_request(await body_of(request))
+        service.check_model(chat.model)
+        answer_id = f"chatcmpl-{request.state.request_id}"
+        return await answer(
+            request,
+            n_choices=chat.n,
+            make=lambda: writer.chat(chat, answer_id),
+            dialect=lambda found: ChatDialect(chat, found),
+            stream=chat.stream,
+            ignored=chat.ignored,
+        )
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        text = parse_text_request(await body_of(request))
+        service.check_model(text.model)
+        answer_id = f"cmpl-{request.state.request_id}"
+        prompts: list[tuple[int, ...]] = []
+
+        def make() -> Ask:
+            prompts.extend(prompts_of(text, writer.tokenizer))
+            return writer.text(
+                prompts, text, text.max_tokens or DEFAULT_MAX_TOKENS, answer_id, n_logprobs=text.logprobs
+            )
+
+        def dialect(found: Answer) -> Dialect:
+            echoes = [
+                writer.tokenizer.decode(ids, skip_special=True) if text.echo else ""
+                for ids in prompts
+                for _ in range(text.n)
+            ]
+            return TextDialect(text, found, echoes)
+
+        return await answer(
+            request, n_choices=text.n, make=make, dialect=dialect, stream=text.stream, ignored=text.ignored
+        )
+
+    @app.post("/v1/messages")
+    async def messages(request: Request) -> Response:
+        chat = parse_messages_request(await body_of(request))
+        service.check_model(chat.model)
+        request_id = request.state.request_id
+        return await answer(
+            request,
+            n_choices=1,
+            make=lambda: writer.chat(chat, f"msg_{request_id}"),
+            dialect=lambda found: MessagesDialect(chat, found, request_id),
+            stream=chat.stream,
+            ignored=chat.ignored,
+        )
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(request: Request) -> Response:
+        chat = parse_messages_request(await body_of(request), counting=True)
+        service.check_model(chat.model)
+        tools = [tool.plain() for tool in chat.tools] if chat.tool_choice != "none" else []
+        return JSONResponse({"input_tokens": len(writer.render(chat, tools))})
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        asked, chat = parse_responses_request(await body_of(request))
+        service.check_model(chat.model)
+        return await answer(
+            request,
+            n_choices=1,
+            make=lambda: writer.chat(chat, f"resp_{request.state.request_id}"),
+            dialect=lambda found: ResponsesDialect(asked, chat, found),
+            stream=chat.stream,
+            ignored=chat.ignored,
+        )
+
+    async def answer(
+        request: Request,
+        *,
+        n_choices: int,
+        make: Callable[[], Ask],
+        dialect: Callable[[Answer], Dialect],
+        stream: bool,
+        ignored: tuple[str, ...],
+    ) -> Response:
+        """Begin an answer and send it, whole or as it is written; a client that leaves ends it."""
+        note, account = request.state.note, request.state.account
 
         def gone() -> None:
             note["left"] = "early"
 
-        chat = parse_chat_request(await read_json_body(request, cfg.max_body_bytes, cfg.read_timeout_s))
-        answer_id = f"chatcmpl-{request.state.request_id}"
-        requests = await asyncio.to_thread(service.prepare, chat, answer_id)
-        completion, stream = service.begin(chat, answer_id, requests)
-        if chat.stream:
-            events = stream_events(completion, stream, include_usage=chat.include_usage)
+        running = await service.begin(account, n_choices, make, timeout_of(request))
+        found = running.answer
+        events = found.events(running.stream)
+        headers = account.headers() | ({"x-ignored-params": ", ".join(ignored)} if ignored else {})
 
-            def release() -> None:
-                stream.close()
-                note.update(prompt_tokens=completion.n_prompt, completion_tokens=completion.n_tokens)
+        def release() -> None:
+            service.end(running, left="left" in note)
+            note.update(key=account.name, prompt_tokens=found.ask.n_prompt, completion_tokens=found.n_tokens)
 
-            return EventStream(with_keep_alive(events, cfg.keep_alive_s), gone, release)
+        shape = dialect(found)
+        if stream:
+            source = with_keep_alive(written(shape, events), cfg.keep_alive_s)
+            return EventStream(source, gone, release, write_timeout_s=cfg.write_timeout_s, headers=headers)
         try:
-            body = await unless_gone(request.receive, collect(completion, stream), gone)
+            body = await unless_gone(request.receive, collected(shape, events), gone)
         finally:
-            stream.close()
-            note.update(prompt_tokens=completion.n_prompt, completion_tokens=completion.n_tokens)
-        return Response(status_code=499) if body is None else JSONResponse(body)
+            release()
+        return Response(status_code=499) if body is None else JSONResponse(body, headers=headers)
+
+    @app.post("/v1/chat/completions/control")
+    async def control(request: Request) -> Response:
+        """llama.cpp's way to end a thought: {"id": ..., "action": "reasoning_end"}."""
+        fields = read_object(await body_of(request))
+        if set(fields) != {"id", "action"} or not isinstance(fields["id"], str):
+            raise invalid("Send 'id' (of the answer, a text) and 'action'.", "id")
+        if fields["action"] != "reasoning_end":
+            raise invalid("Invalid 'action': must be reasoning_end.", "action")
+        return JSONResponse({"success": service.answer_now(fields["id"], request.state.account)})
 
 
-def add_information(app: FastAPI, service: ChatService, about: dict[str, Any], examples: list[dict[str, str]]) -> None:
-    @app.get("/v1/models")
-    async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [about]})
-
-    @app.get("/v1/models/{name:path}")
-    async def show_model(name: str) -> Response:
-        if name != service.model:
-            message = f"The model '{name[:100]}' does not exist; this server has '{service.model}'."
-            raise ApiError(404, message, code="model_not_found", param="model")
-        return JSONResponse(about)
-
-    @app.get("/v1/sobre/examples")
-    async def list_examples() -> Response:
-        return JSONResponse({"object": "list", "data": examples})
-
-    @app.get("/healthz")
-    async def healthz() -> Response:
-        return JSONResponse({"status": "ok"})
-
-    @app.get("/readyz")
-    async def readyz() -> Response:
-        if service.bridge.failure is not None:
-            raise ApiError(503, "The engine has stopped.", code="engine_stopped")
-        return JSONResponse({"status": "ready"})
+def timeout_of(request: Request) -> float | None:
+    """`x-request-timeout-s`: what is written by then is the answer."""
+    given = request.headers.get("x-request-timeout-s")
+    if given is None:
+        return None
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise invalid("The header 'x-request-timeout-s' must be a number of seconds above 0.", "x-request-timeout-s")
+    return seconds
 
 
 def add_errors(app: FastAPI) -> None:
     """Every error, the framework's own too, leaves in the same shape."""
 
+    def response(request: Request, error: ApiError) -> Response:
+        body = shaped(error, request.url.path, request.state.request_id)
+        return JSONResponse(body, error.status, error.headers)
+
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
-        return JSONResponse(error.body(), error.status, error.headers)
+        return response(request, error)
 
     async def framework_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         message = f"{request.method} {request.url.path[:100]}: {error.detail}."
-        shaped = ApiError(error.status_code, message, code=code, headers=error.headers)
-        return JSONResponse(shaped.body(), shaped.status, shaped.headers)
+        return response(request, ApiError(error.status_code, message, code=code, headers=error.headers))
 
     async def unprocessable(request: Request, error: Exception) -> Response:
-        shaped = ApiError(422, "The request does not fit this route.", code="unprocessable")
-        return JSONResponse(shaped.body(), shaped.status)
+        return response(request, ApiError(422, "The request does not fit this route.", code="unprocessable"))
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, framework_error)

@@ -28,6 +28,7 @@ class EngineLike(Protocol):
     def has_work(self) -> bool: ...
     def add(self, request: Request) -> None: ...
     def abort(self, request_id: str) -> object: ...
+    def end_thought(self, request_id: str) -> bool: ...
     def step(self) -> list[Token]: ...
 
 
@@ -36,10 +37,13 @@ class Part:
     """One token of one of the requests of a stream."""
 
     index: int
-    token_id: int
-    finish_reason: str | None
+    token: Token
     seconds: float
     """Share of the machine since this request's last token."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        return self.token.finish_reason
 
 
 class Stream:
@@ -80,7 +84,13 @@ class Stream:
 
     def put(self, request_id: str, token: Token, seconds: float) -> None:
         """In the event loop: hand over a token."""
-        self._queue.put_nowait(Part(self._ids[request_id], token.token_id, token.finish_reason, seconds))
+        self._queue.put_nowait(Part(self._ids[request_id], token, seconds))
+
+    def end_thoughts(self) -> bool:
+        """Close the thoughts that are open now ("answer now"); False when nothing of this stream runs any more."""
+        for request_id in self._open:
+            self._bridge.end_thought(request_id)
+        return bool(self._open)
 
     def fail(self, error: Exception) -> None:
         """In the event loop: the reader of this stream gets `error`."""
@@ -94,7 +104,7 @@ class Bridge:
         self._engine = engine
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = threading.Condition()
-        self._commands: list[Callable[[], None]] = []
+        self._commands: list[Callable[[], object]] = []
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._streams: set[Stream] = set()
@@ -136,6 +146,10 @@ class Bridge:
         """Free the request's place in the engine; unknown or finished ids are fine."""
         self._command(partial(self._abort, request_id))
 
+    def end_thought(self, request_id: str) -> None:
+        """Close the request's thought with its next token; requests without an open one go on as they are."""
+        self._command(partial(self._engine.end_thought, request_id))
+
     def forget(self, stream: Stream) -> None:
         """The stream's reader has left."""
         self._streams.discard(stream)
@@ -145,7 +159,7 @@ class Bridge:
         for stream in self._streams:
             stream.fail(error)
 
-    def _command(self, command: Callable[[], None]) -> None:
+    def _command(self, command: Callable[[], object]) -> None:
         with self._wake:
             self._commands.append(command)
             self._wake.notify()

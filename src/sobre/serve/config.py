@@ -29,7 +29,17 @@ class ServeConfig:
     api_key: tuple[str, ...] = ()
     """Keys that may use the API; none means that whoever reaches the port may."""
     api_key_file: str = ""
-    """File with one key per line: unlike a flag it does not show in the list of processes."""
+    """File with one key per line: `KEY [admin] [name=N] [usd_per_day=X] ...`. No list of processes shows it."""
+    requests_per_min: int = 0
+    """Requests that each key may make in a minute; 0 is no limit. The key file may say otherwise for a key."""
+    tokens_per_min: int = 0
+    """Tokens, of prompts and answers, that each key may use in a minute; 0 is no limit."""
+    usd_per_day: float = 0.0
+    """Dollars that each key may spend in a day (UTC); 0 is no limit."""
+    tls_cert: str = ""
+    """Certificate chain (PEM): serve https."""
+    tls_key: str = ""
+    """Its private key (PEM); left out, the certificate's file holds it."""
     name: str = ""
     """The model's name in the API; left out, the folder's name."""
     price_usd_per_h: float | None = None
@@ -50,6 +60,8 @@ class ServeConfig:
     """A stream that has been silent for so long sends a comment, so that no proxy closes it."""
     read_timeout_s: float = 30.0
     """How long a client may take to send its request."""
+    write_timeout_s: float = 60.0
+    """A client that takes nothing of its stream for so long is dropped."""
     drain_s: float = 20.0
     """After SIGTERM, how long running answers may go on."""
     allowed_hosts: tuple[str, ...] = ()
@@ -64,10 +76,12 @@ class ServeConfig:
         for field in ("n_slots", "max_body_bytes"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
-        for field in ("max_waiting", "max_context"):
+        if self.tls_key and not self.tls_cert:
+            raise ConfigError("tls_key belongs to a tls_cert, and there is none")
+        for field in ("max_waiting", "max_context", "requests_per_min", "tokens_per_min", "usd_per_day"):
             if getattr(self, field) < 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 0")
-        for field in ("keep_alive_s", "read_timeout_s", "drain_s"):
+        for field in ("keep_alive_s", "read_timeout_s", "write_timeout_s", "drain_s"):
             if not getattr(self, field) > 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be above 0")
 

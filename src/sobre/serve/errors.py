@@ -34,18 +34,18 @@ def invalid(message: str, param: str | None, code: str = "invalid_value") -> Api
     return ApiError(400, message, code=code, param=param)
 
 
-def context_exceeded(n_prompt: int, n_asked: int | None, max_context: int) -> ApiError:
+def context_exceeded(n_prompt: int, n_asked: int | None, max_context: int, param: str) -> ApiError:
     """400: prompt and answer do not fit, with the numbers that would."""
     room = max_context - n_prompt
     if room < 1:
         message = (
-            f"This model's maximum context length is {max_context} tokens. However, your messages resulted in"
-            f" {n_prompt} tokens, which leaves no room for an answer. Please reduce the length of the messages."
+            f"This model's maximum context length is {max_context} tokens. However, your {param} resulted in"
+            f" {n_prompt} tokens, which leaves no room for an answer. Please reduce the length of the {param}."
         )
-        return invalid(message, "messages", "context_length_exceeded")
+        return invalid(message, param, "context_length_exceeded")
     message = (
         f"This model's maximum context length is {max_context} tokens. However, you requested"
-        f" {n_prompt + (n_asked or 0)} tokens ({n_prompt} in the messages, {n_asked} in the completion)."
+        f" {n_prompt + (n_asked or 0)} tokens ({n_prompt} in the {param}, {n_asked} in the completion)."
         f" Please ask for at most {room}."
     )
     return invalid(message, "max_tokens", "context_length_exceeded")
@@ -59,3 +59,25 @@ def engine_failed(what: str) -> ApiError:
 def stopping() -> ApiError:
     """503: the server is leaving."""
     return ApiError(503, "The server is shutting down.", code="server_stopping", headers={"retry-after": "5"})
+
+
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """The same error as Anthropic's clients expect it."""
+    kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}, "request_id": request_id}
+
+
+def shaped(error: ApiError, path: str, request_id: str) -> dict[str, Any]:
+    """An error's body, in the shape that the clients of this path read."""
+    return anthropic_body(error, request_id) if path.startswith("/v1/messages") else error.body()

@@ -4,20 +4,19 @@ It works on the raw ASGI scope and denies by default: whatever is not listed in 
 exists or not. The log holds method, path, status, time and counts; never content, query strings or keys.
 """
 
-import hashlib
-import hmac
 import json
 import logging
 import re
 import secrets
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection
 from time import perf_counter
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sobre.serve.errors import ApiError
+from sobre.serve.errors import ApiError, shaped
+from sobre.serve.keys import Keyring
 
 log = logging.getLogger("sobre.serve")
 
@@ -29,10 +28,16 @@ class Guard:
     """Wraps the app; `open_paths` need no key."""
 
     def __init__(
-        self, app: ASGIApp, *, keys: Sequence[str], open_paths: Collection[str], hosts: Collection[str] | None
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keyring,
+        open_paths: Collection[str],
+        hosts: Collection[str] | None,
+        responded: Callable[[int], None],
     ) -> None:
-        self.app, self.open_paths, self.hosts = app, frozenset(open_paths), hosts
-        self.digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.app, self.keys, self.open_paths, self.hosts = app, keys, frozenset(open_paths), hosts
+        self.responded = responded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +46,8 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         asked = headers.get("x-request-id", "")
         request_id = asked if REQUEST_ID.fullmatch(asked) else f"req-{secrets.token_hex(12)}"
-        scope.setdefault("state", {}).update(request_id=request_id, note={})
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, note={}, account=self.keys.anyone if self.keys.is_open else None)
         started, status = perf_counter(), 0
 
         async def tagged(message: Message) -> None:
@@ -52,39 +58,40 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self.refuse(scope["path"], headers)
+            refusal = self.refuse(scope["path"], headers, state)
             if refusal is None:
                 await self.app(scope, receive, tagged)
             else:
-                await send_error(tagged, refusal)
+                await send_error(tagged, refusal, scope["path"], request_id)
         except Exception as error:
             log.error("%s failed: %s", request_id, where(error))
             if not status:
-                await send_error(tagged, ApiError(500, "The server failed.", code="server_error"))
+                await send_error(
+                    tagged, ApiError(500, "The server failed.", code="server_error"), scope["path"], request_id
+                )
         finally:
             path = scope["path"] if len(scope["path"]) <= 100 else scope["path"][:100] + "..."
             note = "".join(f" {key}={value}" for key, value in scope["state"]["note"].items())
             seconds = perf_counter() - started
+            self.responded(status)
             log.info("%s %s %d %.3fs id=%s%s", scope["method"], ascii(path), status, seconds, request_id, note)
 
-    def refuse(self, path: str, headers: dict[str, str]) -> ApiError | None:
-        """Why this request goes no further; None when it may."""
+    def refuse(self, path: str, headers: dict[str, str], state: dict[str, Any]) -> ApiError | None:
+        """Why this request goes no further; None when it may. The account that a key belongs to joins the state."""
         if self.hosts is not None and host_name(headers.get("host", "")) not in self.hosts:
             message = "This server listens on this machine alone and does not know that host name (--allowed-hosts)."
             return ApiError(403, message, code="unknown_host")
-        if not self.digests or path in self.open_paths:
+        if self.keys.is_open or path in self.open_paths:
             return None
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        digest = hashlib.sha256(key.encode("latin-1")).digest()
-        known = False
-        for own in self.digests:  # every key is compared, so the time tells nothing
-            known |= hmac.compare_digest(digest, own)
-        if known and scheme.lower() == "bearer":
-            return None
-        message = (
-            "Incorrect API key provided." if key else "No API key provided; send it as 'Authorization: Bearer KEY'."
-        )
-        return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        if "authorization" not in headers and "x-api-key" in headers:  # Anthropic's clients
+            scheme, key = "bearer", headers["x-api-key"]
+        account = self.keys.find(key)
+        if account is None or scheme.lower() != "bearer":
+            said = "Incorrect API key provided." if key else "No API key provided; send 'Authorization: Bearer KEY'."
+            return ApiError(401, said, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        state["account"] = account
+        return None
 
 
 def host_name(header: str) -> str:
@@ -101,9 +108,9 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__} at {' > '.join(places)}"
 
 
-async def send_error(send: Send, error: ApiError) -> None:
+async def send_error(send: Send, error: ApiError, path: str, request_id: str) -> None:
     """Answer with the error's JSON."""
-    body = encode(error.body()).encode()
+    body = encode(shaped(error, path, request_id)).encode()
     headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})

@@ -11,8 +11,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sobre.errors import RunError
-from sobre.serve.bridge import Bridge
+from sobre.serve.config import ServeConfig
 from sobre.serve.errors import stopping
+from sobre.serve.service import Service
 
 GRACE_S = 2.0
 """Seconds for the last events to reach the clients after the drain has ended."""
@@ -35,18 +36,21 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn that says when it is ready, and ends what still runs when the time to drain is over."""
 
-    def __init__(self, app: ASGIApp, bridge: Bridge, drain_s: float) -> None:
+    def __init__(self, app: ASGIApp, service: Service, cfg: ServeConfig) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
+                ssl_certfile=cfg.tls_cert or None,
+                ssl_keyfile=cfg.tls_key or None,
                 log_config=None,
                 access_log=False,
                 lifespan="on",
                 server_header=False,
-                timeout_graceful_shutdown=round(drain_s + GRACE_S + 0.5),
+                timeout_graceful_shutdown=round(cfg.drain_s + GRACE_S + 0.5),
             )
         )
-        self.bridge, self.drain_s = bridge, drain_s
+        self.service, self.drain_s = service, cfg.drain_s
+        self.scheme = "https" if cfg.tls_cert else "http"
         self.stopped_by: int | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -60,20 +64,21 @@ class Server(uvicorn.Server):
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"ready http://{shown}:{port}", file=sys.stderr, flush=True)
+            print(f"ready {self.scheme}://{shown}:{port}", file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new request; let running answers end; after `drain_s`, end them with an error."""
-        alarm = asyncio.get_running_loop().call_later(self.drain_s, self.bridge.fail_all, stopping())
+        self.service.draining = True
+        alarm = asyncio.get_running_loop().call_later(self.drain_s, self.service.bridge.fail_all, stopping())
         try:
             await super().shutdown(sockets)
         finally:
             alarm.cancel()
 
 
-def run_server(app: ASGIApp, bridge: Bridge, listener: socket.socket, drain_s: float) -> int:
+def run_server(app: ASGIApp, service: Service, listener: socket.socket, cfg: ServeConfig) -> int:
     """Serve until a signal; the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = Server(app, bridge, drain_s)
+    server = Server(app, service, cfg)
     server.run(sockets=[listener])
     return 130 if server.stopped_by == signal.SIGINT else 0

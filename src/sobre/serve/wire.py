@@ -1,17 +1,15 @@
 """Reading a request's body within bounds, writing server-sent events, and noticing that the client has left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from sobre.serve.bridge import Stream
-from sobre.serve.completion import Completion, Finish, as_api_error
+from sobre.serve.answer import Event, as_api_error
 from sobre.serve.errors import ApiError
-from sobre.serve.guard import encode
 
 T = TypeVar("T")
 
@@ -60,21 +58,38 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
+class ClientGone(Exception):
+    """The client takes nothing any more."""
+
+
 class EventStream(Response):
     """Server-sent events; when the client leaves, the source is cancelled, whatever it waits for.
 
-    `release` is called at the end in every case, even when the source was never begun.
+    `release` is called at the end in every case, even when the source was never begun. A client that takes nothing for
+    `write_timeout_s` is dropped.
     """
 
-    def __init__(self, source: AsyncIterator[str], gone: Callable[[], None], release: Callable[[], None]) -> None:
-        super().__init__(media_type="text/event-stream")
-        self.source, self.gone, self.release = source, gone, release
+    def __init__(
+        self,
+        source: AsyncIterator[str],
+        gone: Callable[[], None],
+        release: Callable[[], None],
+        *,
+        write_timeout_s: float,
+        headers: Mapping[str, str],
+    ) -> None:
+        super().__init__(media_type="text/event-stream", headers=headers)
+        self.source, self.gone, self.release, self.write_timeout_s = source, gone, release, write_timeout_s
         del self.headers["content-length"]
         self.headers.update({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await unless_gone(receive, self._send(send), self.gone)
+        except ClientGone:
+            transport = scope.get("extensions", {}).get("sobre.transport")
+            if transport is not None:
+                transport.abort()
         finally:
             self.release()
 
@@ -82,36 +97,36 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self.source) as source:  # type: ignore[type-var]
             async for event in source:
-                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                try:
+                    async with asyncio.timeout(self.write_timeout_s):
+                        await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+                except TimeoutError:
+                    self.gone()
+                    raise ClientGone from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def stream_events(completion: Completion, stream: Stream, *, include_usage: bool) -> AsyncIterator[str]:
-    """The answer as server-sent events; an error ends it with an `error` event, and [DONE] always comes last.
+class Dialect(Protocol):
+    """How an answer is written: OpenAI's chat, text and responses, Anthropic's messages."""
 
-    Every delta has both keys, `content` a string whenever there is no reasoning in it: DeepSeek's own example reads
-    `delta.reasoning_content` and else adds `delta.content` to the answer.
-    """
+    end: str
+    """What closes a stream in every case."""
 
-    def event(chunk: dict[str, Any]) -> str:
-        return f"data: {encode(chunk | {'usage': None} if include_usage and 'usage' not in chunk else chunk)}\n\n"
+    def stream(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[str]: ...
+    async def collect(self, events: AsyncIterator[tuple[int, Event]]) -> dict[str, Any]: ...
+    def failed(self, error: ApiError) -> str: ...
 
-    for index in range(len(completion.readers)):
-        yield event(completion.chunk(index, {"role": "assistant", "content": "", "reasoning_content": ""}))
+
+async def written(dialect: Dialect, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[str]:
+    """The answer as server-sent events; an error becomes the dialect's own event, and its end always comes last."""
     try:
-        async with aclosing(completion.events(stream)) as events:  # type: ignore[type-var]
-            async for index, item in events:
-                if isinstance(item, Finish):
-                    yield event(completion.chunk(index, {"content": "", "reasoning_content": None}, item.reason))
-                elif item.kind == "reasoning":
-                    yield event(completion.chunk(index, {"content": None, "reasoning_content": item.text}))
-                else:
-                    yield event(completion.chunk(index, {"content": item.text, "reasoning_content": None}))
-        if include_usage:
-            yield event(completion.usage_chunk())
+        async with aclosing(events), aclosing(dialect.stream(events)) as source:  # type: ignore[type-var]
+            async for event in source:
+                yield event
     except Exception as error:
-        yield f"data: {encode(as_api_error(error).body())}\n\n"
-    yield "data: [DONE]\n\n"
+        yield dialect.failed(as_api_error(error))
+    if dialect.end:
+        yield dialect.end
 
 
 async def with_keep_alive(events: AsyncIterator[str], every_s: float) -> AsyncIterator[str]:
@@ -137,17 +152,10 @@ async def with_keep_alive(events: AsyncIterator[str], every_s: float) -> AsyncIt
         await events.aclose()  # type: ignore[attr-defined]
 
 
-async def collect(completion: Completion, stream: Stream) -> dict[str, Any]:
+async def collected(dialect: Dialect, events: AsyncIterator[tuple[int, Event]]) -> dict[str, Any]:
     """The whole answer as one body."""
-    texts = [{"reasoning": "", "content": ""} for _ in completion.readers]
-    reasons = [""] * len(texts)
     try:
-        async with aclosing(completion.events(stream)) as events:  # type: ignore[type-var]
-            async for index, item in events:
-                if isinstance(item, Finish):
-                    reasons[index] = item.reason
-                else:
-                    texts[index][item.kind] += item.text
+        async with aclosing(events):  # type: ignore[type-var]
+            return await dialect.collect(events)
     except Exception as error:
         raise as_api_error(error) from error
-    return completion.body(texts, reasons)

@@ -7,20 +7,42 @@ assistant turns that a later user message follows are dropped; such turns are co
 answer are stripped of white space at both ends: so the "\\n" that ends the prompt is a token by itself, and prompt ids
 followed by completion ids are the ids of the whole.
 
+Where a chat has tools, they stand after the system's text, an answer may end in calls (V3.1's marks, as ordinary
+text), each result comes in a turn of its own in the user's place, and no thought is dropped (V4's rule): the model goes
+on from what it thought before the call. The end of a result is the next special token, which no result can spell.
+
 A message's text reaches the layout as plain text: a special token spelt inside it stays text.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sobre.errors import DataError
-from sobre.tokenizer.special import ASSISTANT, BOS, EOS, THINK_CLOSE, THINK_OPEN, USER
+from sobre.tokenizer.special import (
+    ASSISTANT,
+    BOS,
+    CALL_CLOSE,
+    CALL_OPEN,
+    CALL_SEP,
+    CALLS_CLOSE,
+    CALLS_OPEN,
+    EOS,
+    THINK_CLOSE,
+    THINK_OPEN,
+    TOOL_OUTPUT,
+    USER,
+)
 
 Message = Mapping[str, Any]
-"""{"role": "system" | "user" | "assistant", "content": text, optional "reasoning_content": thought}"""
+"""{"role": "system" | "user" | "assistant" | "tool", "content": text}; an assistant's turn may also have
+"reasoning_content": thought, and "tool_calls" as OpenAI has them: [{"function": {"name", "arguments": JSON text}}]"""
+Tool = Mapping[str, Any]
+"""As OpenAI writes it: {"type": "function", "function": {"name", optional "description", "parameters": JSON schema}}"""
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -34,19 +56,30 @@ class Piece:
 
 
 def layout(
-    messages: Sequence[Message], *, generation_prompt: bool = False, thinking: bool = True, train_from: int = 0
+    messages: Sequence[Message],
+    *,
+    generation_prompt: bool = False,
+    thinking: bool = True,
+    tools: Sequence[Tool] = (),
+    train_from: int = 0,
 ) -> list[Piece]:
     """Lay a chat out. `train_from`: messages before this index are context, not trained on."""
     check(messages)
     last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
+    if tools:
+        last_user = -1  # nothing is dropped
     system = [message["content"] for message in messages if message["role"] == "system"]
+    system += [tools_text(tools)] if tools else []
     pieces = [Piece(BOS, special=True), Piece("\n\n".join(system))]
     for i, message in enumerate(messages):
         if message["role"] == "user":
             pieces += [Piece(USER, special=True), Piece(message["content"])]
+        elif message["role"] == "tool":
+            pieces += [Piece(USER, special=True), Piece(TOOL_OUTPUT + message["content"])]
         elif message["role"] == "assistant":
             thought, answer = split_thought(message, i)
             dropped = bool(thought) and i < last_user
+            answer += calls_text(message.get("tool_calls") or ())
             turn = assistant_turn("" if dropped else thought, answer, trained=i >= train_from and not dropped)
             pieces += [Piece(ASSISTANT, special=True), *turn]
     if generation_prompt:
@@ -71,6 +104,22 @@ def completion(thought: str, answer: str, *, trained: bool = True) -> list[Piece
         Piece("\n" + answer, trained=trained),
         Piece(EOS, special=True, trained=trained),
     ]
+
+
+def tools_text(tools: Sequence[Tool]) -> str:
+    """What the system's text says about the tools: one line of JSON each, and how to call them."""
+    lines = [json.dumps(dict(tool), ensure_ascii=False) for tool in tools]
+    how = f"{CALLS_OPEN}{CALL_OPEN}name{CALL_SEP}arguments as JSON{CALL_CLOSE}{CALLS_CLOSE}"
+    return "\n".join(["Tools:", *lines, f"To call some, end the answer with {how}"])
+
+
+def calls_text(calls: Sequence[Mapping[str, Any]]) -> str:
+    """The calls at the end of an answer; "" for none."""
+    if not calls:
+        return ""
+    functions = [call["function"] for call in calls]
+    inside = [f"{CALL_OPEN}{one['name']}{CALL_SEP}{one['arguments']}{CALL_CLOSE}" for one in functions]
+    return "".join([CALLS_OPEN, *inside, CALLS_CLOSE])
 
 
 def split_thought(message: Message, index: int = 0) -> tuple[str, str]:
@@ -101,30 +150,54 @@ def check(messages: Sequence[Message]) -> None:
             raise DataError(f"message {i} ({role}) has content of type {type(content).__name__}; it must be a string")
         if not isinstance(message.get("reasoning_content") or "", str):
             raise DataError(f"message {i} ({role}) has reasoning_content that is not a string")
-        if message.get("tool_calls"):
-            raise DataError(f"message {i} ({role}) calls tools, which this layout has no tokens for yet")
+        check_calls(message.get("tool_calls") or (), role, i)
         if role == "system" and i and messages[i - 1]["role"] != "system":
             raise DataError(f"message {i} is a system message after the chat began; system messages come first")
 
 
+def check_calls(calls: Any, role: str, index: int) -> None:
+    """Refuse calls that are none, or not the assistant's."""
+    if calls and role != "assistant":
+        raise DataError(f"message {index} ({role}) calls tools, which only the assistant does")
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not all(
+            isinstance(function.get(key), str) for key in ("name", "arguments")
+        ):
+            raise DataError(
+                f"message {index} ({role}) has a tool call without a function's name and arguments (both strings)"
+            )
+
+
 # The same rules for `transformers`, vLLM and llama.cpp, which parse special tokens in the rendered text themselves.
 TEMPLATE = """\
-{%- set state = namespace(last_user=-1) -%}
+{%- set state = namespace(last_user=-1, system=false) -%}
 {%- for message in messages -%}
-  {%- if message['role'] == 'user' -%}{%- set state.last_user = loop.index0 -%}{%- endif -%}
+  {%- if message['role'] == 'user' and not tools -%}{%- set state.last_user = loop.index0 -%}{%- endif -%}
 {%- endfor -%}
 {{- bos_token -}}
+{%- for message in messages if message['role'] == 'system' -%}
+  {%- if not loop.first -%}{{- '\\n\\n' -}}{%- endif -%}
+  {%- set state.system = true -%}
+  {{- message['content'] -}}
+{%- endfor -%}
+{%- if tools -%}
+  {{- '\\n\\nTools:' if state.system else 'Tools:' -}}
+  {%- for tool in tools -%}{{- '\\n' + (tool | tojson) -}}{%- endfor -%}
+  {{- '\\nTo call some, end the answer with <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>name<｜tool▁sep｜>' -}}
+  {{- 'arguments as JSON<｜tool▁call▁end｜><｜tool▁calls▁end｜>' -}}
+{%- endif -%}
 {%- for message in messages -%}
   {%- if message['role'] == 'system' -%}
     {%- if not loop.first -%}
       {%- if messages[loop.index0 - 1]['role'] != 'system' -%}
         {{- raise_exception('system messages come first') -}}
       {%- endif -%}
-      {{- '\\n\\n' -}}
     {%- endif -%}
-    {{- message['content'] -}}
   {%- elif message['role'] == 'user' -%}
     {{- '<｜User｜>' + message['content'] -}}
+  {%- elif message['role'] == 'tool' -%}
+    {{- '<｜User｜><｜tool▁output▁begin｜>' + message['content'] -}}
   {%- elif message['role'] == 'assistant' -%}
     {%- set content = message['content'] | trim -%}
     {%- set thought = (message['reasoning_content'] or '') | trim -%}
@@ -135,6 +208,16 @@ TEMPLATE = """\
       {%- set thought = parts[0][7:] | trim -%}
       {%- set content = parts[1:] | join('</think>') | trim -%}
     {%- endif -%}
+    {%- if message['tool_calls'] -%}
+      {%- set state.calls = '' -%}
+      {%- for call in message['tool_calls'] -%}
+        {%- set arguments = call['function']['arguments'] -%}
+        {%- set arguments = arguments if arguments is string else arguments | tojson -%}
+        {%- set called = '<｜tool▁call▁begin｜>' + call['function']['name'] + '<｜tool▁sep｜>' + arguments -%}
+        {%- set state.calls = state.calls + called + '<｜tool▁call▁end｜>' -%}
+      {%- endfor -%}
+      {%- set content = content + '<｜tool▁calls▁begin｜>' + state.calls + '<｜tool▁calls▁end｜>' -%}
+    {%- endif -%}
     {{- '<｜Assistant｜>' -}}
     {%- if thought and loop.index0 > state.last_user -%}
       {{- '<think>\\n' + thought + '\\n</think>\\n' + content + eos_token -}}
@@ -142,10 +225,18 @@ TEMPLATE = """\
       {{- '</think>\\n' + content + eos_token -}}
     {%- endif -%}
   {%- else -%}
-    {{- raise_exception('the roles that fit: system, user, assistant') -}}
+    {{- raise_exception('the roles that fit: system, user, assistant, tool') -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
   {{- '<｜Assistant｜><think>\\n' if thinking is not defined or thinking else '<｜Assistant｜></think>\\n' -}}
 {%- endif -%}
 """
+
+EARLIER = {"e37a8532d3a1faaa9d34196bf07b39829f7dfa151483c0bf09b86a78c2f80cf0"}
+"""SHA-256 of templates that folders of ours may hold: this layout before it had tools."""
+
+
+def is_ours(template: str) -> bool:
+    """Whether a folder's template is this layout."""
+    return template == TEMPLATE or hashlib.sha256(template.encode()).hexdigest() in EARLIER

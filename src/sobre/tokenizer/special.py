@@ -12,3 +12,8 @@ THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 
 SPECIALS = (BOS, EOS, PAD, USER, ASSISTANT, THINK_OPEN, THINK_CLOSE)
+
+CALLS_OPEN, CALLS_CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+CALL_OPEN, CALL_SEP, CALL_CLOSE = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+TOOL_OUTPUT = "<｜tool▁output▁begin｜>"
+"""DeepSeek-V3.1's marks around tool calls. In our vocabularies they are spelt in ordinary tokens."""

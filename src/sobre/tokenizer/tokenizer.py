@@ -17,7 +17,7 @@ import tokenizers
 
 from sobre.errors import CheckpointError, DataError
 from sobre.tokenizer import bpe, folder, template
-from sobre.tokenizer.chat import TEMPLATE, Message, Piece, completion, layout, split_thought
+from sobre.tokenizer.chat import TEMPLATE, Message, Piece, Tool, completion, is_ours, layout, split_thought
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.special import ASSISTANT, BOS, EOS, PAD, THINK_CLOSE, THINK_OPEN, USER
 
@@ -40,9 +40,12 @@ class Tokenizer:
         self._added = {token.content: token_id for token_id, token in added.items()}
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._bytes = _bytes_by_id(backend)
-        self._template, self._bos, self._eos, self._pad = chat_template, bos, eos, pad
+        self._template = TEMPLATE if is_ours(chat_template) else chat_template
+        self._bos, self._eos, self._pad = bos, eos, pad
         self.vocab_size = max(self._bytes) + 1
         """One more than the largest id."""
+        self.max_token_chars = max((len(text) for text in self._bytes.values()), default=1)
+        """Most bytes of a token, so at least its characters."""
 
     @classmethod
     def train(cls, texts: Iterable[str], cfg: TokenizerConfig) -> Self:
@@ -58,6 +61,11 @@ class Tokenizer:
         """Write the files that `transformers.AutoTokenizer` reads; `max_len` is the longest sequence (0: not said)."""
         names = {"bos_token": self._bos, "eos_token": self._eos, "pad_token": self._pad}
         folder.write(Path(path), self._whole, self._template, names, max_len)
+
+    @property
+    def has_own_layout(self) -> bool:
+        """Whether chats take our own layout, rather than a template that the folder brings."""
+        return self._template == TEMPLATE
 
     @property
     def bos_id(self) -> int:
@@ -102,6 +110,10 @@ class Tokenizer:
         bpe.encode_utf8(text)
         return self._plain.encode(text, add_special_tokens=False).ids
 
+    def find(self, special: str) -> int | None:
+        """The id of a special token by its spelling; None when this vocabulary has none."""
+        return self._added.get(special)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text, in parallel."""
         return [ids.tolist() for ids in self.encode_arrays(texts)]
@@ -133,13 +145,18 @@ class Tokenizer:
         return self._bytes.get(token_id, NO_TOKEN)
 
     def render(
-        self, messages: Sequence[Message], *, generation_prompt: bool = False, thinking: bool = True
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        thinking: bool = True,
+        tools: Sequence[Tool] = (),
     ) -> list[int]:
         """Ids of a chat; with `generation_prompt` it ends where the assistant begins to think (or to answer)."""
         if self._template == TEMPLATE:
-            pieces = layout(messages, generation_prompt=generation_prompt, thinking=thinking)
+            pieces = layout(messages, generation_prompt=generation_prompt, thinking=thinking, tools=tools)
         else:
-            pieces = self._foreign_pieces(messages, generation_prompt, thinking)
+            pieces = self._foreign_pieces(messages, generation_prompt, thinking, tools)
         return self._ids(pieces)
 
     def render_with_mask(self, messages: Sequence[Message], *, train_from: int = 0) -> tuple[list[int], list[int]]:
@@ -169,7 +186,9 @@ class Tokenizer:
         thought, answer = split_thought({"role": "assistant", "content": THINK_OPEN + text})
         return self._ids(completion(thought, answer))
 
-    def _foreign_pieces(self, messages: Sequence[Message], generation_prompt: bool, thinking: bool) -> list[Piece]:
+    def _foreign_pieces(
+        self, messages: Sequence[Message], generation_prompt: bool, thinking: bool, tools: Sequence[Tool]
+    ) -> list[Piece]:
         if not self._template:
             raise CheckpointError("the model folder has no chat template, so it cannot hold a chat")
         return template.pieces(
@@ -182,6 +201,7 @@ class Tokenizer:
             pad_token=self._pad,
             thinking=thinking,
             enable_thinking=thinking,
+            **({"tools": [dict(tool) for tool in tools]} if tools else {}),
         )
 
     def _ids(self, pieces: Iterable[Piece]) -> list[int]:

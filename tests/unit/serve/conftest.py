@@ -15,10 +15,13 @@ from sobre.engine.request import Request, Token
 from sobre.errors import PromptTooLong
 from sobre.ledger.prices import Price
 from sobre.serve.api import create_app
+from sobre.serve.ask import Writer
 from sobre.serve.bridge import Bridge
-from sobre.serve.completion import ChatService
 from sobre.serve.config import ServeConfig
+from sobre.serve.grammar import Grammars
+from sobre.serve.keys import Keyring, Limits, parse_key
 from sobre.serve.server import Server, bind
+from sobre.serve.service import Service
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -40,9 +43,11 @@ class ScriptedEngine:
     delay_s: float = 0.0
     fail_step: Exception | None = None
     fail_abort: Exception | None = None
+    max_context: int = MAX_CONTEXT
     left: dict[str, list[int]] = field(default_factory=dict)
     asked: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
 
     @property
@@ -51,7 +56,7 @@ class ScriptedEngine:
 
     def add(self, request: Request) -> None:
         self.threads.add(threading.get_ident())
-        if len(request.prompt_ids) + request.params.max_tokens > MAX_CONTEXT:
+        if len(request.prompt_ids) + request.params.max_tokens > self.max_context:
             raise PromptTooLong("too long for the script")
         self.asked.append(request)
         self.left[request.id] = self.script(request)[: request.params.max_tokens]
@@ -61,6 +66,10 @@ class ScriptedEngine:
             raise self.fail_abort
         self.aborted.append(request_id)
         self.left.pop(request_id, None)
+
+    def end_thought(self, request_id: str) -> bool:
+        self.ended.append(request_id)
+        return request_id in self.left
 
     def step(self) -> list[Token]:
         time.sleep(self.delay_s)
@@ -108,12 +117,14 @@ def run_server(
     cfg = ServeConfig(model="folder", **settings)
     bridge = Bridge(engine)
     price = Price(3.6, "a test")
-    service = ChatService("scripted", tokenizer, bridge, price, MAX_CONTEXT, max_open, cfg)
+    writer = Writer(tokenizer, Grammars(tokenizer, tokenizer.vocab_size), engine.max_context, cfg)
+    service = Service("scripted", writer, bridge, price, max_open)
     about = {"id": "scripted", "object": "model", "created": 1, "owned_by": "sobre"}
-    app = create_app(service, cfg, about, [{"task": "arithmetic", "lang": "en", "prompt": "1+1?"}])
+    keys = Keyring([parse_key(line, i, Limits()) for i, line in enumerate(cfg.api_key)])
+    app = create_app(service, cfg, keys, about, [{"task": "arithmetic", "lang": "en", "prompt": "1+1?"}])
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = Server(app, bridge, cfg.drain_s)
+    server = Server(app, service, cfg)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -51,7 +51,7 @@ def test_tokens_come_in_order_with_their_reason_and_only_one_thread_touches_the_
     for parts in run(made, scenario):
         for index in (0, 1):
             mine = [part for part in parts if part.index == index]
-            assert [part.token_id for part in mine] == [10, 11, 12, 13, 14]
+            assert [part.token.token_id for part in mine] == [10, 11, 12, 13, 14]
             assert [part.finish_reason for part in mine] == [None] * 4 + ["length"]
     assert len(made.threads) == 1
     assert threading.get_ident() not in made.threads

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from sobre.serve.events import AnswerReader, overlap
+from sobre.serve.events import AnswerReader
+from sobre.serve.tool_calls import overlap
 
 
 def read(tokenizer, ids, stop=(), prompt=None):

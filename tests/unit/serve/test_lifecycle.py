@@ -76,7 +76,9 @@ def test_a_client_that_leaves_is_noted_in_the_access_log_without_content(serving
         live.http.post(PATH, json=HELLO | {"stop": ["the secret stop", 5]}, headers=headers)
         raw_post(connect, live).close()
     lines = [record.getMessage() for record in caplog.records if record.name == "sobre.serve"]
-    assert any("200" in line and "id=kept prompt_tokens=" in line and "completion_tokens=2" in line for line in lines)
+    assert any(
+        "200" in line and "id=kept key=key0 prompt_tokens=" in line and "completion_tokens=2" in line for line in lines
+    )
     assert not any("secret" in line and "/secret" not in line for line in lines)
     assert not any("\n" in line or "\x1b" in line for line in lines)
 

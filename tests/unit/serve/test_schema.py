@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from sobre.serve.chat_schema import parse_chat_request
 from sobre.serve.errors import ApiError
-from sobre.serve.schema import parse_chat_request
 
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -27,15 +28,54 @@ def refused(body):
     [
         ({"tempratur": 1}, "tempratur", "unknown_field"),
         ({"unknown": None}, "unknown", "unknown_field"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported"),
-        ({"logprobs": True}, "logprobs", "unsupported"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "unsupported"),
-        ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported"),
-        ({"thinking": {"type": "disabled"}}, "thinking", "unsupported"),
-        ({"user": "me"}, "user", "unsupported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_field"),
+        ({"tools": []}, "tools", "invalid_value"),
+        ({"tools": [ADD, ADD]}, "tools", "invalid_value"),
+        ({"tools": [ADD] * 129}, "tools", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "f" * 65}}]}, "tools[0].function.name", "invalid_value"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": "maybe"}, "tool_choice", "invalid_value"),
+        (
+            {"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "sub"}}},
+            "tool_choice",
+            "invalid_value",
+        ),
+        ({"tools": [ADD], "response_format": {"type": "json_object"}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_value"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 151936}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": "5"}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": True}, "top_logprobs", "invalid_value"),
+        ({"logit_bias": {"abc": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"-1": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"1e9": 1}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": "nan"}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {str(i): 1 for i in range(2000)}}, "logit_bias", "invalid_value"),
+        ({"presence_penalty": 2.5}, "presence_penalty", "invalid_value"),
+        ({"frequency_penalty": -3}, "frequency_penalty", "invalid_value"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value"),
+        ({"min_p": 2}, "min_p", "invalid_value"),
+        ({"reasoning_effort": True}, "reasoning_effort", "invalid_value"),
+        ({"reasoning_effort": 7}, "reasoning_effort", "invalid_value"),
+        ({"reasoning_effort": ""}, "reasoning_effort", "invalid_value"),
+        ({"thinking": {"type": "maybe"}}, "thinking.type", "invalid_value"),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "high"}, "reasoning_effort", "invalid_value"),
+        ({"thinking": {"type": "disabled"}, "thinking_token_budget": 5}, "thinking_token_budget", "invalid_value"),
+        ({"thinking_token_budget": -2}, "thinking_token_budget", "invalid_value"),
+        ({"thinking_token_budget": 10**12}, "thinking_token_budget", "invalid_value"),
+        ({"thinking_token_budget": True}, "thinking_token_budget", "invalid_value"),
+        ({"reasoning": {"effort": "low", "efort": 1}}, "reasoning.efort", "unknown_field"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize", "unknown_field"),
+        ({"chat_template": "{{ x }}"}, "chat_template", "unknown_field"),
+        ({"ignored": ["x"]}, "ignored", "unknown_field"),
+        ({"best_of": 10**6}, "best_of", "unknown_field"),
+        ({"prediction": {"type": "content"}}, "prediction", "unsupported"),
+        ({"user": "x" * 2**20}, "user", "invalid_value"),
+        ({"metadata": {"a": "x" * 2**20}}, "metadata", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": 10**9}, "n", "invalid_value"),
         ({"n": True}, "n", "invalid_value"),
@@ -63,10 +103,16 @@ def refused(body):
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": "hi"}, "messages", "invalid_value"),
         ({"messages": ["hi"]}, "messages[0]", "invalid_value"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "missing_field"),
+        (
+            {"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]},
+            "messages[0].tool_call_id",
+            "invalid_value",
+        ),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_field"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "invalid_value"),
-        ({"messages": [{"role": "user", "content": "x", "name": "a"}]}, "messages[0].name", "unsupported"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "missing_field"),
+        ({"messages": [{"role": "user", "content": "x"}] * 10_001}, "messages", "invalid_value"),
         ({"messages": [{"role": "user", "content": "x", "contnt": 1}]}, "messages[0].contnt", "unknown_field"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]},
@@ -160,3 +206,37 @@ def test_a_thought_in_the_history_reaches_the_chat_layout_under_either_name(toke
 def test_limits_themselves_are_accepted():
     request = parse(n=8, stop=["a"] * 4, seed=-(2**63), temperature=2, top_p=1, max_completion_tokens=1)
     assert (request.n, request.seed, request.answer_limit) == (8, -(2**63), 1)
+
+
+def test_labels_are_accepted_and_named():
+    request = parse(user="me", metadata={"a": "b"}, messages=[{"role": "user", "content": "x", "name": "me"}])
+    assert request.ignored == ("user", "metadata", "messages[0].name")
+
+
+@pytest.mark.parametrize(
+    ("fields", "on", "limit"),
+    [
+        ({}, True, 50),
+        ({"thinking": {"type": "enabled"}}, True, 50),
+        ({"thinking": {"type": "disabled"}}, False, None),
+        ({"reasoning_effort": "none"}, False, None),
+        *(({"reasoning_effort": word}, True, n) for word, n in [("minimal", 6), ("low", 12), ("medium", 25)]),
+        *(({"reasoning_effort": word}, True, n) for word, n in [("high", 50), ("xhigh", 50), ("max", 75)]),
+        ({"reasoning_effort": "ultra"}, True, 75),
+        ({"reasoning": {"effort": "low"}}, True, 12),
+        ({"reasoning": {"max_tokens": 7, "exclude": True}}, True, 7),
+        ({"reasoning": {"enabled": False}}, False, None),
+        ({"chat_template_kwargs": {"thinking": True, "enable_thinking": True}}, True, 50),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False, None),
+        ({"thinking_token_budget": 9, "reasoning_effort": "low"}, True, 9),
+        ({"thinking_token_budget": 0}, False, None),
+        ({"thinking_token_budget": -1}, True, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 3}}, True, 3),
+    ],
+)
+def test_every_way_to_say_how_long_to_think_is_understood(fields, on, limit):
+    request = parse(**fields)
+    assert request.thinking.on is on
+    if on:
+        assert request.thinking.limit(100) == limit
+    assert request.include_reasoning is (fields.get("reasoning", {}).get("exclude") is not True)

@@ -3,7 +3,7 @@
 import pytest
 
 from sobre.app.chat import printable, without_tags
-from sobre.app.serve import read_keys
+from sobre.app.serve import read_keyring, read_lines
 from sobre.config.load import load
 from sobre.errors import CheckpointError, ConfigError
 from sobre.ledger.prices import prices
@@ -59,13 +59,21 @@ def test_flags_reach_the_settings():
 
 def test_keys_come_from_a_file_one_a_line(tmp_path):
     file = tmp_path / "keys"
-    file.write_text("one\n\n two \n")
-    assert read_keys(str(file)) == ("one", "two")
-    file.write_text("\n")
-    with pytest.raises(ConfigError, match="holds no key"):
-        read_keys(str(file))
+    file.write_text("# mine\none\n\n two admin name=boss usd_per_day=0.5 requests_per_min=3\n")
+    assert read_lines(str(file)) == ("one", "two admin name=boss usd_per_day=0.5 requests_per_min=3")
+    keys = read_keyring(ServeConfig(model="m", api_key=("zero",), api_key_file=str(file), requests_per_min=9))
+    assert keys.find("none") is None
+    assert (keys.find("one").limits.requests_per_min, keys.find("one").admin) == (9, False)
+    boss = keys.find("two")
+    assert (boss.name, boss.admin, boss.limits.usd_per_day, boss.limits.requests_per_min) == ("boss", True, 0.5, 3)
+    for wrong, said in (("\n", "holds no key"), ("k colour=red", "none of"), ("k usd_per_day=x", "no number")):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match=said):
+            read_keyring(ServeConfig(model="m", api_key_file=str(file)))
+    with pytest.raises(ConfigError, match="given twice"):
+        read_keyring(ServeConfig(model="m", api_key=("a", "a")))
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_keys(str(tmp_path / "none"))
+        read_lines(str(tmp_path / "none"))
 
 
 def test_examples_show_every_task_and_language_and_are_the_same_at_every_start():

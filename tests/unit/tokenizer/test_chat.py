@@ -124,10 +124,42 @@ def test_rendering_many_equals_rendering_each(tokenizer):
         ([user("x"), {"role": "system", "content": "y"}], "system messages come first"),
         ([user("x"), assistant("<think>never closed")], "never closes"),
         ([user("x"), assistant("<think>a</think>b", reasoning_content="c")], "twice"),
-        ([user("x"), assistant("", tool_calls=[{}])], "tools"),
+        ([user("x"), assistant("", tool_calls=[{}])], "tool call"),
         ([user("x"), assistant("y", reasoning_content=3)], "reasoning_content that is not a string"),
     ],
 )
 def test_a_chat_that_cannot_be_laid_out_is_refused(tokenizer, messages, said):
     with pytest.raises(DataError, match=said):
         tokenizer.render(messages)
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+CALLED = [user("1 + 1?"), assistant("", reasoning_content="I ask", tool_calls=[CALL])]
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "2"}
+
+
+def test_tools_stand_after_the_systems_text_and_calls_at_the_end_of_the_answer(tokenizer):
+    text = tokenizer.decode(tokenizer.render([TWO_TURNS[0], *CALLED, RESULT], tools=[ADD], generation_prompt=True))
+    assert text.startswith(f'{BOS}Be brief.\n\nTools:\n{{"type": "function", "function": {{"name": "add"')
+    assert text.endswith(
+        f"{USER}1 + 1?{ASSISTANT}<think>\nI ask\n</think>\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>"
+        f'{{"a": 1}}<｜tool▁call▁end｜><｜tool▁calls▁end｜>{EOS}{USER}<｜tool▁output▁begin｜>2{ASSISTANT}<think>\n'
+    )
+
+
+def test_with_tools_no_thought_is_dropped(tokenizer):
+    chat = [*CALLED, RESULT, assistant("2", reasoning_content="done"), user("thanks")]
+    assert "I ask" not in tokenizer.decode(tokenizer.render(chat))
+    text = tokenizer.decode(tokenizer.render(chat, tools=[ADD]))
+    assert "I ask" in text
+    assert "done" in text
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [[user("q") | {"tool_calls": [CALL]}], [user("q"), assistant("", tool_calls=[{"function": {"name": "add"}}])]],
+)
+def test_calls_that_are_none_are_refused(tokenizer, chat):
+    with pytest.raises(DataError, match="message"):
+        tokenizer.render(chat)

@@ -1,0 +1,61 @@
+"""What the server tells about itself: models, tokens, health, metrics, keys."""
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+
+from sobre.serve.errors import ApiError
+from sobre.serve.keys import Keyring
+from sobre.serve.metrics import CONTENT_TYPE_LATEST
+from sobre.serve.service import Service
+
+
+def add_information(
+    app: FastAPI, service: Service, keys: Keyring, about: dict[str, Any], examples: list[dict[str, str]]
+) -> None:
+    """Routes that read and change nothing."""
+
+    def only_admin(request: Request) -> None:
+        account = request.state.account
+        if keys.has_admin and not account.admin:
+            raise ApiError(403, "This needs an administrator's key.", code="not_admin")
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": [about]})
+
+    @app.get("/v1/models/{name:path}")
+    async def show_model(name: str) -> Response:
+        service.check_model(name)
+        return JSONResponse(about)
+
+    @app.get("/v1/sobre/examples")
+    async def list_examples() -> Response:
+        return JSONResponse({"object": "list", "data": examples})
+
+    @app.get("/v1/sobre/keys")
+    async def list_keys(request: Request) -> Response:
+        """What each key has used."""
+        only_admin(request)
+        accounts = [keys.anyone] if keys.is_open else keys.accounts
+        return JSONResponse({"object": "list", "data": [account.report() for account in accounts]})
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        only_admin(request)
+        text = await asyncio.to_thread(service.metrics.text)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        if service.bridge.failure is not None:
+            raise ApiError(503, "The engine has stopped.", code="engine_stopped", headers={"retry-after": "5"})
+        if service.draining:
+            raise ApiError(503, "The server is leaving.", code="server_stopping", headers={"retry-after": "5"})
+        return JSONResponse({"status": "ready"})

@@ -1,0 +1,62 @@
+"""What an operator watches, in Prometheus's format. Names end as vLLM's do, so that dashboards carry over."""
+
+from collections.abc import Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sobre.serve.answer import Answer
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
+
+
+class Metrics:
+    """The series of one server; no label holds a key or a text."""
+
+    def __init__(self, model: str, n_open: Callable[[], int]) -> None:
+        self.registry = CollectorRegistry()
+        self._label = {"model_name": model}
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
+        self._cached = self._counter("prefix_cache_hits", "Tokens of prompts that were in the cache")
+        self._written = self._counter("generation_tokens", "Tokens written, thoughts included")
+        self._thought = self._counter("thinking_tokens", "Tokens of thoughts")
+        self._usd = self._counter("cost_usd", "Dollars of machine time that answers took")
+        self._finished = self._counter("request_success", "Choices that ended by themselves", "finished_reason")
+        self._left = self._counter("request_cancelled", "Requests whose client left before the end")
+        self._http = self._counter("http_requests", "Answers by status", "status")
+        self._first = self._histogram("time_to_first_token_seconds", "From the request to its first token")
+        self._between = self._histogram("inter_token_latency_seconds", "Mean time between two tokens of a request")
+        self._whole = self._histogram("e2e_request_latency_seconds", "From the request to its last token")
+        gauge = Gauge("sobre_num_requests_open", "Choices that run or wait", ["model_name"], registry=self.registry)
+        gauge.labels(**self._label).set_function(n_open)
+
+    def answered(self, answer: Answer, *, left: bool) -> None:
+        """An answer is over."""
+        self._prompt.labels(**self._label).inc(answer.ask.n_prompt)
+        self._cached.labels(**self._label).inc(answer.n_cached)
+        self._written.labels(**self._label).inc(answer.n_tokens)
+        self._thought.labels(**self._label).inc(answer.n_reasoning)
+        self._usd.labels(**self._label).inc(answer.cost_usd)
+        if left:
+            self._left.labels(**self._label).inc()
+        for reason in answer.reasons.values():
+            self._finished.labels(**self._label, finished_reason=reason).inc()
+        if answer.first_token_s is not None:
+            self._first.labels(**self._label).observe(answer.first_token_s)
+            self._whole.labels(**self._label).observe(answer.elapsed_s)
+            if answer.n_tokens > 1:
+                between = (answer.elapsed_s - answer.first_token_s) / (answer.n_tokens - 1)
+                self._between.labels(**self._label).observe(between)
+
+    def responded(self, status: int) -> None:
+        """A request of any kind is over."""
+        self._http.labels(**self._label, status=str(status)).inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"sobre_{name}", about, ["model_name", *labels], registry=self.registry)
+
+    def _histogram(self, name: str, about: str) -> Histogram:
+        return Histogram(f"sobre_{name}", about, ["model_name"], buckets=SECONDS, registry=self.registry)

@@ -1,0 +1,100 @@
+"""One model that answers: a request goes in, an answer and its stream of tokens come out; what they used is counted."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sobre.errors import SobreError
+from sobre.ledger.prices import Price
+from sobre.serve.answer import Answer
+from sobre.serve.ask import Ask, Writer
+from sobre.serve.bridge import Bridge, Stream
+from sobre.serve.errors import ApiError, stopping
+from sobre.serve.keys import Account, too_many
+from sobre.serve.metrics import Metrics
+
+
+@dataclass
+class Running:
+    """An answer that is being written, and whose it is."""
+
+    answer: Answer
+    stream: Stream
+    account: Account
+
+
+@dataclass
+class Service:
+    """One model that answers."""
+
+    model: str
+    writer: Writer
+    bridge: Bridge
+    price: Price
+    max_open: int
+    """Choices that may run or wait at the same time."""
+    draining: bool = False
+    """The server is leaving: what runs goes on, nothing new begins."""
+    running: dict[str, Running] = field(default_factory=dict)
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.model, lambda: self.bridge.n_open)
+
+    def check_model(self, name: str) -> None:
+        """404 for a model that is not here."""
+        if name != self.model:
+            raise ApiError(
+                404,
+                f"The model '{name[:100]}' does not exist; this server has '{self.model}'.",
+                code="model_not_found",
+                param="model",
+            )
+
+    async def begin(
+        self, account: Account, n_choices: int, make: Callable[[], Ask], timeout_s: float | None
+    ) -> Running:
+        """Admit a request, render it off the event loop, and hand it to the engine; or say why not."""
+        if self.draining:
+            raise stopping()
+        self._check_room(n_choices)
+        account.admit()
+        try:
+            ask = await asyncio.to_thread(make)
+            self._check_room(len(ask.requests))
+            deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+            running = Running(Answer(ask, self.model, self.price, deadline=deadline), self._submit(ask), account)
+        except BaseException:
+            account.charge(0, 0.0)
+            raise
+        self.running[ask.id] = running
+        return running
+
+    def end(self, running: Running, *, left: bool) -> None:
+        """The client has what it gets: free the engine, count and charge."""
+        answer = running.answer
+        running.stream.close()
+        answer.ended()
+        self.running.pop(answer.id, None)
+        running.account.charge(answer.ask.n_prompt + answer.n_tokens, answer.cost_usd)
+        self.metrics.answered(answer, left=left)
+
+    def answer_now(self, answer_id: str, account: Account) -> bool:
+        """End the thoughts of a running answer; False when it does not run, 404 when it is somebody else's."""
+        running = self.running.get(answer_id)
+        if running is None:
+            return False
+        if running.account is not account and not account.admin:
+            raise ApiError(404, "There is no such answer.", code="not_found", param="id")
+        return running.stream.end_thoughts()
+
+    def _check_room(self, n_choices: int) -> None:
+        n_open = self.bridge.n_open
+        if n_open + n_choices > self.max_open:
+            raise too_many(f"The server already holds {n_open} requests, of at most {self.max_open}. Try later.", 2.0)
+
+    def _submit(self, ask: Ask) -> Stream:
+        try:
+            return self.bridge.submit(ask.requests)
+        except SobreError as error:
+            raise ApiError(503, f"{error}", code="engine_stopped", headers={"retry-after": "5"}) from None

@@ -1,0 +1,101 @@
+"""Limits of a key: requests, tokens, dollars, and what the client is told."""
+
+import pytest
+
+from sobre.serve.errors import ApiError
+from sobre.serve.keys import Account, Limits
+
+HELLO = {"model": "scripted", "messages": [{"role": "user", "content": "3+4?"}]}
+PATH = "/v1/chat/completions"
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def account(**limits):
+    clock = Clock()
+    return Account("a", Limits(**limits), clock=clock, wall=clock), clock
+
+
+def refused(one):
+    with pytest.raises(ApiError) as caught:
+        one.admit()
+    return caught.value
+
+
+def test_a_minutes_requests_come_at_once_and_then_evenly():
+    one, clock = account(requests_per_min=3)
+    for _ in range(3):
+        one.admit()
+        one.charge(0, 0)
+    error = refused(one)
+    assert (error.status, error.headers["retry-after"], error.headers["retry-after-ms"]) == (429, "20", "20000")
+    assert error.headers["x-ratelimit-remaining-requests"] == "0"
+    clock.now += 20
+    one.admit()
+    assert refused(one).status == 429
+
+
+def test_an_overdrawn_bucket_waits_until_it_is_above_zero_and_never_says_more_than_two_minutes():
+    one, clock = account(tokens_per_min=60)
+    one.admit()
+    one.charge(100, 0)
+    assert refused(one).headers["retry-after"] == "41"
+    clock.now += 41
+    one.admit()
+    one.charge(10_000, 0)
+    assert refused(one).headers["retry-after"] == "120"
+
+
+def test_a_days_budget_ends_with_402_and_comes_back_at_midnight():
+    one, clock = account(usd_per_day=0.5)
+    one.admit()
+    one.charge(1, 0.5)
+    error = refused(one)
+    assert (error.status, error.code, error.headers["x-should-retry"]) == (402, "insufficient_quota", "false")
+    clock.now += 86_400
+    one.admit()
+    assert one.usd == 0.5
+
+
+def test_requests_that_are_open_are_counted():
+    one, _ = account(max_open=1)
+    one.admit()
+    assert refused(one).status == 429
+    one.charge(0, 0)
+    one.admit()
+
+
+def test_keys_have_limits_of_their_own_and_an_administrator_sees_them_all(serving, scripted, answer_ids):
+    engine = scripted(lambda request: answer_ids("a", "b"))
+    keys = ("k1 requests_per_min=1", "k2", "boss admin name=boss")
+    with serving(engine, api_key=keys) as live:
+
+        def post(key):
+            return live.http.post(PATH, json=HELLO, headers={"authorization": f"Bearer {key}"})
+
+        first = post("k1")
+        assert (first.status_code, first.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+        limited = post("k1")
+        assert limited.status_code == 429
+        assert 1 <= int(limited.headers["retry-after"]) <= 60
+        assert post("k2").status_code == 200
+        for path in ("/metrics", "/v1/sobre/keys"):
+            assert live.http.get(path).status_code == 401
+            assert live.http.get(path, headers={"authorization": "Bearer k2"}).json()["error"]["code"] == "not_admin"
+        boss = {"authorization": "Bearer boss"}
+        listed = {one["name"]: one for one in live.http.get("/v1/sobre/keys", headers=boss).json()["data"]}
+        assert (listed["key0"]["requests"], listed["key1"]["requests"]) == (1, 1)
+        assert listed["key0"]["tokens"] == first.json()["usage"]["total_tokens"]
+        assert listed["key0"]["usd"] == pytest.approx(first.json()["usage"]["cost_usd"])
+        text = live.http.get("/metrics", headers=boss).text
+        written = 2 * first.json()["usage"]["completion_tokens"]
+        assert f'sobre_generation_tokens_total{{model_name="scripted"}} {written}.0' in text
+        assert 'sobre_http_requests_total{model_name="scripted",status="429"} 1.0' in text
+        assert not any(key in text for key in ("k1", "k2", "3+4"))
+        assert live.http.get("/v1/models", headers={"x-api-key": "k2"}).status_code == 200
