@@ -20,13 +20,13 @@ def randn(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("length", [1, 37, 130])
-def test_causal_attention_equals_the_reference(length):
+@pytest.mark.parametrize("lengths", [(1, 1), (37, 130, 5)])
+def test_causal_attention_equals_the_reference(lengths):
     q, k, v = (
-        randn(2, length, heads, width, seed=seed) for seed, (heads, width) in enumerate([(4, 48), (2, 48), (2, 32)])
+        randn(sum(lengths), heads, width, seed=seed) for seed, (heads, width) in enumerate([(4, 48), (2, 48), (2, 32)])
     )
-    there = select.causal_attention(q.cuda(), k.cuda(), v.cuda(), 0.1)
-    assert_close(there.cpu(), reference.causal_attention(q, k, v, 0.1), **CLOSE)
+    there = select.causal_attention(q.cuda(), k.cuda(), v.cuda(), lengths, 0.1)
+    assert_close(there.cpu(), reference.causal_attention(q, k, v, lengths, 0.1), **CLOSE)
 
 
 def test_the_experts_equal_the_reference():

@@ -62,4 +62,5 @@ def test_causal_attention_is_torchs():
     wanted = torch.nn.functional.scaled_dot_product_attention(
         *(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, scale=0.4, enable_gqa=True
     )
-    assert_close(select.causal_attention(q, k, v, 0.4), wanted.transpose(1, 2), rtol=1e-4, atol=1e-5)
+    found = select.causal_attention(*(x.flatten(0, 1) for x in (q, k, v)), (150, 150), 0.4)
+    assert_close(found, wanted.transpose(1, 2).flatten(0, 1), rtol=1e-4, atol=1e-5)

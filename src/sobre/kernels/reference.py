@@ -3,8 +3,8 @@
 Written for the reader, not for speed: each function is the formula. `select.py` puts faster ones in its place.
 
 Shapes (docs/shapes.md): N tokens, D width, E experts, A active experts per token, F expert width, M routed copies
-(N * A), V vocabulary, R sequences of T positions, H query heads, G key/value heads, K query/key width, W value width.
-In `rope` the last dimension is the rotary one, R wide, and R2 is its half.
+(N * A), V vocabulary, R sequences, T positions of one, H query heads, G key/value heads, K query/key width, W value
+width. In `rope` the last dimension is the rotary one, R wide, and R2 is its half.
 """
 
 from collections.abc import Sequence
@@ -38,14 +38,20 @@ def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> 
     return out_NHR.to(x_NHR.dtype)
 
 
-def causal_attention(q_RTHK: Tensor, k_RTGK: Tensor, v_RTGW: Tensor, scale: float) -> Tensor:
-    """softmax(scale * q k^T) v over earlier positions and one's own; query head h reads key head h // (H // G)."""
-    n_repeats, length = q_RTHK.shape[2] // k_RTGK.shape[2], q_RTHK.shape[1]
-    k_RTHK, v_RTHW = k_RTGK.repeat_interleave(n_repeats, dim=2), v_RTGW.repeat_interleave(n_repeats, dim=2)
-    scores_RHTT = torch.einsum("rthk,rshk->rhts", _widen(q_RTHK), _widen(k_RTHK)) * scale
-    later_TT = torch.ones(length, length, dtype=torch.bool, device=q_RTHK.device).triu(1)
-    probs_RHTT = scores_RHTT.masked_fill(later_TT, -torch.inf).softmax(-1)
-    return torch.einsum("rhts,rshw->rthw", probs_RHTT, _widen(v_RTHW)).to(v_RTGW.dtype)
+def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """softmax(scale * q k^T) v over a sequence's earlier positions and one's own, for each of R ragged sequences.
+
+    `lengths` are their tokens, which sum to N. Query head h reads key head h // (H // G).
+    """
+    n_repeats = q_NHK.shape[1] // k_NGK.shape[1]
+    k_NHK, v_NHW = k_NGK.repeat_interleave(n_repeats, dim=1), v_NGW.repeat_interleave(n_repeats, dim=1)
+    sequences = zip(*(x.split(list(lengths)) for x in (q_NHK, k_NHK, v_NHW)), strict=True)
+    outs_THW = []
+    for q_THK, k_THK, v_THW in sequences:
+        scores_HTT = torch.einsum("thk,shk->hts", _widen(q_THK), _widen(k_THK)) * scale
+        probs_HTT = scores_HTT.masked_fill(torch.ones_like(scores_HTT[0], dtype=torch.bool).triu(1), -torch.inf)
+        outs_THW.append(torch.einsum("hts,shw->thw", probs_HTT.softmax(-1), _widen(v_THW)))
+    return torch.cat(outs_THW).to(v_NGW.dtype)
 
 
 def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence[int]) -> Tensor:

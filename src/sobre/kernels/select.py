@@ -46,7 +46,10 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("rope", "fused", pointwise.rope, reason="one complex product, one autograd node"),
     Kernel("rope", "reference", reference.rope),
     Kernel(
-        "causal_attention", "block", attention.causal_attention, ("cpu",), reason="half the square, batched products"
+        "causal_attention",
+        "block",
+        attention.causal_attention,
+        reason="half the square, batched products, sequences of like length together",
     ),
     Kernel("causal_attention", "reference", reference.causal_attention),
     Kernel("grouped_linear", "grouped", moe.grouped_linear, reason="torch's grouped product"),
@@ -129,9 +132,9 @@ def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> 
     return _kernel("rope", x_NHR)(x_NHR, cos_NR2, sin_NR2, interleaved)
 
 
-def causal_attention(q_RTHK: Tensor, k_RTGK: Tensor, v_RTGW: Tensor, scale: float) -> Tensor:
-    """Causal attention of whole sequences; k and v may have fewer heads, and values another width."""
-    return _kernel("causal_attention", q_RTHK)(q_RTHK, k_RTGK, v_RTGW, scale)
+def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """Causal attention within each of the sequences; k and v may have fewer heads, and values another width."""
+    return _kernel("causal_attention", q_NHK)(q_NHK, k_NGK, v_NGW, lengths, scale)
 
 
 def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence[int]) -> Tensor:

@@ -43,11 +43,12 @@ class GQA(nn.Module):
         if cache is not None:
             cache.write(self.layer, torch.cat([k_NGK.flatten(1), v_NGK.flatten(1)], -1), step)
         if cache is None or step.is_fresh:
-            out_RTHK = select.causal_attention(step.pad(q_NHK), step.pad(k_NGK), step.pad(v_NGK), self.scale)
+            out_NHK = select.causal_attention(q_NHK, k_NGK, v_NGK, step.lengths, self.scale)
         else:
             entries_RSC = cache.read(self.layer, step).to(x_ND.dtype)
             kv_RS2GK = entries_RSC.unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
             out_RTHK = cached_attention(
                 step.pad(q_NHK), kv_RS2GK[:, :, 0], kv_RS2GK[:, :, 1], step.later_RTS, self.scale
             )
-        return self.o(step.unpad(out_RTHK).flatten(1))
+            out_NHK = step.unpad(out_RTHK)
+        return self.o(out_NHK.flatten(1))

@@ -64,8 +64,7 @@ class MLA(nn.Module):
         k_NHP, v_NHW = kv_NH.split([mla.nope_dim, mla.v_dim], -1)
         q_NHK = torch.cat([q_NHP, q_rope_NHr], -1)
         k_NHK = torch.cat([k_NHP, k_rope_Nr.unsqueeze(1).expand(-1, mla.n_heads, -1)], -1)
-        q, k, v = step.pad(q_NHK), step.pad(k_NHK), step.pad(v_NHW)
-        return step.unpad(select.causal_attention(q, k, v, self.scale))
+        return select.causal_attention(q_NHK, k_NHK, v_NHW, step.lengths, self.scale)
 
     def _absorbed(self, q_NHP: Tensor, q_rope_NHr: Tensor, cache: KVCache, step: StepInput) -> Tensor:
         mla = self.cfg

@@ -34,41 +34,59 @@ def randn(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def ragged(lengths: tuple[int, ...], heads: int, groups: int, qk: int, v: int, dtype: torch.dtype) -> list[Tensor]:
+    """q_NHK, k_NGK, v_NGW."""
+    n = sum(lengths)
+    shapes = [(n, heads, qk), (n, groups, qk), (n, groups, v)]
+    return [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("sequences", "length", "heads", "groups", "qk", "v"),
-    [(2, 5, 4, 2, 6, 3), (1, 1, 2, 2, 8, 8), (2, 128, 2, 1, 8, 4), (1, 300, 4, 2, 12, 8), (3, 129, 2, 2, 6, 6)],
+    ("lengths", "heads", "groups", "qk", "v"),
+    [
+        ((5, 5), 4, 2, 6, 3),
+        ((1,), 2, 2, 8, 8),
+        ((128, 128), 2, 1, 8, 4),
+        ((300,), 4, 2, 12, 8),
+        ((7, 300, 1, 16, 17, 2), 4, 2, 6, 8),
+        ((129, 40, 129, 135, 33), 2, 2, 6, 6),
+    ],
 )
-def test_block_attention_is_attention(dtype, sequences, length, heads, groups, qk, v):
-    tensors = [
-        randn(sequences, length, heads, qk, dtype=dtype, seed=1),
-        randn(sequences, length, groups, qk, dtype=dtype, seed=2),
-        randn(sequences, length, groups, v, dtype=dtype, seed=3),
-    ]
-    assert_same(attention.causal_attention, reference.causal_attention, tensors, qk**-0.5)
+def test_block_attention_is_attention(dtype, lengths, heads, groups, qk, v):
+    tensors = ragged(lengths, heads, groups, qk, v, dtype)
+    assert_same(attention.causal_attention, reference.causal_attention, tensors, lengths, qk**-0.5)
+
+
+def test_like_lengths_share_a_group_and_far_ones_do_not():
+    lengths = [30, 400, 17, 31, 390, 32]
+    groups = attention.group_lengths(lengths, n_heads=4)
+    assert [sorted(group) for group in groups] == [[0, 2, 3, 5], [1, 4]]
+    assert attention.group_lengths([40, 90] * 2, n_heads=1) == [[0, 2, 1, 3]]  # two calls would cost more than padding
+    assert attention.group_lengths([40, 90] * 20, n_heads=1) == [list(range(0, 40, 2)), list(range(1, 40, 2))]
 
 
 def test_block_attention_recomputes_what_it_may_not_keep(monkeypatch):
-    tensors = [randn(1, 200, 4, 8, dtype=torch.float32, seed=i) for i in range(3)]
-    kept = results(attention.causal_attention, tensors, 0.3)
+    tensors, lengths = ragged((200, 90), 4, 4, 8, 8, torch.float32), (200, 90)
+    kept = results(attention.causal_attention, tensors, lengths, 0.3)
     monkeypatch.setattr(attention, "SAVE_BYTES", 0)
-    for again, first in zip(results(attention.causal_attention, tensors, 0.3), kept, strict=True):
+    for again, first in zip(results(attention.causal_attention, tensors, lengths, 0.3), kept, strict=True):
         assert torch.equal(again, first)
 
 
-def test_no_query_sees_a_later_key():
-    q, k, v = (randn(1, 150, 2, 8, dtype=torch.float32, seed=i) for i in range(3))
-    before = attention.causal_attention(q, k, v, 0.3)
-    k[:, 140:], v[:, 140:] = 9.0, -9.0
-    assert torch.equal(attention.causal_attention(q, k, v, 0.3)[:, :140], before[:, :140])
+def test_no_query_sees_a_later_key_or_another_sequence():
+    q, k, v = ragged((10, 150, 12), 2, 2, 8, 8, torch.float32)
+    before = attention.causal_attention(q, k, v, (10, 150, 12), 0.3)
+    k[150:160], v[150:160] = 9.0, -9.0
+    after = attention.causal_attention(q, k, v, (10, 150, 12), 0.3)
+    assert torch.equal(after[:150], before[:150])
+    assert torch.equal(after[160:], before[160:])
+    assert (after[150:160] - before[150:160]).abs().amin() > 0
 
 
 def test_block_attention_passes_gradcheck():
-    tensors = [randn(1, 3, 2, 4, dtype=torch.float64), randn(1, 3, 1, 4, dtype=torch.float64, seed=1)]
-    tensors.append(randn(1, 3, 1, 2, dtype=torch.float64, seed=2))
-    for tensor in tensors:
-        tensor.requires_grad_()
-    assert torch.autograd.gradcheck(lambda q, k, v: attention.causal_attention(q, k, v, 0.5), tensors)
+    tensors = [tensor.requires_grad_() for tensor in ragged((3, 2), 2, 1, 4, 2, torch.float64)]
+    assert torch.autograd.gradcheck(lambda q, k, v: attention.causal_attention(q, k, v, (3, 2), 0.5), tensors)
 
 
 def routed(n: int, n_experts: int, n_active: int, kind: str, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
