@@ -9,6 +9,7 @@ experts.
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from sobre.models.step import StepInput
 from sobre.rl.advantage import advantages
-from sobre.rl.config import PublishedConfig, RLConfig
+from sobre.rl.config import RLConfig
 from sobre.rl.types import Group, Rollout, Sample
 from sobre.train.batch import Batch
 
@@ -26,7 +27,7 @@ def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
     if not groups:
         return []
     rewards_XY = torch.tensor([[answer.reward.total for answer in group.rollouts] for group in groups])
-    advantages_XY = advantages(rewards_XY, cfg.algorithm.kind).tolist()
+    advantages_XY = advantages(rewards_XY, cfg.algorithm.advantage).tolist()
     answers = [
         (answer, advantage)
         for group, row in zip(groups, advantages_XY, strict=True)
@@ -52,7 +53,8 @@ def minibatches(samples: Sequence[Sample], cfg: RLConfig, key: str) -> list[list
     for epoch in range(cfg.n_epochs):
         order = random.Random(f"minibatches/{key}/{epoch}").sample(trained, len(trained))
         parts += [order[i::n_parts] for i in range(n_parts)]
-    return [part if cfg.algorithm.kl or any(sample.advantage for sample in part) else [] for part in parts]
+    parts = [part if cfg.algorithm.kl or any(sample.advantage for sample in part) else [] for part in parts]
+    return [_over_the_limit(part, cfg) for part in parts] if cfg.algorithm.mean_over == "limit" else parts
 
 
 def microbatches(samples: Sequence[Sample], max_tokens: int) -> list[list[Sample]]:
@@ -73,10 +75,16 @@ def to_batch(samples: Sequence[Sample], *, replay: bool) -> Batch:
     inputs = [(*sample.prompt_ids, *sample.response_ids[:-1]) for sample in samples]
     targets = [(*sample.prompt_ids[1:], *sample.response_ids) for sample in samples]
     step = StepInput(torch.tensor(list(chain.from_iterable(inputs))), lengths=tuple(map(len, inputs)))
+    answers = range(len(samples))
     streams = {
+        "answer": _per_answer(samples, [[i] * len(samples[i].response_ids) for i in answers]).long(),
         "advantage": _per_answer(samples, [[sample.advantage] * len(sample.response_ids) for sample in samples]),
         "behaviour": _per_answer(samples, [sample.logprobs for sample in samples]),
     }
+    if any(sample.scale != 1 for sample in samples):
+        streams["scale"] = _per_answer(samples, [[sample.scale] * len(sample.response_ids) for sample in samples])
+    if samples and all(sample.old is not None for sample in samples):
+        streams["old"] = _per_answer(samples, [sample.old or () for sample in samples])
     routes_LNA = _routes(samples)
     if routes_LNA is not None:
         streams["engine_routes_LNA"] = routes_LNA
@@ -92,7 +100,13 @@ def to_batch(samples: Sequence[Sample], *, replay: bool) -> Batch:
 def _weight(answer: Rollout, cfg: RLConfig) -> float:
     if not answer.finished and cfg.truncated == "mask":
         return 0.0
-    return 1 / answer.n_tokens if isinstance(cfg.algorithm, PublishedConfig) else 1.0
+    return 1 / answer.n_tokens if cfg.algorithm.mean_over == "answers" else 1.0
+
+
+def _over_the_limit(part: list[Sample], cfg: RLConfig) -> list[Sample]:
+    """Scale to a sum over tokens divided by answers times max_tokens; the step itself divides by the tokens."""
+    n_tokens = sum(len(sample.response_ids) for sample in part)
+    return [replace(sample, scale=n_tokens / (len(part) * cfg.max_tokens)) for sample in part]
 
 
 def _per_answer(samples: Sequence[Sample], values: Sequence[Sequence[float]]) -> Tensor:

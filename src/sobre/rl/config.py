@@ -3,13 +3,18 @@
 The union `Algorithm` is closed and chosen by one key of the recipe: `algorithm.kind`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from sobre.config.base import config
 from sobre.errors import ConfigError
 from sobre.tasks.config import check_difficulty
+
+Advantage = Literal["centred", "standardised", "leave_one_out"]
+"""How rewards of a group become advantages (`rl.advantage`)."""
+MeanOver = Literal["tokens", "answers", "limit"]
+"""What the loss is a mean over: all tokens; answers, each the mean of its tokens; or answers times max_tokens."""
 
 
 def _check_clip(low: float, high: float) -> None:
@@ -26,6 +31,9 @@ def _check_at_least(cfg: object, **floors: float) -> None:
 @config
 class GRPOConfig:
     """GRPO as it is run today: advantage r - mean, one mean over all tokens, clip-higher, flat groups replaced."""
+
+    advantage: ClassVar[Advantage] = "centred"
+    mean_over: ClassVar[MeanOver] = "tokens"
 
     kind: Literal["grpo"] = "grpo"
     clip_low: float = 0.2
@@ -46,6 +54,9 @@ class GRPOConfig:
 class PublishedConfig:
     """GRPO as published (DeepSeekMath, R1): (r - mean) / std, a mean for each response, one clip, k3 KL, no refill."""
 
+    advantage: ClassVar[Advantage] = "standardised"
+    mean_over: ClassVar[MeanOver] = "answers"
+
     kind: Literal["grpo_published"] = "grpo_published"
     clip: float = 0.2
     """The ratio counts within 1 - clip .. 1 + clip (R1's first stage used 10)."""
@@ -57,7 +68,127 @@ class PublishedConfig:
         _check_at_least(self, kl=0)
 
 
-Algorithm = Annotated[GRPOConfig | PublishedConfig, Field(discriminator="kind")]
+@config
+class DrGRPOConfig:
+    """Dr. GRPO (arXiv 2503.20783): no division by the standard deviation, nor by the length, but by a constant."""
+
+    advantage: ClassVar[Advantage] = "centred"
+    mean_over: ClassVar[MeanOver] = "limit"
+
+    kind: Literal["dr_grpo"] = "dr_grpo"
+    clip: float = 0.2
+    kl: float = 0.0
+    """Weight of the k3 KL to the model that the stage started from; 0 keeps no copy."""
+
+    def __post_init__(self) -> None:
+        _check_clip(min(self.clip, 1.0), self.clip)
+        _check_at_least(self, kl=0)
+
+
+@config
+class DAPOConfig:
+    """DAPO (arXiv 2503.14476): clip-higher, flat groups replaced, a mean over tokens, a soft penalty near the limit."""
+
+    advantage: ClassVar[Advantage] = "standardised"
+    mean_over: ClassVar[MeanOver] = "tokens"
+    kl: ClassVar[float] = 0.0
+
+    kind: Literal["dapo"] = "dapo"
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    refill_rounds: int = 1
+    """How often groups without variance are replaced by new problems (dynamic sampling)."""
+    overlong_cache: int = 0
+    """Tokens before max_tokens over which the reward falls by up to 1 (the paper: 4,096 of 20,480); 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        _check_clip(self.clip_low, self.clip_high)
+        _check_at_least(self, refill_rounds=0, overlong_cache=0)
+
+
+@config
+class GSPOConfig:
+    """GSPO (arXiv 2507.18071): one ratio for an answer, the geometric mean of its tokens' ratios; tiny clips."""
+
+    advantage: ClassVar[Advantage] = "standardised"
+    mean_over: ClassVar[MeanOver] = "answers"
+    kl: ClassVar[float] = 0.0
+
+    kind: Literal["gspo"] = "gspo"
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+
+    def __post_init__(self) -> None:
+        _check_clip(self.clip_low, self.clip_high)
+
+
+@config
+class CISPOConfig:
+    """CISPO (MiniMax-M1, arXiv 2506.13585): the ratio is a capped weight; no token ever loses its gradient."""
+
+    advantage: ClassVar[Advantage] = "standardised"
+    mean_over: ClassVar[MeanOver] = "tokens"
+    kl: ClassVar[float] = 0.0
+
+    kind: Literal["cispo"] = "cispo"
+    max_ratio: float = 5.0
+    """Largest weight of a token (the paper's 1 + epsilon_high, whose value it does not give)."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, max_ratio=1)
+
+
+@config
+class RLOOConfig:
+    """RLOO (arXiv 2402.14740): the others' mean reward is the baseline, a whole answer is one action."""
+
+    advantage: ClassVar[Advantage] = "leave_one_out"
+    mean_over: ClassVar[MeanOver] = "answers"
+    kl: ClassVar[float] = 0.0
+
+    kind: Literal["rloo"] = "rloo"
+    clip: float = 0.2
+    """The probability ratio of the whole answer counts within 1 - clip .. 1 + clip."""
+
+    def __post_init__(self) -> None:
+        _check_clip(min(self.clip, 1.0), self.clip)
+
+
+@config
+class DeepSeekV32Config:
+    """DeepSeek-V3.2 (arXiv 2512.02556, 3.1): unbiased KL, and bad answers that drifted too far are left out.
+
+    Its third change, the routes of the sampler in training, is `rl.replay_routes`.
+    """
+
+    advantage: ClassVar[Advantage] = "centred"
+    mean_over: ClassVar[MeanOver] = "answers"
+
+    kind: Literal["deepseek_v32"] = "deepseek_v32"
+    clip: float = 0.2
+    kl: float = 0.001
+    """Weight of the KL to the model that the stage started from, times the ratio; 0 keeps no copy."""
+    max_drift: float = 0.5
+    """Nats per token by which an answer below its group's mean may have become rarer before it stops counting."""
+
+    def __post_init__(self) -> None:
+        _check_clip(min(self.clip, 1.0), self.clip)
+        _check_at_least(self, kl=0)
+        if not self.max_drift > 0:
+            raise ConfigError(f"max_drift={self.max_drift} must lie above 0")
+
+
+Algorithm = Annotated[
+    GRPOConfig
+    | PublishedConfig
+    | DrGRPOConfig
+    | DAPOConfig
+    | GSPOConfig
+    | CISPOConfig
+    | RLOOConfig
+    | DeepSeekV32Config,
+    Field(discriminator="kind"),
+]
 
 
 @config
@@ -111,6 +242,9 @@ class RLConfig:
     """Passes over the same rollouts."""
     micro_tokens: int = 16_384
     """Most tokens in one forward and backward pass; the step's gradient is the same for every value."""
+    max_correction: float = 0.0
+    """Truncated importance sampling: ratios are taken against the trainer's own log-probabilities from before the
+    update, and a token counts at most this many times p(trainer) / p(sampler); 0 takes ratios against the sampler."""
     clip: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down."""
     lr_scale: float = 0.1
@@ -125,10 +259,14 @@ class RLConfig:
         _check_at_least(
             self, steps=0, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1
         )
-        _check_at_least(self, lr_scale=0, replay_above=0)
+        _check_at_least(self, lr_scale=0, replay_above=0, max_correction=0)
         if not 0 < self.temperature <= 10:
             raise ConfigError(
                 f"temperature={self.temperature} must lie above 0 and up to 10: greedy groups are all alike"
+            )
+        if isinstance(self.algorithm, DAPOConfig) and self.algorithm.overlong_cache > self.max_tokens:
+            raise ConfigError(
+                f"algorithm.overlong_cache={self.algorithm.overlong_cache} must lie in 0..max_tokens={self.max_tokens}"
             )
         if self.n_minibatches > self.n_prompts:
             raise ConfigError(f"n_minibatches={self.n_minibatches} must lie in 1..n_prompts={self.n_prompts}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sobre.models.step import StepOutput
 from sobre.rl.config import RLConfig
-from sobre.rl.losses import Streams
+from sobre.rl.objectives import Streams
 from sobre.train.batch import Batch
 
 

@@ -5,12 +5,12 @@ problems, for a limited number of rounds; what was thrown away is counted, for i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request, SamplingParams
-from sobre.rl.config import GRPOConfig, RLConfig
+from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
 from sobre.tasks.format import reward
@@ -80,7 +80,7 @@ def collect(
     `seed` makes this step's answers differ from those of other steps.
     """
     before = engine.stats
-    replaces = cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig) else None
+    replaces = cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig | DAPOConfig) else None
     kept: list[Group] = []
     flat: list[Group] = []
     for round_ in range(1 + (replaces or 0)):
@@ -115,7 +115,7 @@ def sample_groups(
     groups = []
     for x, problem in enumerate(problems):
         answers = outputs[x * cfg.group_size : (x + 1) * cfg.group_size]
-        rollouts = (_rollout(problem, prompts[x], answer, tokenizer, format_weight) for answer in answers)
+        rollouts = (_rollout(problem, prompts[x], answer, tokenizer, cfg, format_weight) for answer in answers)
         groups.append(Group(problem, tuple(rollouts)))
     return groups
 
@@ -127,18 +127,35 @@ def _sampling(cfg: RLConfig, tokenizer: Tokenizer, seed: int) -> SamplingParams:
     )
 
 
+def overlong_penalty(n_tokens: int, max_tokens: int, cache: int) -> float:
+    """What an answer loses near the limit: 0 up to max_tokens - cache, then evenly up to 1 at the limit.
+
+    DAPO (arXiv 2503.14476, 3.4); there is no jump between an answer that just fits and one that is cut.
+    """
+    return min(1.0, max(0.0, (n_tokens - (max_tokens - cache)) / cache)) if cache else 0.0
+
+
 def _rollout(
-    problem: Problem, prompt_ids: tuple[int, ...], output: Output, tokenizer: Tokenizer, format_weight: float
+    problem: Problem,
+    prompt_ids: tuple[int, ...],
+    output: Output,
+    tokenizer: Tokenizer,
+    cfg: RLConfig,
+    format_weight: float,
 ) -> Rollout:
     finished = output.finish_reason == "stop"
     text = tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids)
+    earned = reward(problem, text, finished, format_weight=format_weight)
+    if isinstance(cfg.algorithm, DAPOConfig) and cfg.algorithm.overlong_cache:
+        lost = overlong_penalty(len(output.token_ids), cfg.max_tokens, cfg.algorithm.overlong_cache)
+        earned = replace(earned, total=earned.total - lost)
     return Rollout(
         prompt_ids=prompt_ids,
         response_ids=tuple(output.token_ids),
         logprobs=tuple(output.logprobs),
         text=text,
         finished=finished,
-        reward=reward(problem, text, finished, format_weight=format_weight),
+        reward=earned,
         routes_LTA=output.routes_LTA,
     )
 

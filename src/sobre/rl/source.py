@@ -66,7 +66,11 @@ class RolloutSource:
             rollouts = self._roll_out(step)
             flops, metrics = rollouts.flops, rollouts.metrics()
             self.pass_rates = curriculum.updated(self.pass_rates, rollouts.all, self.cfg.curriculum)
-            self.pending = minibatches(to_samples(rollouts.groups, self.cfg), self.cfg, f"{self.seed}/{step}")
+            samples = to_samples(rollouts.groups, self.cfg)
+            if self.cfg.max_correction and self.cfg.n_minibatches * self.cfg.n_epochs > 1:
+                samples, passed = self._with_old(samples)
+                flops += passed
+            self.pending = minibatches(samples, self.cfg, f"{self.seed}/{step}")
         parts = microbatches(self.pending.pop(0), self.cfg.micro_tokens)
         batches = [to_batch(part, replay=self.is_replaying) for part in parts]
         if self.reference is not None:
@@ -114,13 +118,29 @@ class RolloutSource:
     def _watch(self, *seen: Any) -> None:
         self.mismatch.see(*seen)
 
-    @torch.no_grad()
     def _with_reference(self, batch: Batch, reference: Decoder) -> Batch:
         trained = batch.weights_N.nonzero().squeeze(1)
-        hidden_ND = reference(batch.step).hidden_ND[trained]
-        logp_N = log_probs(reference, hidden_ND, batch.targets_N[trained], self.cfg.temperature)
+        logp_N = self._scored(reference, batch, trained)
         reference_N = torch.zeros_like(batch.weights_N).index_copy(0, trained, logp_N)
         return replace(batch, streams={**batch.streams, "reference": reference_N})
+
+    def _with_old(self, samples: Sequence[Sample]) -> tuple[list[Sample], float]:
+        """Give every trained sample the trainer's own log-probabilities before the update; return the FLOPs too."""
+        found, flops = [sample for sample in samples if not sample.weight], 0.0
+        for part in microbatches([sample for sample in samples if sample.weight], self.cfg.micro_tokens):
+            batch = to_batch(part, replay=self.is_replaying)
+            logp_N = self._scored(self.model, batch, batch.weights_N.nonzero().squeeze(1))
+            rows = logp_N.split([len(sample.response_ids) for sample in part])
+            found += [replace(sample, old=tuple(row.tolist())) for sample, row in zip(part, rows, strict=True)]
+            flops += self.forward_flops(batch)
+        return found, flops
+
+    @torch.no_grad()
+    def _scored(self, model: Decoder, batch: Batch, trained: Tensor) -> Tensor:
+        """Log-probabilities of the trained tokens under a model, with the routes that the trainer would take."""
+        routes_LNA = batch.routes_LNA if model is self.model else None
+        hidden_ND = model(batch.step, routes_LNA=routes_LNA).hidden_ND[trained]
+        return log_probs(model, hidden_ND, batch.targets_N[trained], self.cfg.temperature)
 
     @torch.no_grad()
     def _probe_routes(self, batch: Batch) -> float:
@@ -138,10 +158,13 @@ def _encode(sample: Sample) -> dict[str, Any]:
         "advantage": sample.advantage,
         "weight": sample.weight,
         "routes_LTA": routes,
+        "scale": sample.scale,
+        "old": None if sample.old is None else list(sample.old),
     }
 
 
 def _decode(data: Mapping[str, Any]) -> Sample:
     lists: Sequence[str] = ("prompt_ids", "response_ids", "logprobs")
     routes: Tensor | None = None if data["routes_LTA"] is None else torch.tensor(data["routes_LTA"])
-    return Sample(**{**data, **{name: tuple(data[name]) for name in lists}, "routes_LTA": routes})
+    old = None if data["old"] is None else tuple(data["old"])
+    return Sample(**{**data, **{name: tuple(data[name]) for name in lists}, "routes_LTA": routes, "old": old})

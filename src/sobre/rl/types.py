@@ -77,6 +77,10 @@ class Sample:
     weight: float
     """Weight of each of its tokens in the loss: 1, or 1 / its length, or 0 when it is kept out."""
     routes_LTA: Tensor | None = None
+    scale: float = 1.0
+    """Of its terms in the loss, beside the weight, which the step divides by."""
+    old: tuple[float, ...] | None = None
+    """Log-probability of each sampled token under the trainer before the update, where the sampler's is corrected."""
 
     @property
     def n_tokens(self) -> int:

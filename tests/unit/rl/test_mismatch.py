@@ -3,8 +3,8 @@ import torch
 
 from sobre.models.step import StepInput, StepOutput
 from sobre.rl.config import RLConfig
-from sobre.rl.losses import Streams
 from sobre.rl.mismatch import Mismatch, differing, replays
+from sobre.rl.objectives import Streams
 from sobre.train.batch import Batch
 
 ENGINE_LNA = torch.tensor([[[0, 1], [2, 3], [1, 3]], [[0, 1], [0, 2], [2, 3]]])

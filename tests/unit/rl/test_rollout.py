@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from sobre.engine.request import Request
-from sobre.rl.config import GRPOConfig, PublishedConfig, RLConfig
-from sobre.rl.rollout import collect
+from sobre.rl.config import DAPOConfig, GRPOConfig, PublishedConfig, RLConfig
+from sobre.rl.rollout import collect, overlong_penalty
 from sobre.tasks.sampling import sample_problem
 
 CFG = RLConfig(n_prompts=3, group_size=2, max_tokens=5, algorithm=GRPOConfig(refill_rounds=1))
@@ -86,3 +86,12 @@ def test_a_cut_answer_earns_nothing_even_when_it_looks_right(make: SimpleNamespa
     whole, _, _ = roll(make, lambda request: ([make.tokenizer.WRONG, make.eos], True))
     assert whole.metrics()["format_rate"] == 1
     assert whole.all[0].rollouts[0].response_ids[-1] == make.eos
+
+
+def test_the_penalty_near_the_limit_rises_evenly_to_one(make: SimpleNamespace) -> None:
+    assert [overlong_penalty(n, 20, 4) for n in (1, 16, 17, 18, 20)] == [0, 0, 0.25, 0.5, 1]
+    assert overlong_penalty(20, 20, 0) == 0
+    cfg = RLConfig(n_prompts=1, group_size=2, max_tokens=4, algorithm=DAPOConfig(overlong_cache=2))
+    lengths = iter([4, 3, 2, 3])
+    rollouts, _, _ = roll(make, lambda request: ([9] * (next(lengths) - 1) + [make.eos], True), cfg)
+    assert [answer.reward.total for answer in rollouts.groups[0].rollouts] == [-1, -0.5]

@@ -132,6 +132,21 @@ def test_a_restored_state_gives_the_same_steps(build) -> None:
         assert_close(again.model.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+def test_under_correction_later_updates_know_the_trainer_from_before_the_first(build) -> None:
+    cfg = RLConfig(n_minibatches=2, max_correction=2.0, **SMALL)
+    source, optimizer = build(cfg)
+    info, _ = step(source, optimizer, 0, lr=5.0)
+    assert info.stats["correction"] == pytest.approx(1, abs=1e-5)
+    (part,) = source.pending
+    assert all(sample.old == pytest.approx(sample.logprobs, abs=1e-5) for sample in part)
+    again, _ = build(cfg)
+    again.restore(json.loads(json.dumps(source.state())))
+    assert [(s.old, s.scale) for s in again.pending[0]] == [(s.old, s.scale) for s in part]
+    info, _ = step(source, optimizer, 1, lr=0.0)
+    assert info.stats["ratio"] != pytest.approx(1, abs=1e-3)  # the first update moved the policy
+    assert info.stats["correction"] == pytest.approx(1, abs=1e-5)  # what the engine sampled has not moved
+
+
 def test_only_the_first_step_on_new_rollouts_measures_the_mismatch(build) -> None:
     source, optimizer = build(RLConfig(n_minibatches=2, **SMALL))
     first, second, third = (step(source, optimizer, i)[1] for i in range(3))
