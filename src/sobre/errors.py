@@ -4,6 +4,7 @@ SobreError
 ├── ConfigError       a recipe, a flag or a plan that cannot be (exit code 2)
 ├── DataError         a file or record that is not what it should be
 ├── CheckpointError   a model folder or a saved state that cannot be read
+├── SandboxError      a machine that cannot hold model-written code
 ├── RunError          a run that cannot start or go on (folder taken, disk full, non-finite loss)
 └── EngineError       a request that the engine refuses
     └── PromptTooLong
@@ -24,6 +25,10 @@ class DataError(SobreError):
 
 class CheckpointError(SobreError):
     """A model folder or a saved state that cannot be read."""
+
+
+class SandboxError(SobreError):
+    """This machine cannot hold model-written code; nothing was run."""
 
 
 class RunError(SobreError):

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 from sobre.config.load import load
+from sobre.errors import SandboxError
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,20 @@ def main(argv: list[str]) -> int:
     from sobre.kernels import select
     from sobre.runtime.device import calibrate, choose_threads
     from sobre.runtime.environment import environment
+    from sobre.tasks.sandbox import mechanism
 
     choose_threads()
     found = calibrate()
     kernels = {op: select.choose(op, "cpu", getattr(torch, found.dtype)) for op in select.OPS}
+    try:
+        held, by = True, mechanism()
+    except SandboxError as error:
+        held, by = False, str(error)
     report = {
         "environment": environment(torch.get_num_threads()),
         "speed": found.to_dict(),
         "kernels": {op: {"name": kernel.name, "reason": kernel.reason} for op, kernel in kernels.items()},
+        "sandbox": {"holds": held, "by": by},
     }
     if options.json:
         print(json.dumps(report, ensure_ascii=False))
@@ -40,4 +47,5 @@ def main(argv: list[str]) -> int:
     print(f"training runs in  {found.dtype}")
     for op, kernel in kernels.items():
         print(f"  {op:<17} {kernel.name}: {kernel.reason}")
+    print(f"model-written code {'runs in' if held else 'is refused:'} {by}")
     return 0
