@@ -20,7 +20,6 @@ from sobre.errors import CheckpointError
 from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.families.base import Family
-from sobre.models.families.deepseek_v3 import MTP_COPIES
 from sobre.models.families.table import FAMILIES
 from sobre.models.rope import Rope
 
@@ -36,7 +35,7 @@ def save_model(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    family = _family_for(model.cfg)
+    family = _family_for(model)
     dtype = dtype or model.embed.weight.dtype
     tensors = {
         name: tensor.to(_saved_dtype(name, dtype)).contiguous() for name, tensor in _their_tensors(model, family)
@@ -63,7 +62,11 @@ def load_model(
     theirs = read_config(folder)
     family = _family_of(theirs, folder)
     files = _weight_files(folder)
-    cfg = _without_absent_mtp(family.to_ours(theirs), files)
+    try:
+        cfg = _without_absent_mtp(family.to_ours(theirs), files)
+    except KeyError as error:
+        absent = f"{folder}/config.json lacks {error.args[0]!r}, which {family.model_type} needs"
+        raise CheckpointError(absent) from None
     dtype = dtype or getattr(torch, theirs.get("dtype") or theirs.get("torch_dtype") or "float32")
     with torch.device("meta"):
         model = Decoder(cfg, dtype=compute_dtype or dtype)
@@ -71,6 +74,9 @@ def load_model(
     model.rope = Rope(model.cfg.rope, model.rope.dim, model.cfg.max_len).to(device)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+    for router in model.routers():
+        router.bias_E.zero_()
+    model.family = family.model_type
     _fill(model, family, files)
     return model.eval()
 
@@ -91,20 +97,24 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _family_of(theirs: dict[str, Any], folder: Path) -> Family:
     for family in FAMILIES:
-        if family.model_type == theirs["model_type"]:
+        if theirs["model_type"] in (family.model_type, *family.aliases):
             return family
     known = ", ".join(family.model_type for family in FAMILIES)
-    raise CheckpointError(f"{folder}/config.json: model_type {theirs['model_type']!r} is unknown; known: {known}")
+    code = "; its auto_map names Python code, which is never run" if "auto_map" in theirs else ""
+    raise CheckpointError(f"{folder}/config.json: model_type {theirs['model_type']!r} is unknown; known: {known}{code}")
 
 
-def _family_for(cfg: ModelConfig) -> Family:
-    for family in FAMILIES:
+def _family_for(model: Decoder) -> Family:
+    """The family that the model came from, or the first that can carry it."""
+    cfg = model.cfg
+    for family in sorted(FAMILIES, key=lambda family: family.model_type != model.family):
         if family.accepts(cfg):
             return family
     raise CheckpointError(
         f"no open family carries {cfg.attention.kind} attention (rope interleaved: {cfg.rope.interleaved}) with"
-        f" {cfg.ffn.kind} feed-forward and n_mtp={cfg.n_mtp}; deepseek_v3 carries mla, interleaved, with either"
-        f" feed-forward; llama, qwen2 and qwen3 carry gqa, not interleaved, dense, without mtp"
+        f" {cfg.ffn.kind} feed-forward and n_mtp={cfg.n_mtp}; mla goes with either feed-forward (deepseek_v3); gqa with"
+        f" a dense one without mtp (llama; interleaved: ernie4_5); gqa with experts when the router has softmax and no"
+        f" bias (qwen3_moe), softmax and a bias, interleaved (ernie4_5_moe), or sigmoid and a bias (glm4_moe)"
     )
 
 
@@ -149,46 +159,48 @@ def _saved_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 def _places(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
     """(their name, the place in our model), every tensor of the model once, experts as views of the stack."""
-    ours = dict(model.named_parameters()) | {
-        name: buffer for name, buffer in model.named_buffers() if name.endswith("bias_E")
-    }
+    ours = model.state_dict(keep_vars=True)
     cfg = model.cfg
     n_experts = cfg.ffn.n_experts if isinstance(cfg.ffn, MoEConfig) else 0
     for their_pattern, our_pattern in family.tensors:
         their_pattern = their_pattern.replace("{m}", str(cfg.n_layers))
         for layer in range(cfg.n_layers if "{i}" in their_pattern else 1):
-            place = ours.get(our_pattern.replace("{i}", str(layer)))
+            place = ours.get(our_pattern.removesuffix("[None]").replace("{i}", str(layer)))
             if place is None:
                 continue
             name = their_pattern.replace("{i}", str(layer))
             if "{e}" in name:
                 yield from ((name.replace("{e}", str(e)), place.data[e]) for e in range(n_experts))
             else:
-                yield name, place.data
+                yield name, place.data[None] if our_pattern.endswith("[None]") else place.data
 
 
 def _their_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
     yield from _places(model, family)
     if model.mtp is not None:
-        copies = (model.embed.weight.data, model.head_VD.data)
-        for pattern, tensor in zip(MTP_COPIES, copies, strict=True):
-            yield pattern.replace("{m}", str(model.cfg.n_layers)), tensor.clone()
+        originals = {"embed.weight": model.embed.weight.data, "head.weight": model.head_VD.data}
+        for pattern, ours in family.copies:
+            yield pattern.replace("{m}", str(model.cfg.n_layers)), originals[ours].clone()
 
 
 @torch.no_grad()
 def _fill(model: Decoder, family: Family, files: list[Path]) -> None:
     places = dict(_places(model, family))
-    copies = {pattern.replace("{m}", str(model.cfg.n_layers)) for pattern in MTP_COPIES}
+    copies = {pattern.replace("{m}", str(model.cfg.n_layers)) for pattern, _ in family.copies}
     if model.cfg.tied:
         copies.add("lm_head.weight")
     found: set[str] = set()
+    left: list[str] = []
     faults: list[str] = []
     for file in files:
         names = _tensor_names(file)
         with safe_open(file, framework="pt") as tensors:
             for name in names:
                 if name not in places:
-                    faults += [] if name in copies else [f"unexpected {name}"]
+                    if name.startswith(family.without):
+                        left.append(name)
+                    elif name not in copies and not name.endswith(family.derived):
+                        faults.append(f"unexpected {name}")
                     continue
                 found.add(name)
                 shape = tuple(tensors.get_slice(name).get_shape())
@@ -200,3 +212,5 @@ def _fill(model: Decoder, family: Family, files: list[Path]) -> None:
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
         raise CheckpointError(f"{files[0].parent}: the weights do not match config.json: {shown}")
+    if left:
+        log.warning("%s: loaded without %d tensors of a part not known here: %s", files[0].parent, len(left), left[0])

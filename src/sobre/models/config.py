@@ -25,6 +25,21 @@ class YarnConfig:
     mscale: float = 1.0
     mscale_all_dim: float = 1.0
     """The softmax scale is multiplied by (0.1 * mscale_all_dim * ln(factor) + 1) squared."""
+    table_factor: float | None = None
+    """Factor on cosines and sines [attention_factor]; None takes it from the two mscales."""
+
+
+@config
+class Llama3RopeConfig:
+    """Context extension of Llama 3.1 (arXiv 2407.21783, 3.2, and its released code): slow frequencies are divided."""
+
+    factor: float = 8.0
+    low_factor: float = 1.0
+    """Wavelengths above original_len / low_factor are divided by `factor` [low_freq_factor]."""
+    high_factor: float = 4.0
+    """Wavelengths below original_len / high_factor are kept; between, a blend [high_freq_factor]."""
+    original_len: int = 8192
+    """Context the model was trained at [original_max_position_embeddings]."""
 
 
 @config
@@ -35,6 +50,11 @@ class RopeConfig:
     interleaved: bool = True
     """Rotate the pairs (x0, x1), (x2, x3), ...; False rotates halves, as Llama and Qwen do."""
     yarn: YarnConfig | None = None
+    llama3: Llama3RopeConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.yarn and self.llama3:
+            raise ConfigError("rope.yarn and rope.llama3 exclude each other; keep one")
 
 
 @config
@@ -53,6 +73,8 @@ class MLAConfig:
     """Head width with rotary position, one key shared by all heads [qk_rope_head_dim]."""
     v_dim: int = 32
     """Head width of the values [v_head_dim]."""
+    bias: bool = False
+    """Biases on the two projections down and on the output [attention_bias]."""
 
     def __post_init__(self) -> None:
         if self.rope_dim % 2:
@@ -61,6 +83,10 @@ class MLAConfig:
     @property
     def qk_dim(self) -> int:
         return self.nope_dim + self.rope_dim
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.rope_dim
 
     @property
     def cache_dim(self) -> int:
@@ -78,14 +104,28 @@ class GQAConfig:
     head_dim: int = 32
     qk_norm: bool = False
     """RMSNorm on every query and key head (Qwen3)."""
+    norm_all_heads: bool = False
+    """That norm runs over all heads together (MiniMax-M2)."""
     qkv_bias: bool = False
     """Biases on the query, key and value projections (Qwen2)."""
+    o_bias: bool = False
+    """A bias on the output projection."""
+    rope_dim: int = 0
+    """First numbers of a head that are rotated [partial_rotary_factor * head_dim]; 0: all of them."""
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_heads={self.n_heads} must be a multiple of n_kv_heads={self.n_kv_heads}")
         if self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} must be even; the nearest: {self.head_dim + 1}")
+        if self.rope_dim % 2 or not 0 <= self.rope_dim <= self.head_dim:
+            raise ConfigError(f"rope_dim={self.rope_dim} must be even and lie in 0..head_dim={self.head_dim}")
+        if self.norm_all_heads and not self.qk_norm:
+            raise ConfigError("norm_all_heads=true needs qk_norm=true")
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.rope_dim or self.head_dim
 
     @property
     def cache_dim(self) -> int:
@@ -104,7 +144,10 @@ class DenseConfig:
 
 @config
 class MoEConfig:
-    """DeepSeekMoE: shared experts plus A of E routed ones, balanced by a bias (arXiv 2412.19437, 2.1.2)."""
+    """DeepSeekMoE: shared experts plus A of E routed ones, balanced by a bias (arXiv 2412.19437, 2.1.2).
+
+    `score="softmax"` and `biased=False` make the routers of DeepSeek-V2, Qwen3-MoE and MiniMax-01.
+    """
 
     kind: Literal["moe"] = "moe"
     n_experts: int = 16
@@ -115,6 +158,10 @@ class MoEConfig:
     """Inner width of one expert [moe_intermediate_size]."""
     n_shared: int = 1
     """Shared experts, stored as one of width n_shared * d_expert [n_shared_experts]."""
+    score: Literal["sigmoid", "softmax"] = "sigmoid"
+    """How affinities become scores. A group is judged by its two best experts (sigmoid) or its best (softmax)."""
+    biased: bool = True
+    """A bias steers the choice [e_score_correction_bias]."""
     n_groups: int = 1
     """Groups of experts (nodes) [n_group]."""
     n_active_groups: int = 1
@@ -125,6 +172,8 @@ class MoEConfig:
     """Make the A weights sum to 1 before scaling [norm_topk_prob]."""
     n_dense_layers: int = 1
     """First layers that are dense [first_k_dense_replace]."""
+    dense_layers: tuple[int, ...] = ()
+    """Later layers that are dense, by number."""
     d_ff: int = 512
     """Inner width of those dense layers [intermediate_size]."""
     balance_alpha: float = 1e-4
@@ -142,6 +191,8 @@ class MoEConfig:
         reachable = self.n_active_groups * (self.n_experts // self.n_groups)
         if self.n_active > reachable:
             raise ConfigError(f"n_active={self.n_active} exceeds the {reachable} experts of the active groups")
+        if self.bias_speed and not self.biased:
+            raise ConfigError(f"bias_speed={self.bias_speed} moves a bias that biased=false takes away; set it to 0")
 
 
 Attention = Annotated[MLAConfig | GQAConfig, Field(discriminator="kind")]
@@ -161,6 +212,8 @@ class ModelConfig:
     max_len: int = 0
     """Longest sequence, prompt and answer [max_position_embeddings]."""
     norm_eps: float = 1e-6
+    ffn_bias: bool = False
+    """Biases in dense layers and shared experts [mlp_bias]."""
     tied: bool = False
     """Output head shares the embedding [tie_word_embeddings]."""
     n_mtp: int = 0
@@ -176,7 +229,8 @@ class ModelConfig:
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer `layer` routes; the MTP layer counts as layer n_layers."""
-        return isinstance(self.ffn, MoEConfig) and layer >= self.ffn.n_dense_layers
+        moe = self.ffn
+        return isinstance(moe, MoEConfig) and layer >= moe.n_dense_layers and layer not in moe.dense_layers
 
     @property
     def n_moe_layers(self) -> int:

@@ -42,9 +42,13 @@ class Block(nn.Module):
         match cfg.ffn:
             case MoEConfig() as moe:
                 routes = cfg.is_moe_layer(layer)
-                self.ffn: nn.Module = MoE(moe, cfg.d_model, dispatch) if routes else SwiGLU(cfg.d_model, moe.d_ff)
+                self.ffn: nn.Module = (
+                    MoE(moe, cfg.d_model, dispatch, cfg.ffn_bias)
+                    if routes
+                    else SwiGLU(cfg.d_model, moe.d_ff, cfg.ffn_bias)
+                )
             case DenseConfig() as dense:
-                self.ffn = SwiGLU(cfg.d_model, dense.d_ff)
+                self.ffn = SwiGLU(cfg.d_model, dense.d_ff, cfg.ffn_bias)
             case _ as never_ffn:
                 assert_never(never_ffn)
 
@@ -81,6 +85,9 @@ class MTP(nn.Module):
 class Decoder(nn.Module):
     """`Decoder(cfg)` allocates; `init_weights(seed)` fills; `dtype` is what forward computes in."""
 
+    family: str
+    """The model_type that the weights came in, and leave in again; empty for a model of our own."""
+
     def __init__(
         self, cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, dispatch: Dispatch = local_dispatch
     ) -> None:
@@ -88,8 +95,8 @@ class Decoder(nn.Module):
         if not cfg.vocab_size or not cfg.max_len:
             raise ConfigError(f"vocab_size={cfg.vocab_size} and max_len={cfg.max_len} must be known to build a model")
         self.cfg, self.dtype = cfg, dtype
-        rope_dim = cfg.attention.rope_dim if isinstance(cfg.attention, MLAConfig) else cfg.attention.head_dim
-        self.rope = Rope(cfg.rope, rope_dim, cfg.max_len)
+        self.family = ""
+        self.rope = Rope(cfg.rope, cfg.attention.rotary_dim, cfg.max_len)
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.layers = nn.ModuleList(Block(cfg, layer, dispatch) for layer in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)

@@ -1,4 +1,7 @@
-"""Grouped-query attention (arXiv 2305.13245) as Llama, Qwen2 and Qwen3 have it.
+"""Grouped-query attention (arXiv 2305.13245) as Llama, Qwen, GLM, MiniMax, ERNIE and Seed have it.
+
+The families differ in switches only: biases, a norm on queries and keys (per head, or over all heads), and how much of
+a head is rotated.
 
 Shapes: N tokens, R sequences, T new tokens of a sequence, S cached positions, H query heads, G key/value heads, K head
 width.
@@ -26,20 +29,22 @@ class GQA(nn.Module):
         self.q = Linear(d, gqa.n_heads * gqa.head_dim, gqa.qkv_bias)
         self.k = Linear(d, gqa.n_kv_heads * gqa.head_dim, gqa.qkv_bias)
         self.v = Linear(d, gqa.n_kv_heads * gqa.head_dim, gqa.qkv_bias)
-        self.o = Linear(gqa.n_heads * gqa.head_dim, d)
+        self.o = Linear(gqa.n_heads * gqa.head_dim, d, gqa.o_bias)
         if gqa.qk_norm:
-            self.q_norm = RMSNorm(gqa.head_dim, cfg.norm_eps)
-            self.k_norm = RMSNorm(gqa.head_dim, cfg.norm_eps)
+            self.q_norm = RMSNorm(gqa.head_dim * (gqa.n_heads if gqa.norm_all_heads else 1), cfg.norm_eps)
+            self.k_norm = RMSNorm(gqa.head_dim * (gqa.n_kv_heads if gqa.norm_all_heads else 1), cfg.norm_eps)
 
     def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
         gqa = self.cfg
-        q_NHK = self.q(x_ND).unflatten(-1, (gqa.n_heads, gqa.head_dim))
-        k_NGK = self.k(x_ND).unflatten(-1, (gqa.n_kv_heads, gqa.head_dim))
+        q_N, k_N = self.q(x_ND), self.k(x_ND)
+        if gqa.norm_all_heads:
+            q_N, k_N = self.q_norm(q_N), self.k_norm(k_N)
+        q_NHK = q_N.unflatten(-1, (gqa.n_heads, gqa.head_dim))
+        k_NGK = k_N.unflatten(-1, (gqa.n_kv_heads, gqa.head_dim))
         v_NGK = self.v(x_ND).unflatten(-1, (gqa.n_kv_heads, gqa.head_dim))
-        if gqa.qk_norm:
+        if gqa.qk_norm and not gqa.norm_all_heads:
             q_NHK, k_NGK = self.q_norm(q_NHK), self.k_norm(k_NGK)
-        q_NHK = select.rope(q_NHK, *rope, self.interleaved)
-        k_NGK = select.rope(k_NGK, *rope, self.interleaved)
+        q_NHK, k_NGK = self._rotate(q_NHK, rope), self._rotate(k_NGK, rope)
         if cache is not None:
             cache.write(self.layer, torch.cat([k_NGK.flatten(1), v_NGK.flatten(1)], -1), step)
         if cache is None or step.is_fresh:
@@ -52,3 +57,10 @@ class GQA(nn.Module):
             )
             out_NHK = step.unpad(out_RTHK)
         return self.o(out_NHK.flatten(1))
+
+    def _rotate(self, x_NHK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotate the first `rotary_dim` numbers of every head."""
+        if self.cfg.rotary_dim == self.cfg.head_dim:
+            return select.rope(x_NHK, *rope, self.interleaved)
+        turned, kept = x_NHK.split([self.cfg.rotary_dim, self.cfg.head_dim - self.cfg.rotary_dim], -1)
+        return torch.cat([select.rope(turned, *rope, self.interleaved), kept], -1)

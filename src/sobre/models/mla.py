@@ -6,6 +6,8 @@ heads; only the two are cached, after norm and rotation. Two forms of the same s
   absorbed  with a cache: fold the key map into the query and the value map into the output, so that all heads attend
             to the latents themselves: multi-query attention with one key of width C + rope and one value of width C.
 
+The norms of the two latents have their own epsilon, 1e-6 whatever the model's is, as in DeepSeek's released code.
+
 Shapes: N tokens, R sequences, T new tokens of a sequence, S cached positions, H heads, P head width without position,
 K = P + rope, W value head width, C latent width, D model width.
 """
@@ -21,6 +23,8 @@ from sobre.models.layers import Linear, RMSNorm
 from sobre.models.rope import softmax_factor
 from sobre.models.step import StepInput
 
+LATENT_EPS = 1e-6
+
 
 class MLA(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
@@ -30,15 +34,15 @@ class MLA(nn.Module):
         mla, d = cfg.attention, cfg.d_model
         self.scale = mla.qk_dim**-0.5 * softmax_factor(cfg.rope)
         if mla.q_rank:
-            self.q_down = Linear(d, mla.q_rank)
-            self.q_norm = RMSNorm(mla.q_rank, cfg.norm_eps)
+            self.q_down = Linear(d, mla.q_rank, mla.bias)
+            self.q_norm = RMSNorm(mla.q_rank, LATENT_EPS)
             self.q_up = Linear(mla.q_rank, mla.n_heads * mla.qk_dim)
         else:
             self.q = Linear(d, mla.n_heads * mla.qk_dim)
-        self.kv_down = Linear(d, mla.cache_dim)
-        self.kv_norm = RMSNorm(mla.kv_rank, cfg.norm_eps)
+        self.kv_down = Linear(d, mla.cache_dim, mla.bias)
+        self.kv_norm = RMSNorm(mla.kv_rank, LATENT_EPS)
         self.kv_up = Linear(mla.kv_rank, mla.n_heads * (mla.nope_dim + mla.v_dim))
-        self.o = Linear(mla.n_heads * mla.v_dim, d)
+        self.o = Linear(mla.n_heads * mla.v_dim, d, mla.bias)
 
     def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
         mla = self.cfg

@@ -3,6 +3,8 @@
 The router works in float32. Its bias steers which experts are chosen and never touches their weights; it is a buffer,
 moved after each optimizer step by the load of the whole batch (`rebalance`), saved with the weights, and frozen in RL.
 Groups that a token may not visit score minus infinity (zero would be wrong once biases are negative).
+DeepSeek-V2 (arXiv 2405.04434, 2.2.2), Qwen3-MoE, ERNIE 4.5 and MiniMax-01 score by softmax over all experts; V2 judges
+a group by its best expert, V3 by its two best. Without a bias the buffer stays zero and is not saved.
 
 Shapes: N tokens, R sequences, D width, E experts, A active experts, F expert width, X groups of experts.
 """
@@ -52,11 +54,12 @@ class Router(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.weight_ED = nn.Parameter(torch.empty(cfg.n_experts, d_model))
-        self.register_buffer("bias_E", torch.zeros(cfg.n_experts))
+        self.register_buffer("bias_E", torch.zeros(cfg.n_experts), persistent=cfg.biased)
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> Routing:
         """Route every token; `experts_NA`, if given, replaces the choice and keeps the weights' gradient."""
-        scores_NE = F.linear(x_ND.float(), self.weight_ED.float()).sigmoid()
+        affinities_NE = F.linear(x_ND.float(), self.weight_ED.float())
+        scores_NE = affinities_NE.sigmoid() if self.cfg.score == "sigmoid" else affinities_NE.softmax(-1)
         if experts_NA is None:
             experts_NA = self._choose(scores_NE.detach())
         weights_NA = scores_NE.gather(-1, experts_NA)
@@ -70,10 +73,11 @@ class Router(nn.Module):
         )
 
     def _choose(self, scores_NE: Tensor) -> Tensor:
-        steered_NE = scores_NE + self.bias_E
+        steered_NE = scores_NE + self.bias_E if self.cfg.biased else scores_NE
         if self.cfg.n_groups > 1:
             grouped_NXE = steered_NE.unflatten(-1, (self.cfg.n_groups, -1))
-            best_NX = grouped_NXE.topk(min(2, grouped_NXE.shape[-1]), dim=-1).values.sum(-1)
+            n_judges = min(2 if self.cfg.score == "sigmoid" else 1, grouped_NXE.shape[-1])
+            best_NX = grouped_NXE.topk(n_judges, dim=-1).values.sum(-1)
             kept_NX = best_NX.topk(self.cfg.n_active_groups, dim=-1).indices
             closed_NX = torch.ones_like(best_NX, dtype=torch.bool).scatter_(-1, kept_NX, False)
             steered_NE = grouped_NXE.masked_fill(closed_NX.unsqueeze(-1), -torch.inf).flatten(1)
@@ -100,14 +104,14 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
-    def __init__(self, cfg: MoEConfig, d_model: int, dispatch: Dispatch) -> None:
+    def __init__(self, cfg: MoEConfig, d_model: int, dispatch: Dispatch, bias: bool = False) -> None:
         super().__init__()
         self.dispatch = dispatch
         self.router = Router(cfg, d_model)
         self.gate_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.up_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.down_EDF = nn.Parameter(torch.empty(cfg.n_experts, d_model, cfg.d_expert))
-        self.shared = SwiGLU(d_model, cfg.n_shared * cfg.d_expert) if cfg.n_shared else None
+        self.shared = SwiGLU(d_model, cfg.n_shared * cfg.d_expert, bias) if cfg.n_shared else None
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
         routing = self.router(x_ND, step, experts_NA)

@@ -1,9 +1,14 @@
-"""Rotary position embedding: the table of cosines and sines, with YaRN (arXiv 2309.00071) as DeepSeek-V3 uses it.
+"""Rotary position embedding: the table of cosines and sines, with YaRN (arXiv 2309.00071) as DeepSeek-V3 uses it, and
+with Llama 3.1's scaling.
 
 The rotation itself is an op (`kernels`); this page only fills the table. YaRN keeps the fast frequencies, divides the
 slow ones by `factor` and blends between two dimensions given by beta_fast and beta_slow. It is applied to every
 position, as in DeepSeek's inference code, and its temperature enters the softmax scale (`softmax_factor`), not the
-table: the table's own factor, mscale / mscale_all_dim, is 1 for V3.
+table: the table's own factor, mscale / mscale_all_dim, is 1 for V3. Others (Qwen) leave the softmax scale alone and
+multiply the table, which is mscale_all_dim = 0.
+
+Llama 3.1 (released code, `apply_scaling`) keeps short wavelengths, divides long ones, and blends by the number of
+wavelengths that fit the original context.
 """
 
 import math
@@ -11,7 +16,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sobre.models.config import RopeConfig, YarnConfig
+from sobre.models.config import Llama3RopeConfig, RopeConfig, YarnConfig
 
 
 class Rope(nn.Module):
@@ -38,6 +43,8 @@ def frequencies(cfg: RopeConfig, dim: int) -> Tensor:
     """Angle per position of each of the dim / 2 pairs, float32."""
     exponents_2 = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     plain_2 = 1.0 / cfg.theta**exponents_2
+    if cfg.llama3 is not None:
+        return _llama3(plain_2, cfg.llama3)
     if cfg.yarn is None:
         return plain_2
     low, high = _blend_range(cfg.yarn, cfg.theta, dim)
@@ -59,7 +66,15 @@ def _blend_range(yarn: YarnConfig, theta: float, dim: int) -> tuple[float, float
     return max(math.floor(pair_of(yarn.beta_fast)), 0), min(math.ceil(pair_of(yarn.beta_slow)), dim - 1)
 
 
+def _llama3(plain_2: Tensor, cfg: Llama3RopeConfig) -> Tensor:
+    turns_2 = cfg.original_len * plain_2 / (2 * math.pi)  # full turns within the original context
+    kept_2 = ((turns_2 - cfg.low_factor) / (cfg.high_factor - cfg.low_factor)).clamp(0, 1)
+    return plain_2 / cfg.factor * (1 - kept_2) + plain_2 * kept_2
+
+
 def _table_factor(yarn: YarnConfig) -> float:
+    if yarn.table_factor is not None:
+        return yarn.table_factor
     return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
 
 

@@ -139,6 +139,9 @@ def _attention(cfg: ModelConfig) -> Shapes:
             }
         else:
             query = {"q.weight": (n_q, d)}
+        if attn.bias:
+            query |= {"kv_down.bias": (attn.cache_dim,), "o.bias": (d,)}
+            query |= {"q_down.bias": (attn.q_rank,)} if attn.q_rank else {}
         return query | {
             "kv_down.weight": (attn.cache_dim, d),
             "kv_norm.weight": (attn.kv_rank,),
@@ -149,25 +152,29 @@ def _attention(cfg: ModelConfig) -> Shapes:
     found: Shapes = {"q.weight": (n_q, d), "k.weight": (n_kv, d), "v.weight": (n_kv, d), "o.weight": (d, n_q)}
     if attn.qkv_bias:
         found |= {"q.bias": (n_q,), "k.bias": (n_kv,), "v.bias": (n_kv,)}
+    if attn.o_bias:
+        found |= {"o.bias": (d,)}
     if attn.qk_norm:
-        found |= {"q_norm.weight": (attn.head_dim,), "k_norm.weight": (attn.head_dim,)}
+        n_q, n_kv = (n_q, n_kv) if attn.norm_all_heads else (attn.head_dim, attn.head_dim)
+        found |= {"q_norm.weight": (n_q,), "k_norm.weight": (n_kv,)}
     return found
 
 
 def _ffn(cfg: ModelConfig, layer: int) -> Shapes:
     d, ffn = cfg.d_model, cfg.ffn
     if isinstance(ffn, DenseConfig) or not cfg.is_moe_layer(layer):
-        return _swiglu(d, ffn.d_ff)
+        return _swiglu(d, ffn.d_ff, cfg.ffn_bias)
     e, f = ffn.n_experts, ffn.d_expert
-    found: Shapes = {"router.weight_ED": (e, d), "router.bias_E": (e,)}
+    found: Shapes = {"router.weight_ED": (e, d)} | ({"router.bias_E": (e,)} if ffn.biased else {})
     found |= {"gate_EFD": (e, f, d), "up_EFD": (e, f, d), "down_EDF": (e, d, f)}
     if ffn.n_shared:
-        found |= {f"shared.{name}": shape for name, shape in _swiglu(d, ffn.n_shared * f).items()}
+        found |= {f"shared.{name}": shape for name, shape in _swiglu(d, ffn.n_shared * f, cfg.ffn_bias).items()}
     return found
 
 
-def _swiglu(d_model: int, d_ff: int) -> Shapes:
-    return {"gate.weight": (d_ff, d_model), "up.weight": (d_ff, d_model), "down.weight": (d_model, d_ff)}
+def _swiglu(d_model: int, d_ff: int, bias: bool) -> Shapes:
+    found: Shapes = {"gate.weight": (d_ff, d_model), "up.weight": (d_ff, d_model), "down.weight": (d_model, d_ff)}
+    return found | ({"gate.bias": (d_ff,), "up.bias": (d_ff,), "down.bias": (d_model,)} if bias else {})
 
 
 def _part(name: str) -> str:

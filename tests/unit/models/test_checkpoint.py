@@ -96,7 +96,7 @@ def test_folders_that_are_no_models_say_so(tmp_path: Path):
     with pytest.raises(CheckpointError, match="is not JSON"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(CheckpointError, match="'bert' is unknown; known: deepseek_v3, llama"):
+    with pytest.raises(CheckpointError, match="'bert' is unknown; known: deepseek_v3, deepseek_v2, llama"):
         load_model(tmp_path)
 
 
@@ -104,6 +104,30 @@ def test_a_model_that_no_open_family_carries_cannot_be_saved(tmp_path: Path):
     cfg = ModelConfig(vocab_size=8, max_len=8, attention=GQAConfig(), ffn=MoEConfig(n_experts=4, d_expert=8))
     with pytest.raises(CheckpointError, match="no open family carries gqa attention .* with moe"):
         save_model(build(cfg), tmp_path)
-    interleaved = ModelConfig(vocab_size=8, max_len=8, attention=GQAConfig(), ffn=DenseConfig())
+    normed = ModelConfig(vocab_size=8, max_len=8, attention=GQAConfig(qk_norm=True), ffn=DenseConfig())
     with pytest.raises(CheckpointError, match="no open family"):
-        save_model(build(interleaved), tmp_path)
+        save_model(build(normed), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scoring_func": "softmax"}, "scoring_func='softmax' is not supported; scoring_func='sigmoid' is"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic' is not supported"),
+        ({"model_type": "x", "auto_map": {}}, "'x' is unknown; .*; its auto_map names Python code, which is never run"),
+    ],
+)
+def test_what_a_config_asks_for_and_we_do_not_have_is_named(folder: Path, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_a_key_that_the_config_lacks_is_named(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    del config["kv_lora_rank"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="lacks 'kv_lora_rank', which deepseek_v3 needs"):
+        load_model(folder)

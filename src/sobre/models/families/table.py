@@ -1,6 +1,21 @@
-"""The families that load and leave. To add one: a page beside this one, and a line here."""
+"""The families that load and leave. To add one: a page beside this one, and a line here.
 
-from sobre.models.families import deepseek_v3, llama
+The order matters where several could carry a model of our own: the first writes it.
+"""
+
+from sobre.models.families import deepseek, ernie, glm, llama, minimax, qwen, seed
 from sobre.models.families.base import Family
 
-FAMILIES: tuple[Family, ...] = (deepseek_v3.FAMILY, llama.LLAMA, llama.QWEN2, llama.QWEN3)
+FAMILIES: tuple[Family, ...] = (
+    deepseek.V3,
+    deepseek.V2,
+    llama.LLAMA,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    qwen.QWEN3_MOE,
+    glm.GLM4_MOE,
+    minimax.M2,
+    ernie.ERNIE,
+    ernie.ERNIE_MOE,
+    seed.SEED_OSS,
+)
