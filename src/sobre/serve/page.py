@@ -1,4 +1,4 @@
-"""The chat page: four files of this package, read once, served with a policy that lets nothing else in."""
+"""The chat page: the files of web/, read once, served with a policy that lets nothing else in."""
 
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,10 +14,10 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 TYPES = {
-    "index.html": "text/html; charset=utf-8",
-    "chat.js": "text/javascript; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
 
 
@@ -33,7 +33,10 @@ class Asset:
 def load_assets() -> list[Asset]:
     """Every file of the page, with the path it is served at."""
     folder = files("sobre.serve") / "web"
+    found = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: file.name)
     return [
-        Asset("/" if name == "index.html" else f"/{name}", media_type, (folder / name).read_bytes())
-        for name, media_type in TYPES.items()
+        Asset(
+            "/" if file.name == "index.html" else f"/{file.name}", TYPES[file.name[file.name.rindex(".") :]], file.read_bytes()
+        )
+        for file in found
     ]
