@@ -1,6 +1,7 @@
-"""sobre serve MODEL: OpenAI's chat API and a chat page, from a model folder.
+"""sobre serve MODEL [MODEL ...]: OpenAI's and Anthropic's APIs and a chat page, from model folders.
 
     sobre serve out/demo/rl                                  http://127.0.0.1:8000
+    sobre serve out/demo/rl out/demo/sft                     two models, side by side on the page
     sobre serve out/demo/rl --port 0 --api-key K1 K2         a free port, two keys
 
 Standard error tells the memory taken, the speed measured, the price of a million tokens, and `ready http://HOST:PORT`
@@ -61,31 +62,51 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     from sobre.serve.examples import example_problems
     from sobre.serve.grammar import Grammars
     from sobre.serve.load import check_folder, load_folder, measure_speed, memory_bytes
+    from sobre.serve.metrics import Metrics
     from sobre.serve.price import machine_price, usd_per_million
     from sobre.serve.server import bind, run_server
-    from sobre.serve.service import Service
+    from sobre.serve.service import Service, Services
 
-    check_folder(Path(cfg.model))
+    for folder in cfg.model:
+        check_folder(Path(folder))
+    names = model_names(cfg)
     price = machine_price(cfg.price_usd_per_h)
     listener = bind(cfg.host, cfg.port)
-    loaded = load_folder(cfg.model, n_slots=cfg.n_slots, max_context=cfg.max_context)
-    speed = measure_speed(loaded.engine, cfg.n_slots)
-    per_million = usd_per_million(price, speed.busy)
-    name = cfg.name or Path(cfg.model).resolve().name
-    about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg)
-    say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens")
-    cache = f"{loaded.cache_bytes / 2**20:,.1f} MiB"
-    say(f"memory {memory_bytes() / 2**20:,.0f} MiB now; the cache of {cfg.n_slots} full answers takes {cache}")
-    say(f"speed {speed.alone:,.0f} tokens/s for one request, {speed.busy:,.0f} tokens/s for {speed.n_slots} at once")
-    say(f"price {per_million:.4g} USD per million tokens when busy: {price.usd_per_h:g} USD per hour ({price.source})")
+    metrics = Metrics()
+    services = []
+    for name, folder in zip(names, cfg.model, strict=True):
+        loaded = load_folder(folder, n_slots=cfg.n_slots, max_context=cfg.max_context)
+        speed = measure_speed(loaded.engine, cfg.n_slots)
+        per_million = usd_per_million(price, speed.busy)
+        say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens")
+        cache = f"{loaded.cache_bytes / 2**20:,.1f} MiB"
+        say(f"memory {memory_bytes() / 2**20:,.0f} MiB now; the cache of {cfg.n_slots} full answers takes {cache}")
+        say(
+            f"speed {speed.alone:,.0f} tokens/s for one request, {speed.busy:,.0f} tokens/s for {speed.n_slots} at once"
+        )
+        rate = f"{price.usd_per_h:g} USD per hour ({price.source})"
+        say(f"price {per_million:.4g} USD per million tokens when busy: {rate}")
+        grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
+        writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg)
+        about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg)
+        max_open = cfg.n_slots + cfg.max_waiting
+        services.append(Service(name, writer, Bridge(loaded.engine), price, max_open, metrics, about))
     if cfg.host not in ("127.0.0.1", "localhost", "::1") and keys.is_open:
         say(f"warning: whoever reaches {cfg.host} may use this server; --api-key-file FILE asks for a key")
-    bridge = Bridge(loaded.engine)
-    grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
-    writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg)
-    service = Service(name, writer, bridge, price, max_open=cfg.n_slots + cfg.max_waiting)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-    return run_server(create_app(service, cfg, keys, about, example_problems()), service, listener, cfg)
+    everything = Services(services)
+    return run_server(create_app(everything, cfg, keys, example_problems()), everything, listener, cfg)
+
+
+def model_names(cfg: ServeConfig) -> list[str]:
+    """The models' names in the API: their folders' names, with the parent's where two are alike."""
+    paths = [Path(folder).resolve() for folder in cfg.model]
+    plain = [path.name for path in paths]
+    names = [path.name if plain.count(path.name) == 1 else f"{path.parent.name}/{path.name}" for path in paths]
+    names[0] = cfg.name or names[0]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"model: two models would have one name: {', '.join(names)}")
+    return names
 
 
 def model_entry(name: str, max_len: int, usd_per_h: float, usd_per_million: float, cfg: ServeConfig) -> dict[str, Any]:

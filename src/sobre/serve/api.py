@@ -23,39 +23,38 @@ from sobre.serve.keys import Keyring
 from sobre.serve.messages import MessagesDialect, parse_messages_request
 from sobre.serve.page import HEADERS, Asset, load_assets
 from sobre.serve.responses import ResponsesDialect, parse_responses_request
-from sobre.serve.service import Service
+from sobre.serve.service import Service, Services
 from sobre.serve.text import DEFAULT_MAX_TOKENS, TextDialect, parse_text_request, prompts_of
 from sobre.serve.wire import Dialect, EventStream, collected, read_json_body, unless_gone, with_keep_alive, written
 
 MAX_TIMEOUT_S = 86_400.0
 
 
-def create_app(
-    service: Service, cfg: ServeConfig, keys: Keyring, about: dict[str, Any], examples: list[dict[str, str]]
-) -> ASGIApp:
-    """The whole server as one ASGI app; `about` is the model's entry in /v1/models."""
+def create_app(services: Services, cfg: ServeConfig, keys: Keyring, examples: list[dict[str, str]]) -> ASGIApp:
+    """The whole server as one ASGI app."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.bridge.start()
+        for service in services.each:
+            service.bridge.start()
         yield
-        await service.bridge.close()
+        for service in services.each:
+            await service.bridge.close()
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     add_errors(app)
-    add_answers(app, service, cfg)
-    add_information(app, service, keys, about, examples)
+    add_answers(app, services, cfg)
+    add_information(app, services, keys, examples)
     assets = load_assets()
     for asset in assets:
         app.add_api_route(asset.path, serve_asset(asset), methods=["GET", "HEAD"])
     hosts = {*LOOPBACK, *cfg.allowed_hosts} if cfg.host in LOOPBACK else None
     open_paths = {"/healthz", "/readyz", *(asset.path for asset in assets)}
-    return Guard(app, keys=keys, open_paths=open_paths, hosts=hosts, responded=service.metrics.responded)
+    return Guard(app, keys=keys, open_paths=open_paths, hosts=hosts, responded=services.metrics.responded)
 
 
-def add_answers(app: FastAPI, service: Service, cfg: ServeConfig) -> None:
+def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
     """The four ways to ask for text, "answer now", and Anthropic's count of tokens."""
-    writer = service.writer
 
     async def body_of(request: Request) -> bytes:
         return await read_json_body(request, cfg.max_body_bytes, cfg.read_timeout_s)
@@ -63,12 +62,13 @@ def add_answers(app: FastAPI, service: Service, cfg: ServeConfig) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         chat = parse_chat_request(await body_of(request))
-        service.check_model(chat.model)
+        service = services.find(chat.model)
         answer_id = f"chatcmpl-{request.state.request_id}"
         return await answer(
             request,
+            service,
             n_choices=chat.n,
-            make=lambda: writer.chat(chat, answer_id),
+            make=lambda: service.writer.chat(chat, answer_id),
             dialect=lambda found: ChatDialect(chat, found),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -77,37 +77,38 @@ def add_answers(app: FastAPI, service: Service, cfg: ServeConfig) -> None:
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         text = parse_text_request(await body_of(request))
-        service.check_model(text.model)
+        service = services.find(text.model)
         answer_id = f"cmpl-{request.state.request_id}"
         prompts: list[tuple[int, ...]] = []
 
         def make() -> Ask:
-            prompts.extend(prompts_of(text, writer.tokenizer))
-            return writer.text(
+            prompts.extend(prompts_of(text, service.writer.tokenizer))
+            return service.writer.text(
                 prompts, text, text.max_tokens or DEFAULT_MAX_TOKENS, answer_id, n_logprobs=text.logprobs
             )
 
         def dialect(found: Answer) -> Dialect:
             echoes = [
-                writer.tokenizer.decode(ids, skip_special=True) if text.echo else ""
+                service.writer.tokenizer.decode(ids, skip_special=True) if text.echo else ""
                 for ids in prompts
                 for _ in range(text.n)
             ]
             return TextDialect(text, found, echoes)
 
         return await answer(
-            request, n_choices=text.n, make=make, dialect=dialect, stream=text.stream, ignored=text.ignored
+            request, service, n_choices=text.n, make=make, dialect=dialect, stream=text.stream, ignored=text.ignored
         )
 
     @app.post("/v1/messages")
     async def messages(request: Request) -> Response:
         chat = parse_messages_request(await body_of(request))
-        service.check_model(chat.model)
+        service = services.find(chat.model)
         request_id = request.state.request_id
         return await answer(
             request,
+            service,
             n_choices=1,
-            make=lambda: writer.chat(chat, f"msg_{request_id}"),
+            make=lambda: service.writer.chat(chat, f"msg_{request_id}"),
             dialect=lambda found: MessagesDialect(chat, found, request_id),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -116,18 +117,19 @@ def add_answers(app: FastAPI, service: Service, cfg: ServeConfig) -> None:
     @app.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Response:
         chat = parse_messages_request(await body_of(request), counting=True)
-        service.check_model(chat.model)
+        service = services.find(chat.model)
         tools = [tool.plain() for tool in chat.tools] if chat.tool_choice != "none" else []
-        return JSONResponse({"input_tokens": len(writer.render(chat, tools))})
+        return JSONResponse({"input_tokens": len(service.writer.render(chat, tools))})
 
     @app.post("/v1/responses")
     async def responses(request: Request) -> Response:
         asked, chat = parse_responses_request(await body_of(request))
-        service.check_model(chat.model)
+        service = services.find(chat.model)
         return await answer(
             request,
+            service,
             n_choices=1,
-            make=lambda: writer.chat(chat, f"resp_{request.state.request_id}"),
+            make=lambda: service.writer.chat(chat, f"resp_{request.state.request_id}"),
             dialect=lambda found: ResponsesDialect(asked, chat, found),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -135,6 +137,7 @@ def add_answers(app: FastAPI, service: Service, cfg: ServeConfig) -> None:
 
     async def answer(
         request: Request,
+        service: Service,
         *,
         n_choices: int,
         make: Callable[[], Ask],
@@ -175,7 +178,7 @@ def add_answers(app: FastAPI, service: Service, cfg: ServeConfig) -> None:
             raise invalid("Send 'id' (of the answer, a text) and 'action'.", "id")
         if fields["action"] != "reasoning_end":
             raise invalid("Invalid 'action': must be reasoning_end.", "action")
-        return JSONResponse({"success": service.answer_now(fields["id"], request.state.account)})
+        return JSONResponse({"success": services.answer_now(fields["id"], request.state.account)})
 
 
 def timeout_of(request: Request) -> float | None:

@@ -18,10 +18,10 @@ def check_answering(temperature: float, top_p: float, price_usd_per_h: float | N
 
 @config
 class ServeConfig:
-    """Answer OpenAI's chat API and show a chat page, from one model folder."""
+    """Answer OpenAI's and Anthropic's APIs and show a chat page, from model folders."""
 
-    model: tyro.conf.Positional[str]
-    """Folder of the model (config.json, *.safetensors, tokenizer.json)."""
+    model: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of the models (config.json, *.safetensors, tokenizer.json); the page compares any two of them."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 listens on every network this machine is in."""
     port: int = 8000
@@ -41,7 +41,7 @@ class ServeConfig:
     tls_key: str = ""
     """Its private key (PEM); left out, the certificate's file holds it."""
     name: str = ""
-    """The model's name in the API; left out, the folder's name."""
+    """The (first) model's name in the API; left out, the folder's name."""
     price_usd_per_h: float | None = None
     """Dollars per hour of this machine; left out, the ledger's price for it."""
     temperature: float = 0.6
@@ -68,6 +68,8 @@ class ServeConfig:
     """Host names accepted besides the loopback ones while listening on loopback only (guards against DNS rebinding)."""
 
     def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model: name the folder of a model")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must lie in 0..65535 (0 picks a free one)")
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_key):

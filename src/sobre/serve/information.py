@@ -1,7 +1,6 @@
 """What the server tells about itself: models, tokens, health, metrics, keys."""
 
 import asyncio
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -9,12 +8,10 @@ from fastapi.responses import JSONResponse
 from sobre.serve.errors import ApiError
 from sobre.serve.keys import Keyring
 from sobre.serve.metrics import CONTENT_TYPE_LATEST
-from sobre.serve.service import Service
+from sobre.serve.service import Services
 
 
-def add_information(
-    app: FastAPI, service: Service, keys: Keyring, about: dict[str, Any], examples: list[dict[str, str]]
-) -> None:
+def add_information(app: FastAPI, services: Services, keys: Keyring, examples: list[dict[str, str]]) -> None:
     """Routes that read and change nothing."""
 
     def only_admin(request: Request) -> None:
@@ -24,12 +21,11 @@ def add_information(
 
     @app.get("/v1/models")
     async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [about]})
+        return JSONResponse({"object": "list", "data": [service.about for service in services.each]})
 
     @app.get("/v1/models/{name:path}")
     async def show_model(name: str) -> Response:
-        service.check_model(name)
-        return JSONResponse(about)
+        return JSONResponse(services.find(name).about)
 
     @app.get("/v1/sobre/examples")
     async def list_examples() -> Response:
@@ -45,7 +41,7 @@ def add_information(
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
         only_admin(request)
-        text = await asyncio.to_thread(service.metrics.text)
+        text = await asyncio.to_thread(services.metrics.text)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/healthz")
@@ -54,8 +50,8 @@ def add_information(
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        if service.bridge.failure is not None:
+        if any(service.bridge.failure is not None for service in services.each):
             raise ApiError(503, "The engine has stopped.", code="engine_stopped", headers={"retry-after": "5"})
-        if service.draining:
+        if any(service.draining for service in services.each):
             raise ApiError(503, "The server is leaving.", code="server_stopping", headers={"retry-after": "5"})
         return JSONResponse({"status": "ready"})

@@ -13,9 +13,8 @@ __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 class Metrics:
     """The series of one server; no label holds a key or a text."""
 
-    def __init__(self, model: str, n_open: Callable[[], int]) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._label = {"model_name": model}
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts")
         self._cached = self._counter("prefix_cache_hits", "Tokens of prompts that were in the cache")
         self._written = self._counter("generation_tokens", "Tokens written, thoughts included")
@@ -23,34 +22,38 @@ class Metrics:
         self._usd = self._counter("cost_usd", "Dollars of machine time that answers took")
         self._finished = self._counter("request_success", "Choices that ended by themselves", "finished_reason")
         self._left = self._counter("request_cancelled", "Requests whose client left before the end")
-        self._http = self._counter("http_requests", "Answers by status", "status")
+        self._http = Counter("sobre_http_requests", "Answers by status", ["status"], registry=self.registry)
         self._first = self._histogram("time_to_first_token_seconds", "From the request to its first token")
         self._between = self._histogram("inter_token_latency_seconds", "Mean time between two tokens of a request")
         self._whole = self._histogram("e2e_request_latency_seconds", "From the request to its last token")
-        gauge = Gauge("sobre_num_requests_open", "Choices that run or wait", ["model_name"], registry=self.registry)
-        gauge.labels(**self._label).set_function(n_open)
+        self._open = Gauge("sobre_num_requests_open", "Choices open", ["model_name"], registry=self.registry)
+
+    def watch(self, model: str, n_open: Callable[[], int]) -> None:
+        """Show how many choices of a model run or wait."""
+        self._open.labels(model_name=model).set_function(n_open)
 
     def answered(self, answer: Answer, *, left: bool) -> None:
         """An answer is over."""
-        self._prompt.labels(**self._label).inc(answer.ask.n_prompt)
-        self._cached.labels(**self._label).inc(answer.n_cached)
-        self._written.labels(**self._label).inc(answer.n_tokens)
-        self._thought.labels(**self._label).inc(answer.n_reasoning)
-        self._usd.labels(**self._label).inc(answer.cost_usd)
+        model = {"model_name": answer.model}
+        self._prompt.labels(**model).inc(answer.ask.n_prompt)
+        self._cached.labels(**model).inc(answer.n_cached)
+        self._written.labels(**model).inc(answer.n_tokens)
+        self._thought.labels(**model).inc(answer.n_reasoning)
+        self._usd.labels(**model).inc(answer.cost_usd)
         if left:
-            self._left.labels(**self._label).inc()
+            self._left.labels(**model).inc()
         for reason in answer.reasons.values():
-            self._finished.labels(**self._label, finished_reason=reason).inc()
+            self._finished.labels(**model, finished_reason=reason).inc()
         if answer.first_token_s is not None:
-            self._first.labels(**self._label).observe(answer.first_token_s)
-            self._whole.labels(**self._label).observe(answer.elapsed_s)
+            self._first.labels(**model).observe(answer.first_token_s)
+            self._whole.labels(**model).observe(answer.elapsed_s)
             if answer.n_tokens > 1:
                 between = (answer.elapsed_s - answer.first_token_s) / (answer.n_tokens - 1)
-                self._between.labels(**self._label).observe(between)
+                self._between.labels(**model).observe(between)
 
     def responded(self, status: int) -> None:
         """A request of any kind is over."""
-        self._http.labels(**self._label, status=str(status)).inc()
+        self._http.labels(status=str(status)).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

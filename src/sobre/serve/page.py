@@ -35,8 +35,11 @@ def load_assets() -> list[Asset]:
     folder = files("sobre.serve") / "web"
     found = sorted((file for file in folder.iterdir() if file.is_file()), key=lambda file: file.name)
     return [
-        Asset(
-            "/" if file.name == "index.html" else f"/{file.name}", TYPES[file.name[file.name.rindex(".") :]], file.read_bytes()
-        )
+        Asset("/" if file.name == "index.html" else f"/{file.name}", media_type(file.name), file.read_bytes())
         for file in found
     ]
+
+
+def media_type(name: str) -> str:
+    """By the end of a file's name."""
+    return TYPES[name[name.rindex(".") :]]

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 from sobre.errors import RunError
 from sobre.serve.config import ServeConfig
 from sobre.serve.errors import stopping
-from sobre.serve.service import Service
+from sobre.serve.service import Services
 
 GRACE_S = 2.0
 """Seconds for the last events to reach the clients after the drain has ended."""
@@ -36,7 +36,7 @@ def bind(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn that says when it is ready, and ends what still runs when the time to drain is over."""
 
-    def __init__(self, app: ASGIApp, service: Service, cfg: ServeConfig) -> None:
+    def __init__(self, app: ASGIApp, services: Services, cfg: ServeConfig) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=round(cfg.drain_s + GRACE_S + 0.5),
             )
         )
-        self.service, self.drain_s = service, cfg.drain_s
+        self.services, self.drain_s = services, cfg.drain_s
         self.scheme = "https" if cfg.tls_cert else "http"
         self.stopped_by: int | None = None
 
@@ -68,17 +68,17 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new request; let running answers end; after `drain_s`, end them with an error."""
-        self.service.draining = True
-        alarm = asyncio.get_running_loop().call_later(self.drain_s, self.service.bridge.fail_all, stopping())
+        self.services.drain()
+        alarm = asyncio.get_running_loop().call_later(self.drain_s, self.services.fail_all, stopping())
         try:
             await super().shutdown(sockets)
         finally:
             alarm.cancel()
 
 
-def run_server(app: ASGIApp, service: Service, listener: socket.socket, cfg: ServeConfig) -> int:
+def run_server(app: ASGIApp, services: Services, listener: socket.socket, cfg: ServeConfig) -> int:
     """Serve until a signal; the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    server = Server(app, service, cfg)
+    server = Server(app, services, cfg)
     server.run(sockets=[listener])
     return 130 if server.stopped_by == signal.SIGINT else 0

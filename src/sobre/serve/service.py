@@ -1,8 +1,9 @@
-"""One model that answers: a request goes in, an answer and its stream of tokens come out; what they used is counted."""
+"""Models that answer: a request goes in, an answer and its stream of tokens come out; what they used is counted."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sobre.errors import SobreError
 from sobre.ledger.prices import Price
@@ -33,23 +34,15 @@ class Service:
     price: Price
     max_open: int
     """Choices that may run or wait at the same time."""
+    metrics: Metrics
+    about: dict[str, Any]
+    """Its entry in /v1/models."""
     draining: bool = False
     """The server is leaving: what runs goes on, nothing new begins."""
     running: dict[str, Running] = field(default_factory=dict)
-    metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.metrics = Metrics(self.model, lambda: self.bridge.n_open)
-
-    def check_model(self, name: str) -> None:
-        """404 for a model that is not here."""
-        if name != self.model:
-            raise ApiError(
-                404,
-                f"The model '{name[:100]}' does not exist; this server has '{self.model}'.",
-                code="model_not_found",
-                param="model",
-            )
+        self.metrics.watch(self.model, lambda: self.bridge.n_open)
 
     async def begin(
         self, account: Account, n_choices: int, make: Callable[[], Ask], timeout_s: float | None
@@ -80,10 +73,8 @@ class Service:
         self.metrics.answered(answer, left=left)
 
     def answer_now(self, answer_id: str, account: Account) -> bool:
-        """End the thoughts of a running answer; False when it does not run, 404 when it is somebody else's."""
-        running = self.running.get(answer_id)
-        if running is None:
-            return False
+        """End the thoughts of an answer that runs here; False when it is over, 404 when it is somebody else's."""
+        running = self.running[answer_id]
         if running.account is not account and not account.admin:
             raise ApiError(404, "There is no such answer.", code="not_found", param="id")
         return running.stream.end_thoughts()
@@ -98,3 +89,43 @@ class Service:
             return self.bridge.submit(ask.requests)
         except SobreError as error:
             raise ApiError(503, f"{error}", code="engine_stopped", headers={"retry-after": "5"}) from None
+
+
+class Services:
+    """The models of one server, by name; the first is the one that is shown first."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.each = list(services)
+        self._by_name = {service.model: service for service in services}
+
+    def find(self, name: str) -> Service:
+        """404 for a model that is not here."""
+        service = self._by_name.get(name)
+        if service is None:
+            here = ", ".join(f"'{one}'" for one in self._by_name)
+            raise ApiError(
+                404,
+                f"The model '{name[:100]}' does not exist; this server has {here}.",
+                code="model_not_found",
+                param="model",
+            )
+        return service
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.each[0].metrics
+
+    def answer_now(self, answer_id: str, account: Account) -> bool:
+        """End the thoughts of a running answer; False when it does not run."""
+        service = next((one for one in self.each if answer_id in one.running), None)
+        return False if service is None else service.answer_now(answer_id, account)
+
+    def drain(self) -> None:
+        """Let nothing new begin."""
+        for service in self.each:
+            service.draining = True
+
+    def fail_all(self, error: Exception) -> None:
+        """End what still runs."""
+        for service in self.each:
+            service.bridge.fail_all(error)

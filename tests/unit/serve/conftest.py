@@ -20,8 +20,9 @@ from sobre.serve.bridge import Bridge
 from sobre.serve.config import ServeConfig
 from sobre.serve.grammar import Grammars
 from sobre.serve.keys import Keyring, Limits, parse_key
+from sobre.serve.metrics import Metrics
 from sobre.serve.server import Server, bind
-from sobre.serve.service import Service
+from sobre.serve.service import Service, Services
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -111,20 +112,28 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
 
 @contextmanager
 def run_server(
-    tokenizer: Tokenizer, engine: ScriptedEngine, *, max_open: int = 32, **settings: object
+    tokenizer: Tokenizer,
+    engine: ScriptedEngine,
+    *,
+    max_open: int = 32,
+    others: dict[str, ScriptedEngine] | None = None,
+    **settings: object,
 ) -> Iterator[Live]:
-    """Run the real app under the real uvicorn in a thread."""
-    cfg = ServeConfig(model="folder", **settings)
-    bridge = Bridge(engine)
+    """Run the real app under the real uvicorn in a thread; `others` are more models, by name."""
+    cfg = ServeConfig(model=("folder",), **settings)
     price = Price(3.6, "a test")
     writer = Writer(tokenizer, Grammars(tokenizer, tokenizer.vocab_size), engine.max_context, cfg)
-    service = Service("scripted", writer, bridge, price, max_open)
-    about = {"id": "scripted", "object": "model", "created": 1, "owned_by": "sobre"}
+    metrics = Metrics()
+    services = []
+    for name, one in ({"scripted": engine} | (others or {})).items():
+        about = {"id": name, "object": "model", "created": 1, "owned_by": "sobre", "max_model_len": one.max_context}
+        services.append(Service(name, writer, Bridge(one), price, max_open, metrics, about))
+    everything, bridge = Services(services), services[0].bridge
     keys = Keyring([parse_key(line, i, Limits()) for i, line in enumerate(cfg.api_key)])
-    app = create_app(service, cfg, keys, about, [{"task": "arithmetic", "lang": "en", "prompt": "1+1?"}])
+    app = create_app(everything, cfg, keys, [{"task": "arithmetic", "lang": "en", "prompt": "1+1?"}])
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = Server(app, service, cfg)
+    server = Server(app, everything, cfg)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -7,6 +7,9 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from sobre.serve.page import load_assets
+
+MATHML = "http://www.w3.org/1998/Math/MathML"
 THOUGHT, ANSWER = "three plus four 🙂", "It is seven: 七 🧑‍🚀."
 HELLO = {"model": "scripted", "messages": [{"role": "user", "content": "3+4?"}]}
 PATH = "/v1/chat/completions"
@@ -237,13 +240,16 @@ def test_the_page_is_self_contained_and_its_policy_lets_nothing_else_in(live):
     assert "unsafe" not in policy
     assert "*" not in policy
     named = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
-    assert sorted(set(named)) == ["chat.js", "icon.svg", "style.css"]
-    texts = {name: live.http.get(f"/{name}").text for name in named} | {"page": page.text}
-    for name, text in texts.items():
-        links = set(re.findall(r"https?://[^\s\"']+", text)) - {"http://www.w3.org/2000/svg"}
+    assert sorted(set(named)) == ["icon.svg", "main.js", "style.css"]
+    modules = {name: live.http.get(f"/{name}").text for name in {*named, *(asset.path[1:] for asset in load_assets())}}
+    for name, text in (modules | {"page": page.text}).items():
+        links = set(re.findall(r"https?://[^\s\"']+", text)) - {"http://www.w3.org/2000/svg", MATHML}
         assert not links, f"{name} names other hosts"
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\son\w+=|style=", text), (
             name
         )
+        for module in re.findall(r'from "\./([^"]+)"', text):
+            assert module in modules, f"{name} imports {module}"
+    assert sum(len(asset.content) for asset in load_assets()) < 300_000
     for name in named:
         assert live.http.get(f"/{name}").headers["x-content-type-options"] == "nosniff"

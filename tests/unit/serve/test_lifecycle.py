@@ -86,7 +86,7 @@ def test_a_client_that_leaves_is_noted_in_the_access_log_without_content(serving
 def test_keys_guard_everything_but_the_page_and_the_health(serving, slow):
     with serving(slow, api_key=("first-key", "second-key")) as live:
         http = live.http
-        for path in ("/", "/chat.js", "/style.css", "/icon.svg", "/healthz", "/readyz"):
+        for path in ("/", "/main.js", "/style.css", "/icon.svg", "/healthz", "/readyz"):
             assert http.get(path).status_code == 200
         for key in ("first-key", "second-key"):
             assert http.get("/v1/models", headers={"authorization": f"bearer {key}"}).status_code == 200

@@ -1,240 +1,301 @@
-"""The chat page in a real browser: chromium, driven over the WebDriver protocol by plain HTTP."""
+"""The chat page in a real browser: Debian's chromium, driven by Playwright."""
 
-import base64
+import json
+import os
+import re
 import shutil
-import socket
-import subprocess
-import time
-from pathlib import Path
 
-import httpx
 import pytest
 
-DRIVER, CHROMIUM = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (DRIVER and CHROMIUM), reason="no chromium and chromedriver on this machine"),
-]
-EVIL = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>[x](javascript:alert(1))"
-ENTER, ESCAPE, TAB = "\ue007", "\ue00c", "\ue004"
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the WebDriver standard's name for "this is an element"
-
-
-class Browser:
-    """One window of a headless chromium."""
-
-    def __init__(self, *, width=1100, height=800, dark=False):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.driver = subprocess.Popen([DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-        for _ in range(100):
-            try:
-                self.http.get("/status")
-                break
-            except httpx.TransportError:
-                time.sleep(0.1)
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},{height}", "--lang=en"]
-        flags += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
-        options = {
-            "binary": CHROMIUM,
-            "args": flags,
-            "mobileEmulation": {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1.0, "touch": False}},
-        }
-        wanted = {"alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}}
-        self.session = f"/session/{self.call('POST', '/session', capabilities=wanted)['sessionId']}"
-
-    def call(self, method, path, **body):
-        response = self.http.request(method, path, json=body if method == "POST" else None)
-        value = response.json()["value"]
-        assert response.is_success, value
-        return value
-
-    def open(self, url):
-        self.call("POST", f"{self.session}/url", url=url)
-
-    def run(self, script, *arguments):
-        return self.call("POST", f"{self.session}/execute/sync", script=f"return {script}", args=list(arguments))
-
-    def find(self, selector):
-        found = self.call("POST", f"{self.session}/element", using="css selector", value=selector)
-        return f"{self.session}/element/{found[ELEMENT]}"
-
-    def type(self, selector, text):
-        self.call("POST", f"{self.find(selector)}/value", text=text)
-
-    def click(self, selector):
-        self.call("POST", f"{self.find(selector)}/click")
-
-    def text(self, selector):
-        return self.run("document.querySelector(arguments[0])?.textContent ?? ''", selector)
-
-    def wait(self, script, timeout_s=20):
-        deadline = time.monotonic() + timeout_s
-        while not self.run(script):
-            assert time.monotonic() < deadline, f"never came true: {script}"
-            time.sleep(0.03)
-
-    def console(self):
-        """What the browser complained about, refused requests included."""
-        return [entry["message"] for entry in self.call("POST", f"{self.session}/se/log", type="browser")]
-
-    def screenshot(self, path):
-        Path(path).write_bytes(base64.b64decode(self.call("GET", f"{self.session}/screenshot")))
-
-    def close(self):
-        try:
-            self.call("DELETE", self.session)
-        finally:
-            self.http.close()
-            self.driver.terminate()
-            self.driver.wait(10)
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+MISSING = "needs chromium and playwright: apt-get install chromium; pip install playwright"
+EVIL = (
+    "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script> [x](javascript:alert(1))"
+    " [d](data:text/html,x) ![i](http://evil.example/?q=1) [ok](https://example.org/a) $\\href{javascript:alert(1)}{x}$"
+)
+RICH = (
+    "# Title\n\nSome **bold**, *slanted* and `code`.\n\n1. one\n2. two\n   - deep\n\n```python\nprint('<b>')\n```\n\n"
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\n$$\\frac{1}{\\sqrt{x^2}} \\le \\alpha$$\n\n> quoted\n\n```\nunclosed"
+)
 
 
 @pytest.fixture(scope="module")
 def browser():
-    made = Browser()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def phone():
-    made = Browser(width=390, height=800, dark=True)
-    yield made
-    made.close()
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    if not (CHROMIUM and sync_playwright):
+        assert not os.environ.get("CI"), MISSING
+        pytest.skip(MISSING)
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=flags) as opened:
+            yield opened
 
 
 @pytest.fixture
-def thinker(scripted, answer_ids):
-    """Thinks two lines, then answers with mark-up that must stay text."""
-    return scripted(
-        lambda request: answer_ids("three and four\nmake seven", f"<answer>{EVIL} 七</answer>"), delay_s=0.01
-    )
+def spelt(tokenizer):
+    """One token a byte: any text can be written with the test's small vocabulary."""
+    table = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+    return lambda text: [table[bytes([byte])] for byte in text.encode()]
 
 
-def ask(browser, question):
-    browser.type("#question", question + ENTER)
-    browser.wait("document.querySelectorAll('.figures, .problem').length === document.querySelectorAll('.user').length")
+@pytest.fixture
+def writing(scripted, spelt, tokenizer):
+    """An engine that thinks and answers these texts."""
+
+    def engine(thought, answer, delay_s=0.0):
+        ids = [*spelt(thought + "\n"), tokenizer.think_close_id, *spelt("\n" + answer), tokenizer.eos_id]
+        return scripted(lambda request: list(ids), delay_s=delay_s, max_context=4000)
+
+    return engine
 
 
-def test_a_question_is_answered_with_its_thought_folded_and_its_figures_shown(serving, thinker, browser):
-    with serving(thinker) as live:
-        browser.open(live.url)
-        browser.wait("document.querySelectorAll('.examples button').length === 1")
-        assert "scripted" in browser.text("#model")
-        browser.type("#question", "3+4?" + ENTER)
-        browser.wait("document.querySelector('.thinking summary')?.textContent.includes('Thinking')")
-        assert browser.run("document.querySelector('details').open"), "the thought is open while it is written"
-        browser.wait("document.querySelector('.figures') !== null")
-        assert browser.text(".thought") == "three and four\nmake seven"
-        assert browser.text(".answer") == f"{EVIL} 七", "shown as text, without the marks around it"
-        assert not browser.run("document.querySelector('details').open"), "and folded once the answer is there"
-        assert "Thought for" in browser.text("summary")
-        assert "tokens/s" in browser.text(".figures")
-        assert "$" in browser.text(".figures")
-        assert "Answer:" in browser.text("#status")
-        assert browser.run("document.querySelector('#status').getAttribute('aria-live')") == "polite"
-        assert browser.run("document.activeElement.id") == "question"
+class Page:
+    """One tab, and everything that it complained about."""
+
+    def __init__(self, browser, url, **options):
+        self.context = browser.new_context(locale="en-US", accept_downloads=True, **options)
+        self.page = self.context.new_page()
+        self.problems, self.asked = [], []
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(url)
+        self.page.wait_for_function("document.querySelector('#model').value")
+
+    def ask(self, text):
+        self.page.fill("#question", text)
+        self.page.keyboard.press("Enter")
+
+    def done(self):
+        self.page.wait_for_selector("#send:not([hidden])")
+
+    def texts(self, selector):
+        return self.page.locator(selector).all_inner_texts()
 
 
-def test_nothing_that_the_model_writes_is_run_or_loaded(serving, thinker, browser):
-    with serving(thinker) as live:
-        browser.open(live.url)
-        ask(browser, EVIL)
-        assert "pwned" not in browser.run("document.title")
-        assert browser.run("document.querySelectorAll('.turns img, .turns script, .turns a').length") == 0
-        hosts = browser.run("performance.getEntriesByType('resource').map((entry) => new URL(entry.name).host)")
-        assert set(hosts) == {live.url.removeprefix("http://")}
-        assert browser.console() == []
+@pytest.fixture
+def tab(browser):
+    opened = []
+
+    def open_page(url, **options):
+        opened.append(Page(browser, url, **options))
+        return opened[-1]
+
+    yield open_page
+    for one in opened:
+        assert one.problems == []
+        one.context.close()
 
 
-def test_the_next_question_brings_the_answers_but_not_the_thoughts(serving, thinker, browser, tokenizer):
-    with serving(thinker) as live:
-        browser.open(live.url)
-        ask(browser, "first")
-        ask(browser, "second")
-        prompt = tokenizer.decode(thinker.asked[-1].prompt_ids)
-        assert "first" in prompt
-        assert "七" in prompt
-        assert "make seven" not in prompt
-        browser.click("#restart")
-        assert browser.run("document.querySelectorAll('.turns > li').length") == 0
-        ask(browser, "third")
-        assert "first" not in tokenizer.decode(thinker.asked[-1].prompt_ids)
+def test_a_question_shows_the_thought_the_answer_and_their_figures(serving, writing, tab):
+    with serving(writing("let me think", "It is **7**.", 0.03)) as live:
+        one = tab(live.url)
+        one.ask("3+4?")
+        one.page.wait_for_selector("details.thinking[open] .thought:has-text('let')")
+        one.page.wait_for_function(
+            "/^Thinking… [0-9.]+ s, [0-9]+ tokens$/.test(document.querySelector('summary').textContent)"
+        )
+        one.done()
+        assert one.texts(".bubble") == ["3+4?"]
+        assert one.texts(".answer strong") == ["7"]
+        assert re.match(r"Thought for [\d.]+ s, 14 tokens", one.texts("summary")[0])
+        assert not one.page.locator(".assistant details").first.evaluate("one => one.open")
+        assert re.search(r"scripted · \d+ tokens · \d+ tokens/s · \$[\d.e−]+", one.texts(".figures")[0])
+        assert one.page.locator("#total").inner_text().startswith("$")
+        assert one.page.locator("#context").get_attribute("max") == "4000"
+        assert all(url.startswith((live.url, "blob:")) for url in one.asked)
 
 
-@pytest.mark.parametrize("how", ["button", "escape"])
-def test_stop_ends_the_answer_here_and_in_the_engine(serving, scripted, tokenizer, browser, eventually, how):
-    endless = scripted(lambda request: tokenizer.encode("hm ") * 1000, delay_s=0.05)
-    with serving(endless) as live:
-        browser.open(live.url)
-        browser.wait("document.querySelector('#model').textContent.includes('scripted')")
-        browser.type("#question", "forever" + ENTER)
-        browser.wait("document.querySelector('.thought')?.textContent.length > 10")
-        browser.click("#stop") if how == "button" else browser.type("body", ESCAPE)
-        browser.wait("document.querySelector('.figures')?.textContent.includes('stopped')")
-        assert eventually(lambda: len(endless.aborted) == 1)
-        assert browser.run("document.querySelector('#stop').hidden")
+def test_what_a_model_writes_cannot_execute_load_or_lead_astray(serving, writing, tab):
+    with serving(writing(EVIL, EVIL)) as live:
+        one = tab(live.url)
+        one.ask("x")
+        one.done()
+        assert one.page.title() == "scripted · sobre chat"
+        assert one.page.locator(".answer :is(img, script, iframe)").count() == 0
+        assert one.page.locator(".answer a").evaluate_all("all => all.map(a => [a.href, a.rel])") == [
+            ["https://example.org/a", "noopener noreferrer nofollow"]
+        ]
+        assert "<script>" in one.texts(".answer")[0]
+        assert all(url.startswith(live.url) for url in one.asked)
 
 
-def test_an_example_is_asked_by_a_click(serving, thinker, browser):
-    with serving(thinker) as live:
-        browser.open(live.url)
-        browser.wait("document.querySelectorAll('.examples button').length === 1")
-        browser.click(".examples button")
-        browser.wait("document.querySelector('.figures') !== null")
-        assert browser.text(".user") == "1+1?"
+def test_markdown_code_tables_and_mathematics_are_shown(serving, writing, tab):
+    with serving(writing("hm", RICH)) as live:
+        one = tab(live.url)
+        one.ask("x")
+        one.done()
+        found = one.page.evaluate(
+            """Object.fromEntries(['h3','strong','em','ol > li','ul > li','td','mfrac','msqrt','blockquote']
+            .map(s => [s, document.querySelectorAll('.answer ' + s).length]))"""
+        )
+        assert found == {
+            "h3": 1,
+            "strong": 1,
+            "em": 1,
+            "ol > li": 2,
+            "ul > li": 1,
+            "td": 2,
+            "mfrac": 1,
+            "msqrt": 1,
+            "blockquote": 1,
+        }
+        assert one.texts(".answer pre") == ["print('<b>')", "unclosed"]
 
 
-def test_the_key_is_asked_for_kept_for_the_tab_and_asked_again_when_wrong(serving, thinker, browser):
-    with serving(thinker, api_key=("right",)) as live:
-        browser.open(live.url)
-        browser.wait("document.querySelector('#key-dialog').open")
-        browser.type("#key", "wrong" + ENTER)
-        browser.wait("document.querySelector('#key-title').textContent.includes('not accepted')")
-        browser.type("#key", "right" + ENTER)
-        browser.wait("document.querySelector('#model').textContent.includes('scripted')")
-        ask(browser, "3+4?")
-        assert "七" in browser.text(".answer")
-        assert browser.run("[sessionStorage.getItem('sobre.key'), localStorage.length]") == ["right", 0]
-        assert "right" not in browser.run("document.documentElement.outerHTML")
+def test_an_answer_can_be_stopped_and_a_thought_ended(serving, writing, tab, eventually):
+    engine = writing("hm " * 300, "7", 0.01)
+    with serving(engine) as live:
+        one = tab(live.url)
+        one.ask("3+4?")
+        one.page.click("text=Answer now")
+        assert eventually(lambda: engine.ended)
+        one.page.keyboard.press("Escape")
+        one.done()
+        assert "stopped" in one.texts(".figures")[0]
+        assert eventually(lambda: len(engine.aborted) == 1)
 
 
-def test_an_error_is_shown_with_its_request_id_and_the_question_can_be_asked_again(serving, thinker, browser):
-    with serving(thinker) as live:
-        browser.open(live.url)
-        ask(browser, "x " * 300)
-        assert "maximum context length" in browser.text(".problem")
-        assert "req-" in browser.text(".problem")
-        ask(browser, "short")
-        assert "七" in browser.text(".answer") or browser.run("document.querySelectorAll('.figures').length") == 1
+def test_editing_and_regenerating_make_branches_that_survive_a_reload(serving, writing, tab):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        one.ask("first")
+        one.done()
+        one.page.click("text=Regenerate")
+        one.done()
+        assert "2 of 2" in one.texts(".assistant .tools")[0]
+        one.page.click("text=Edit")
+        one.page.fill(".edit", "second")
+        one.page.click("text=Send the edit")
+        one.done()
+        assert one.texts(".bubble") == ["second"]
+        assert live.engine.asked[-1].prompt_ids != live.engine.asked[0].prompt_ids
+        one.page.reload()
+        one.page.wait_for_function("document.querySelector('#model').value")
+        one.page.click("#open-side")
+        one.page.click(".chat")
+        assert one.texts(".bubble") == ["second"]
+        one.page.click("[aria-label='Previous version'] >> nth=0")
+        assert one.texts(".bubble") == ["first"]
+        assert "2 of 2" in one.texts(".assistant .tools")[0]
 
 
-def test_on_a_phone_in_the_dark_nothing_overflows_and_contrast_is_readable(serving, thinker, phone):
-    with serving(thinker) as live:
-        phone.open(live.url)
-        ask(phone, "a long question " * 3 + "W" * 60)
-        assert phone.run("document.documentElement.scrollWidth <= window.innerWidth")
-        assert phone.run("matchMedia('(prefers-color-scheme: dark)').matches")
-        for selector in (".answer", "summary", ".figures", ".hint", ".user"):
-            assert contrast(phone, selector) >= 4.5, selector
+def test_chats_go_out_and_come_back_as_a_file_and_other_files_are_refused(serving, writing, tab, tmp_path):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        one.ask("kept")
+        one.done()
+        one.page.click("#open-side")
+        with one.page.expect_download() as download:
+            one.page.click("#export")
+        file = tmp_path / "chats.json"
+        download.value.save_as(file)
+        assert json.loads(file.read_text())[0]["title"] == "kept"
+        one.page.click("#delete")
+        one.page.click("#open-side")
+        assert one.page.locator(".chat").count() == 0
+        one.page.set_input_files("#import-file", file)
+        one.page.wait_for_selector(".chat:has-text('kept')")
+        for wrong in ("{", "[1]", '[{"id": "a", "leaf": "x", "nodes": {}}]'):
+            file.write_text(wrong)
+            one.page.set_input_files("#import-file", [])
+            one.page.set_input_files("#import-file", file)
+            one.page.wait_for_selector("#import-problem:not([hidden])")
 
 
-def contrast(browser, selector):
-    """WCAG contrast of an element's text with the page or the card behind it."""
-    colours = browser.run(
-        "((element) => { const ink = getComputedStyle(element).color; let behind = element, paper = '';"
-        " for (; behind; behind = behind.parentElement) { paper = getComputedStyle(behind).backgroundColor;"
-        " if (paper !== 'rgba(0, 0, 0, 0)') break; } return [ink, paper]; })(document.querySelector(arguments[0]))",
-        selector,
-    )
+def test_settings_reach_the_server_and_the_page_speaks_three_languages(serving, writing, tab, tokenizer):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        one.page.click("#open-settings")
+        one.page.fill("#set-temperature", "0.3")
+        one.page.fill("#set-budget", "9")
+        one.page.fill("#set-system", "Be brief.")
+        one.page.keyboard.press("Escape")
+        one.ask("x")
+        one.done()
+        request = live.engine.asked[-1]
+        assert (request.params.temperature, request.thought.max_tokens) == (0.3, 9)
+        assert "Be brief." in tokenizer.decode(request.prompt_ids)
+        one.page.click("#open-settings")
+        one.page.uncheck("#set-think")
+        for language, word in (("fr", "Nouvelle discussion"), ("zh", "新对话"), ("en", "New chat")):
+            one.page.select_option("#set-language", language)
+            assert one.page.locator("#restart").inner_text() == word
+            assert one.page.locator("html").get_attribute("lang") == language
+        one.page.keyboard.press("Escape")
+        one.ask("y")
+        one.done()
+        assert live.engine.asked[-1].prompt_ids[-2] == tokenizer.think_close_id
 
-    def luminance(colour):
-        channels = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
-        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    bright, dim = sorted((luminance(colour) for colour in colours), reverse=True)
-    return (bright + 0.05) / (dim + 0.05)
+def test_two_models_answer_side_by_side(serving, writing, tab):
+    with serving(writing("hm", "from one"), others={"other": writing("hm", "from two")}) as live:
+        one = tab(live.url)
+        one.page.click("#compare")
+        assert one.page.locator("#model-2").input_value() == "other"
+        one.ask("x")
+        one.done()
+        assert one.texts("#turns .answer") == ["from one"]
+        assert one.texts("#turns-2 .answer") == ["from two"]
+
+
+def test_an_error_is_said_with_the_id_of_its_request(serving, writing, tab):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        one.page.click("#open-settings")
+        one.page.fill("#set-maxTokens", "100000")
+        one.page.keyboard.press("Escape")
+        one.ask("x")
+        one.done()
+        said = one.texts(".assistant .problem")[0]
+        assert re.search(r"maximum context length is 4000 .* \(req-\w+\)", said)
+        one.problems.clear()  # the browser notes the 400 itself
+
+
+def test_a_server_with_keys_asks_for_one_and_keeps_it_in_the_tab(serving, writing, browser):
+    with serving(writing("hm", "seven"), api_key=("the-key",)) as live:
+        page = browser.new_context().new_page()
+        page.goto(live.url)
+        for key in ("wrong", "the-key"):
+            page.wait_for_selector("#key-dialog[open]")
+            page.fill("#key", key)
+            page.keyboard.press("Enter")
+        page.wait_for_function("document.querySelector('#model').value")
+        assert page.evaluate("Object.values(sessionStorage)") == ["the-key"]
+        assert "the-key" not in page.evaluate("Object.values(localStorage).join()")
+        page.context.close()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("size", [(1200, 800), (390, 780)])
+def test_the_page_fits_phone_and_desktop_in_light_and_dark(serving, writing, tab, size, dark, tmp_path):
+    with serving(writing("let me think", RICH)) as live:
+        width, height = size
+        scheme = "dark" if dark else "light"
+        one = tab(live.url, viewport={"width": width, "height": height}, color_scheme=scheme)
+        shots = os.environ.get("SOBRE_SCREENSHOTS", str(tmp_path))
+        one.page.screenshot(path=f"{shots}/welcome-{width}-{scheme}.png")
+        one.ask("What is 3+4?")
+        one.done()
+        one.page.screenshot(path=f"{shots}/answer-{width}-{scheme}.png")
+        assert one.page.evaluate("document.documentElement.scrollWidth") <= width
+        ink = one.page.evaluate("getComputedStyle(document.body).color")
+        assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > 380) is dark
+        one.page.keyboard.press("Shift+Tab")
+        assert one.page.evaluate("document.activeElement !== document.body")
+        unnamed = one.page.evaluate(
+            """[...document.querySelectorAll('button, input, select, textarea')].filter(e => e.checkVisibility()
+            && !e.getAttribute('aria-label') && !e.textContent.trim() && !e.labels?.length).map(e => e.id)"""
+        )
+        assert unnamed == []
+
+
+def test_the_first_paint_is_quick_and_the_page_small(serving, writing, tab):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        paint = one.page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
+        assert 0 < paint < 5000, "bench serve measures it; here it is only known to come"

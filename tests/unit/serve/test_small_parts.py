@@ -47,12 +47,12 @@ def test_a_folder_that_is_no_model_names_what_it_lacks_and_the_models_near(tmp_p
 )
 def test_settings_that_cannot_be_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        ServeConfig(model="m", **wrong)
+        ServeConfig(model=("m",), **wrong)
 
 
 def test_flags_reach_the_settings():
     cfg = load(ServeConfig, ["out/rl", "--port", "0", "--api-key", "a", "b", "--price-usd-per-h", "0.5"], recipes=None)
-    assert (cfg.model, cfg.port, cfg.api_key, cfg.price_usd_per_h) == ("out/rl", 0, ("a", "b"), 0.5)
+    assert (cfg.model, cfg.port, cfg.api_key, cfg.price_usd_per_h) == (("out/rl",), 0, ("a", "b"), 0.5)
     chat = load(ChatConfig, ["out/rl", "--prompt", "hi", "--temperature", "0"], recipes=None)
     assert (chat.model, chat.prompt, chat.temperature) == ("out/rl", "hi", 0.0)
 
@@ -61,7 +61,7 @@ def test_keys_come_from_a_file_one_a_line(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# mine\none\n\n two admin name=boss usd_per_day=0.5 requests_per_min=3\n")
     assert read_lines(str(file)) == ("one", "two admin name=boss usd_per_day=0.5 requests_per_min=3")
-    keys = read_keyring(ServeConfig(model="m", api_key=("zero",), api_key_file=str(file), requests_per_min=9))
+    keys = read_keyring(ServeConfig(model=("m",), api_key=("zero",), api_key_file=str(file), requests_per_min=9))
     assert keys.find("none") is None
     assert (keys.find("one").limits.requests_per_min, keys.find("one").admin) == (9, False)
     boss = keys.find("two")
@@ -69,9 +69,9 @@ def test_keys_come_from_a_file_one_a_line(tmp_path):
     for wrong, said in (("\n", "holds no key"), ("k colour=red", "none of"), ("k usd_per_day=x", "no number")):
         file.write_text(wrong)
         with pytest.raises(ConfigError, match=said):
-            read_keyring(ServeConfig(model="m", api_key_file=str(file)))
+            read_keyring(ServeConfig(model=("m",), api_key_file=str(file)))
     with pytest.raises(ConfigError, match="given twice"):
-        read_keyring(ServeConfig(model="m", api_key=("a", "a")))
+        read_keyring(ServeConfig(model=("m",), api_key=("a", "a")))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_lines(str(tmp_path / "none"))
 
