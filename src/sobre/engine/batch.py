@@ -26,7 +26,7 @@ class Batch:
         self.shaped = [i for i, row in enumerate(rows) if is_shaped(row.request)]
         self.listed = [i for i, row in enumerate(rows) if row.request.params.n_logprobs is not None]
         self._lengths = (1,) * len(rows)
-        self._slots = tuple(range(len(rows)))
+        self._slots = tuple(row.slot for row in rows)
         self._request_ids = tuple(row.request.id for row in rows)
 
     def step(self) -> StepInput:

@@ -9,11 +9,16 @@ class EngineConfig:
     """Sizes of the engine; the cache is planned from them before the first request."""
 
     max_batch: int = 128
-    """Requests decoded together; each holds one row of the cache."""
+    """Requests decoded together."""
     max_len: int = 0
     """Longest prompt and answer together, in tokens; 0 takes the model's."""
     prefill_tokens: int = 4096
     """Prompt tokens computed before running requests get their next token; also the most in one forward pass."""
+    cache_tokens: int = 0
+    """Tokens that the cache holds, all requests together; 0 takes max_batch times the context. With fewer, requests
+    wait or give way when memory is short, and lose nothing."""
+    prefix_cache: bool = True
+    """Find beginnings of prompts that were computed before."""
     return_routes: bool = False
     """Keep the experts that every token visited, for routing replay."""
 
@@ -22,5 +27,7 @@ class EngineConfig:
             raise ConfigError(f"engine.max_batch={self.max_batch} must be at least 1")
         if self.max_len < 0:
             raise ConfigError(f"engine.max_len={self.max_len} must be at least 1, or 0 for the model's own")
+        if self.cache_tokens < 0:
+            raise ConfigError(f"engine.cache_tokens={self.cache_tokens} must be at least 1, or 0 for all that may come")
         if self.prefill_tokens < 1:
             raise ConfigError(f"engine.prefill_tokens={self.prefill_tokens} must be at least 1")

@@ -16,13 +16,14 @@ from torch import Tensor
 from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
 from sobre.engine.ending import finish_reason
-from sobre.engine.request import FinishReason, Output, Request, Token
+from sobre.engine.request import FinishReason, Output, Request, SamplingParams, Token
 from sobre.engine.runner import Model, Runner
 from sobre.engine.sampling import model_logprobs, sample
 from sobre.engine.scheduler import Row, Scheduler
 from sobre.engine.shaping import shape
 from sobre.engine.weights import refresh, rounded
 from sobre.errors import ConfigError, EngineError, PromptTooLong
+from sobre.models.config import BLOCK
 
 DEFAULT = EngineConfig()
 
@@ -34,6 +35,10 @@ class EngineStats:
     requests: int
     prompt_tokens: int
     """Of the prompts as asked."""
+    found_tokens: int
+    """Of these, in the cache already when the request first ran."""
+    preemptions: int
+    """Times that a request gave its blocks back to an older one."""
     computed_tokens: int
     """That went through the model: shared prompts once, every sampled token but the last of an answer."""
     generated_tokens: int
@@ -52,20 +57,22 @@ class Engine:
         self.max_len = _max_len(cfg, model)
         self.weight_version = 0
         self._device = _device(model)
-        self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens)
-        self._runner = Runner(rounded(model), cfg, self.max_len, self._device)
+        n_blocks = _n_blocks(cfg, self.max_len)
+        self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens, n_blocks, finds_prefixes=cfg.prefix_cache)
+        self._runner = Runner(rounded(model), cfg, self.max_len, n_blocks, self._device)
         self._batch: Batch | None = None
-        self._requests = self._prompt_tokens = self._generated = self._steps = 0
+        self._warmed = 0
+        self._requests = self._prompt_tokens = self._found = self._generated = self._steps = 0
         self._seconds = 0.0
 
     @property
     def has_work(self) -> bool:
-        """Whether any request waits or runs."""
+        """Whether any request waits or runs, or a prefix is still to be warmed."""
         return self._scheduler.has_work
 
     @property
     def n_running(self) -> int:
-        return self._scheduler.n_running
+        return len(self._scheduler.running)
 
     @property
     def n_waiting(self) -> int:
@@ -77,6 +84,8 @@ class Engine:
         return EngineStats(
             requests=self._requests,
             prompt_tokens=self._prompt_tokens,
+            found_tokens=self._found,
+            preemptions=self._scheduler.n_preempted,
             computed_tokens=runner.n_prefilled + runner.n_decoded,
             generated_tokens=self._generated,
             steps=self._steps,
@@ -98,13 +107,29 @@ class Engine:
         row = self._scheduler.remove(request_id)
         return None if row is None else _output(row, "abort", None)
 
+    def warm(self, prompt_ids: Sequence[int], cache_key: str = "") -> None:
+        """Compute the full blocks of this prompt when nothing else is to be done, for a request that will begin so.
+
+        For the next turn of a chat whose thoughts are dropped: the history then differs from what was computed, from
+        the thought on. A step may thus return no token while `has_work`. Without room nothing is computed.
+        """
+        request = Request(f"warm/{self._warmed}", tuple(prompt_ids), SamplingParams(max_tokens=1), cache_key=cache_key)
+        self._warmed += 1
+        self._check(request)
+        if self.cfg.prefix_cache:
+            self._scheduler.warming.append(request)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless every block and slot is held by exactly who should hold it."""
+        self._scheduler.check()
+
     def step(self) -> list[Token]:
         """One token for every running request, after as many have started as there is room for."""
         return self._advance()[0]
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Run these requests to their ends, in the engine's own time; outputs in the order of the requests."""
-        if self.has_work:
+        if self.n_running or self.n_waiting:
             raise EngineError(f"generate needs an idle engine; {self.n_running} run and {self.n_waiting} wait")
         for request in requests:
             self._check(request)
@@ -112,7 +137,7 @@ class Engine:
         try:
             for request in requests:
                 self.add(request)
-            while self.has_work:
+            while len(outputs) < len(requests):
                 outputs |= {output.request_id: output for output in self._advance()[1]}
         finally:
             for request in requests:
@@ -160,6 +185,7 @@ class Engine:
                 tokens = self._sample()
         except BaseException:
             self._scheduler.requeue()  # the cache may be half written; every request keeps what it has and starts anew
+            self._runner.clear()
             raise
         result = self._book(tokens)
         self._steps += 1
@@ -169,8 +195,12 @@ class Engine:
     def _sample(self) -> list[Token]:
         plan = self._scheduler.schedule()
         self._runner.apply(plan)
+        self._scheduler.computed(plan.pieces)
+        if not plan.decoding:
+            self._batch = None
+            return []
         if self._batch is None or plan.batch_changed:
-            self._batch = Batch(self._scheduler.running, self.run_seed, self.model.cfg.vocab_size, self._device)
+            self._batch = Batch(plan.decoding, self.run_seed, self.model.cfg.vocab_size, self._device)
         batch = self._batch
         logits_RV = self._runner.decode(batch)
         listed = {i: model_logprobs(logits_RV[i], batch.rows[i].request.params.n_logprobs or 0) for i in batch.listed}
@@ -203,16 +233,18 @@ class Engine:
         return errors
 
     def _book(self, tokens: list[Token]) -> tuple[list[Token], list[Output]]:
-        assert self._batch is not None
         outputs: list[Output] = []
-        for i, row in enumerate(self._batch.rows):
+        for i, row in enumerate([] if self._batch is None else self._batch.rows):
             token, request = tokens[i], row.request
+            token.n_found = row.n_found
             if token.error is None:
                 if not row.logprobs:
                     row.weight_version = self.weight_version
+                    self._found += row.n_found
                 row.context.append(token.token_id)
                 row.logprobs.append(token.logprob)
                 self._generated += 1
+                self._scheduler.grown(row)
                 answer = row.answer
                 if row.thought is not None:
                     row.thought.push(answer)
@@ -232,7 +264,9 @@ def _failed(row: Row, error: EngineError) -> Token:
 
 
 def _output(row: Row, reason: FinishReason, routes_LTA: Tensor | None, error: str | None = None) -> Output:
-    return Output(row.request.id, row.answer, row.logprobs, reason, routes_LTA, row.weight_version, error)
+    return Output(
+        row.request.id, row.answer, row.logprobs, reason, routes_LTA, row.weight_version, max(row.n_found, 0), error
+    )
 
 
 def _max_len(cfg: EngineConfig, model: Model) -> int:
@@ -242,6 +276,18 @@ def _max_len(cfg: EngineConfig, model: Model) -> int:
     if not (cfg.max_len or limit):
         raise ConfigError("engine.max_len=0 takes the model's, and this model names none; set engine.max_len")
     return cfg.max_len or limit
+
+
+def _n_blocks(cfg: EngineConfig, max_len: int) -> int:
+    per_request = -(-max_len // BLOCK)
+    if not cfg.cache_tokens:
+        return cfg.max_batch * per_request
+    if cfg.cache_tokens < per_request * BLOCK:
+        raise ConfigError(
+            f"engine.cache_tokens={cfg.cache_tokens:,} does not hold one request of {max_len:,} tokens;"
+            f" it must be at least {per_request * BLOCK:,}, or engine.max_len smaller"
+        )
+    return cfg.cache_tokens // BLOCK
 
 
 def _device(model: Model) -> torch.device:

@@ -131,6 +131,8 @@ class Request:
     """A grammar, as which tokens may come next. One that allows no token at all ends the request with an error."""
     thought: Thought | None = None
     """Given when the prompt leaves a thought open."""
+    cache_key: str = ""
+    """What this request computes is found again by requests of the same key alone."""
 
 
 @dataclass(slots=True)
@@ -150,6 +152,8 @@ class Token:
     """(token, log-probability) of the n_logprobs most probable tokens, under the model's own logits too."""
     error: str | None = None
     """What failed when finish_reason is "error"."""
+    n_found: int = 0
+    """Tokens of the prompt that were in the cache when the request first ran."""
 
 
 @dataclass
@@ -164,5 +168,7 @@ class Output:
     """Experts of every token that the model read: the prompt and all of the answer but its last token."""
     weight_version: int = 0
     """Version of the weights that sampled the first token; later tokens may come from later versions."""
+    n_found: int = 0
+    """Tokens of the prompt that were in the cache when the request first ran."""
     error: str | None = None
     """What failed when finish_reason is "error"."""

@@ -1,6 +1,7 @@
 """The model's side of the engine: fills the cache as the scheduler planned, and runs decode steps over it.
 
-Shapes: N tokens of a step, R rows, S cached positions, V vocabulary, L routing layers, A active experts.
+Shapes: N tokens of a step, R rows, V vocabulary, L routing layers, A active experts, B blocks, P tokens of a block, M
+cells of the cache (B * P).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
-from sobre.engine.scheduler import Copy, Plan, Row
-from sobre.models.cache import ContiguousCache, KVCache
-from sobre.models.config import ModelConfig, MoEConfig
+from sobre.engine.scheduler import Piece, Plan, Row
+from sobre.models.cache import BlockTables, KVCache, PagedCache
+from sobre.models.config import BLOCK, ModelConfig, MoEConfig
 from sobre.models.step import StepInput, StepOutput
 from sobre.plan.count import decode_flops, forward_flops
 
@@ -32,10 +33,11 @@ class Model(Protocol):
 class Runner:
     """Owns the cache and the routes; counts what it computes."""
 
-    def __init__(self, model: Model, cfg: EngineConfig, max_len: int, device: torch.device) -> None:
+    def __init__(self, model: Model, cfg: EngineConfig, max_len: int, n_blocks: int, device: torch.device) -> None:
         self.model, self.device, self.chunk = model, device, cfg.prefill_tokens
-        self.cache = ContiguousCache(model.cfg, cfg.max_batch, max_len, model.dtype, str(device))
-        self.routes_LRSA = _route_store(model.cfg, cfg, max_len, device)
+        self.tables = BlockTables(cfg.max_batch, max_len, device)
+        self.cache = PagedCache(model.cfg, self.tables, n_blocks, model.dtype)
+        self.routes_LMA = _route_store(model.cfg, cfg, n_blocks, device)
         self.n_prefilled = self.n_decoded = 0
         self._prefill_flops = 0.0
         self._n_attended = 0
@@ -50,15 +52,15 @@ class Runner:
         return self._prefill_flops + decoding
 
     def apply(self, plan: Plan) -> None:
-        """Bring the cache to where the running rows can decode."""
-        for copy in plan.moves:
-            self._copy(copy)
-        for step in pack(plan.prefills, self.chunk, self.device):
+        """Bring the cache to where the plan's rows can decode."""
+        for row in plan.placed:
+            self.tables.place(row.slot, row.blocks)
+        for step in pack(plan.pieces, self.chunk, self.device):
             self._keep_routes(step, self.model(step, self.cache))
             self.n_prefilled += step.tokens_N.numel()
             self._prefill_flops += forward_flops(self.model.cfg, step.lengths, starts=step.starts, n_logits=0)
-        for copy in plan.copies:
-            self._copy(copy)
+        for source, target in plan.copies:
+            self._copy(source, target)
 
     def decode(self, batch: Batch) -> Tensor:
         """logits_RV of the token after each row's last."""
@@ -71,52 +73,55 @@ class Runner:
 
     def routes(self, row: Row) -> Tensor | None:
         """routes_LTA of every token that the model read for this row."""
-        return None if self.routes_LRSA is None else self.routes_LRSA[:, row.slot, : row.n_cached].clone()
+        if self.routes_LMA is None or row.slot < 0:
+            return None
+        return self.routes_LMA[:, self.tables.row_cells(row.slot, row.n_cached)]
 
-    def _copy(self, copy: Copy) -> None:
-        self.cache.copy(copy.source, copy.target, copy.length)
-        if self.routes_LRSA is not None:
-            self.routes_LRSA[:, copy.target, : copy.length] = self.routes_LRSA[:, copy.source, : copy.length]
+    def clear(self) -> None:
+        """After a step that failed: nothing in the cache is to be trusted."""
+        self.cache.clear()
+
+    def _copy(self, source: int, target: int) -> None:
+        self.cache.copy(source, target)
+        if self.routes_LMA is not None:
+            routes_LBPA = self.routes_LMA.unflatten(1, (-1, BLOCK))
+            routes_LBPA[:, target] = routes_LBPA[:, source]
 
     def _keep_routes(self, step: StepInput, output: StepOutput) -> None:
-        if self.routes_LRSA is not None and output.routes_LNA is not None:
-            slots_N = torch.tensor(step.slots, device=self.device)[step.sequence_N]
-            self.routes_LRSA[:, slots_N, step.positions_N] = output.routes_LNA.to(self.routes_LRSA.dtype)
+        if self.routes_LMA is not None and output.routes_LNA is not None:
+            self.routes_LMA[:, self.tables.cells_N(step)] = output.routes_LNA.to(self.routes_LMA.dtype)
 
 
-def pack(rows: Sequence[Row], chunk: int, device: torch.device) -> Iterator[StepInput]:
-    """Steps that compute the context of each row but its last token, at most `chunk` tokens each, padding included.
+def pack(pieces: Sequence[Piece], chunk: int, device: torch.device) -> Iterator[StepInput]:
+    """Steps that compute these pieces, at most `chunk` tokens each, padding included.
 
-    Rows of like length go together, for attention pads to the longest of a step; a longer row goes in pieces alone.
+    Pieces of like length go together, for attention pads to the longest of a step; those that begin a context go apart
+    from those that continue one, for they need not read the cache.
     """
-    pieces: list[tuple[Row, int, int]] = []
-    for row in sorted(rows, key=lambda row: row.n_cached):
-        if pieces and (len(pieces) + 1) * row.n_cached > chunk:
-            yield _step(pieces, device)
-            pieces = []
-        for start in range(0, row.n_cached, chunk):
-            pieces.append((row, start, min(chunk, row.n_cached - start)))
-            if row.n_cached > chunk:
-                yield _step(pieces, device)
-                pieces = []
-    if pieces:
-        yield _step(pieces, device)
+    group: list[Piece] = []
+    for piece in sorted(pieces, key=lambda piece: (piece.start > 0, piece.length)):
+        if group and ((len(group) + 1) * piece.length > chunk or (group[0].start > 0) != (piece.start > 0)):
+            yield _step(group, device)
+            group = []
+        group.append(piece)
+    if group:
+        yield _step(group, device)
 
 
-def _step(pieces: list[tuple[Row, int, int]], device: torch.device) -> StepInput:
-    tokens = [token for row, start, length in pieces for token in row.context[start : start + length]]
+def _step(pieces: list[Piece], device: torch.device) -> StepInput:
+    tokens = [token for piece in pieces for token in piece.row.context[piece.start : piece.start + piece.length]]
     return StepInput(
         torch.tensor(tokens, device=device),
-        lengths=tuple(length for _, _, length in pieces),
-        starts=tuple(start for _, start, _ in pieces),
-        slots=tuple(row.slot for row, _, _ in pieces),
-        request_ids=tuple(row.request.id for row, _, _ in pieces),
+        lengths=tuple(piece.length for piece in pieces),
+        starts=tuple(piece.start for piece in pieces),
+        slots=tuple(piece.row.slot for piece in pieces),
+        request_ids=tuple(piece.row.request.id for piece in pieces),
     )
 
 
-def _route_store(model: ModelConfig, cfg: EngineConfig, max_len: int, device: torch.device) -> Tensor | None:
+def _route_store(model: ModelConfig, cfg: EngineConfig, n_blocks: int, device: torch.device) -> Tensor | None:
     if not cfg.return_routes or not isinstance(model.ffn, MoEConfig):
         return None
     dtype = torch.int16 if model.ffn.n_experts <= torch.iinfo(torch.int16).max else torch.int32
-    shape = (model.n_moe_layers, cfg.max_batch, max_len, model.ffn.n_active)
+    shape = (model.n_moe_layers, n_blocks * BLOCK, model.ffn.n_active)
     return torch.zeros(shape, dtype=dtype, device=device)

@@ -1,18 +1,23 @@
-"""The key/value cache: a protocol, and its contiguous form.
+"""The key/value cache: a protocol, and its paged form.
 
 Attention writes one entry of width C per token and layer (MLA: the latent and the rotary key; GQA: keys and values) and
-reads the entries of its sequences back. How the entries lie in memory is the cache's own business, so a paged cache
-takes the place of this one without a change in the model.
+reads the entries of its sequences back. How the entries lie in memory is the cache's own business. Here they lie in
+blocks of `BLOCK` tokens; a table names the blocks of each sequence, so that sequences grow without moving, and several
+may hold the blocks of a beginning that they share (PagedAttention, arXiv 2309.06180). Who gets which block is decided
+elsewhere (engine/scheduler.py).
 
-Shapes: L layers, R sequences, S cached positions, C entry width, N tokens.
+Shapes: L layers, R sequences, S cached positions, C entry width, N tokens, B blocks, M cells (one for
+each token of each block).
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sobre.models.config import ModelConfig
+from sobre.models.config import BLOCK, ModelConfig
 from sobre.models.step import StepInput
 
 
@@ -26,38 +31,78 @@ class KVCache(Protocol):
         """Return entries_RSC, S = the longest context of the step; what lies beyond a sequence's own is undefined."""
 
 
-class ContiguousCache:
-    """One row of `max_len` entries for each slot."""
+class BlockTables:
+    """Which blocks each slot holds, and where the tokens of a step lie in them: for all that is kept per token."""
 
-    def __init__(self, cfg: ModelConfig, n_slots: int, max_len: int, dtype: torch.dtype, device: str = "cpu") -> None:
-        self.n_slots, self.max_len = n_slots, max_len
-        self._last: tuple[StepInput, Tensor] | None = None
-        self.entries_LRSC = torch.zeros(
-            cfg.n_layers, n_slots, max_len, cfg.attention.cache_dim, dtype=dtype, device=device
-        )
+    def __init__(self, n_slots: int, max_len: int, device: str | torch.device) -> None:
+        self.device = torch.device(device)
+        self._table_RB = np.zeros((n_slots, -(-max_len // BLOCK)), dtype=np.int64)
+        self._cells: tuple[StepInput, Tensor] | None = None
+        self._blocks: tuple[StepInput, Tensor, int | None] | None = None
+
+    def place(self, slot: int, blocks: Sequence[int]) -> None:
+        """From now on the slot's tokens lie in these blocks, `BLOCK` each, in this order."""
+        self._table_RB[slot, : len(blocks)] = blocks
+
+    def cells_N(self, step: StepInput) -> Tensor:
+        """Where each token of the step lies, the same in every layer."""
+        if self._cells is None or self._cells[0] is not step:
+            slots, positions = np.array(step.slots), np.array(step.starts or (0,) * step.n_sequences)
+            if step.max_length > 1:
+                lengths = np.array(step.lengths)
+                firsts = np.repeat(lengths.cumsum() - lengths, lengths)
+                positions = np.repeat(positions, lengths) + np.arange(len(firsts)) - firsts
+                slots = np.repeat(slots, lengths)
+            cells = self._table_RB[slots, positions // BLOCK] * BLOCK + positions % BLOCK
+            self._cells = (step, torch.from_numpy(cells).to(self.device))
+        return self._cells[1]
+
+    def blocks_B(self, step: StepInput) -> tuple[Tensor, int | None]:
+        """The blocks of all sequences up to the step's longest context, one sequence after the other; and the first of
+        them when they lie in one run, as those of a single sequence mostly do."""
+        if self._blocks is None or self._blocks[0] is not step:
+            blocks = self._table_RB[np.array(step.slots), : -(-step.context // BLOCK)].ravel()
+            in_a_run = step.n_sequences == 1 and bool((np.diff(blocks) == 1).all())
+            self._blocks = (step, torch.from_numpy(blocks).to(self.device), int(blocks[0]) if in_a_run else None)
+        return self._blocks[1], self._blocks[2]
+
+    def row_cells(self, slot: int, length: int) -> Tensor:
+        """Where the first `length` tokens of a slot lie."""
+        positions = np.arange(length)
+        cells = self._table_RB[slot, positions // BLOCK] * BLOCK + positions % BLOCK
+        return torch.from_numpy(cells).to(self.device)
+
+
+class PagedCache:
+    """`n_blocks` blocks of entries for each layer."""
+
+    def __init__(
+        self, cfg: ModelConfig, tables: BlockTables, n_blocks: int, dtype: torch.dtype, *, n_layers: int = 0
+    ) -> None:
+        self.tables, self.width = tables, cfg.attention.cache_dim
+        shape = (n_layers or cfg.n_layers, n_blocks, BLOCK * self.width)
+        self.entries_LB = torch.zeros(shape, dtype=dtype, device=tables.device)
 
     @property
     def size_bytes(self) -> int:
-        return self.entries_LRSC.numel() * self.entries_LRSC.element_size()
+        return self.entries_LB.numel() * self.entries_LB.element_size()
 
     def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> None:
-        entries_NC = entries_NC.to(self.entries_LRSC.dtype)
-        self.entries_LRSC[layer].flatten(0, 1).index_copy_(0, self._cells(step), entries_NC)
+        cells_MC = self.entries_LB[layer].view(-1, self.width)
+        cells_MC.index_copy_(0, self.tables.cells_N(step), entries_NC.to(self.entries_LB.dtype))
 
     def read(self, layer: int, step: StepInput) -> Tensor:
-        first, count = step.slots[0], step.n_sequences
-        if step.slots == tuple(range(first, first + count)):
-            return self.entries_LRSC[layer, first : first + count, : step.context]  # a view: decoding reads in place
-        return self.entries_LRSC[layer, list(step.slots), : step.context]
+        blocks_B, first = self.tables.blocks_B(step)
+        if first is not None:
+            found = self.entries_LB[layer, first : first + len(blocks_B)]  # a view: read in place
+        else:
+            found = self.entries_LB[layer].index_select(0, blocks_B)
+        return found.view(step.n_sequences, -1, self.width)[:, : step.context]
 
-    def _cells(self, step: StepInput) -> Tensor:
-        """Where each token of the step goes, the same in every layer."""
-        if self._last is None or self._last[0] is not step:
-            slots_R = torch.tensor(step.slots, device=step.tokens_N.device)
-            rows_N = slots_R if step.max_length == 1 else slots_R[step.sequence_N]
-            self._last = (step, rows_N * self.max_len + step.positions_N)
-        return self._last[1]
+    def copy(self, source: int, target: int) -> None:
+        """Give block `target` the entries of block `source`."""
+        self.entries_LB[:, target] = self.entries_LB[:, source]
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give slot `target` the first `length` entries of slot `source` (shared prompts, compaction)."""
-        self.entries_LRSC[:, target, :length] = self.entries_LRSC[:, source, :length]
+    def clear(self) -> None:
+        """Make every entry zero: a failed step may have left numbers that are none."""
+        self.entries_LB.zero_()

@@ -11,6 +11,9 @@ from pydantic import Field
 from sobre.config.base import config
 from sobre.errors import ConfigError
 
+BLOCK = 16
+"""Tokens of one block of the paged cache."""
+
 
 @config
 class YarnConfig:

@@ -15,6 +15,8 @@ from sobre.models.checkpoint import load_model
 from sobre.plan.count import cache_bytes_per_token
 from sobre.tokenizer.tokenizer import Tokenizer
 
+PREFILL_TOKENS = 512
+"""Prompt tokens of one step: running answers wait no longer than these take."""
 PROBE_TOKENS = 32
 """Tokens of each answer that the speed is measured with."""
 
@@ -53,7 +55,7 @@ def load_folder(folder: str, *, n_slots: int, max_context: int) -> Loaded:
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {model.cfg.vocab_size:,};"
             " they do not belong together"
         )
-    engine = Engine(model, EngineConfig(max_batch=n_slots, max_len=max_context))
+    engine = Engine(model, EngineConfig(max_batch=n_slots, max_len=max_context, prefill_tokens=PREFILL_TOKENS))
     n_params = sum(parameter.numel() for parameter in model.parameters())
     per_token = cache_bytes_per_token(model.cfg, model.dtype.itemsize)
     return Loaded(path, tokenizer, engine, n_params, per_token * n_slots * engine.max_len)

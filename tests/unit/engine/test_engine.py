@@ -85,10 +85,9 @@ def test_step_hands_out_one_token_per_running_request_and_the_reason_with_the_la
     assert engine.step() == []
 
 
-def test_decode_steps_hold_exactly_the_running_rows_in_slots_from_zero(model):
+def test_decode_steps_hold_exactly_the_running_rows(model):
     engine_of(model, max_batch=8).generate([request(n, (n,), max_tokens=n + 1) for n in range(6)])
     assert [step.n_sequences for step in model.steps] == [6, 5, 4, 3, 2, 1]
-    assert all(step.slots == tuple(range(step.n_sequences)) for step in model.steps)
 
 
 def test_a_shared_prompt_goes_through_the_model_once(model):
@@ -185,7 +184,7 @@ def test_a_thousand_random_additions_aborts_and_steps_leak_no_slot_and_disturb_n
         else:
             for token in engine.step():
                 got[token.request_id].append((token.token_id, token.logprob))
-        engine._scheduler.check()
+        engine.check_integrity()
     while engine.has_work:
         for token in engine.step():
             got[token.request_id].append((token.token_id, token.logprob))
@@ -277,6 +276,7 @@ def test_a_prefill_that_failed_half_way_is_done_again(model):
 
     type(model).__call__ = fails_on_the_second_step
     try:
+        assert engine.step() == []
         with pytest.raises(MemoryError):
             engine.step()
     finally:
@@ -286,3 +286,83 @@ def test_a_prefill_that_failed_half_way_is_done_again(model):
         for token in engine.step():
             got[token.request_id].append(token.token_id)
     assert got == {asked.id: alone(model, asked)[0] for asked in requests}
+
+
+def test_a_second_turn_computes_only_what_is_new_and_says_what_it_found(model):
+    engine = engine_of(model)
+    first = engine.generate([request("a", range(20), max_tokens=15)])[0]
+    before = engine.stats.computed_tokens
+    second = request("b", (*range(20), *first.token_ids, 1, 2), max_tokens=1)
+    output = engine.generate([second])[0]
+    assert output.token_ids == alone(model, second)[0]
+    assert output.n_found == 32
+    assert engine.stats.computed_tokens - before == 37 - 32
+    assert engine.stats.found_tokens == 32
+    engine.check_integrity()
+
+
+def test_nothing_is_found_under_another_key_or_without_the_prefix_cache(model):
+    engine = engine_of(model)
+    for id, key in (("a", "alice"), ("b", "bob"), ("c", "alice")):
+        asked = request(id, range(40), max_tokens=1)
+        asked.cache_key = key
+        assert engine.generate([asked])[0].n_found == (32 if id == "c" else 0)
+    engine = engine_of(model, prefix_cache=False)
+    assert [engine.generate([request(id, range(40), max_tokens=1)])[0].n_found for id in "ab"] == [0, 0]
+
+
+def test_a_warmed_prefix_is_computed_in_idle_time_and_found(model):
+    engine = engine_of(model, prefill_tokens=10)
+    engine.warm(range(1, 40))
+    asked = request("a", (3, 4), max_tokens=2)
+    engine.add(asked)
+    while engine.n_running or engine.n_waiting:
+        engine.step()
+    assert engine.stats.computed_tokens == 1 + 2  # nothing idle while a request was here
+    while engine.has_work:
+        assert engine.step() == []
+    assert engine.stats.computed_tokens == 3 + 32
+    later = request("b", range(1, 41), max_tokens=3)
+    output = engine.generate([later])[0]
+    assert (output.n_found, output.token_ids) == (32, alone(model, later)[0])
+    engine.warm(range(1, 40))
+    engine.step()
+    assert engine.stats.computed_tokens == 35 + 7 + 3
+    assert not engine.has_work
+    engine.check_integrity()
+
+
+def test_a_request_that_comes_while_a_prefix_is_warmed_goes_first_and_nothing_is_lost(model):
+    engine = engine_of(model, max_batch=1, prefill_tokens=16)
+    engine.warm(range(1, 47))
+    engine.step()
+    engine.add(request("a", (5,), max_tokens=2))
+    assert [token.request_id for token in engine.step()] == ["a"]
+    engine.check_integrity()
+    while engine.has_work:
+        engine.step()
+    assert engine.stats.computed_tokens == 32 + 2
+
+
+@pytest.mark.parametrize("cache_tokens", [48, 64, 100])
+def test_with_little_memory_requests_give_way_and_lose_nothing(model, cache_tokens):
+    requests = [request(n, (n, 1), max_tokens=40, seed=n) for n in range(6)]
+    engine = engine_of(model, max_batch=6, cache_tokens=cache_tokens)
+    outputs = engine.generate(requests)
+    for asked, got in zip(requests, outputs, strict=True):
+        assert (got.token_ids, got.logprobs) == alone(model, asked)[:2]
+    assert engine.stats.preemptions > 0 or cache_tokens == 48
+    engine.check_integrity()
+
+
+def test_a_cache_that_does_not_hold_one_request_is_a_config_error(model):
+    with pytest.raises(ConfigError, match="does not hold one request of 48 tokens; it must be at least 48"):
+        engine_of(model, cache_tokens=32)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(model):
+    engine = engine_of(model, prefill_tokens=4)
+    engine.add(request("long", range(40), max_tokens=1))
+    engine.step()
+    engine.add(request("short", (1, 2), max_tokens=1))
+    assert [token.request_id for token in engine.step()] == ["short"]

@@ -7,8 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from sobre.errors import ConfigError
-from sobre.models.cache import ContiguousCache
-from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
+from sobre.models.cache import BlockTables, PagedCache
+from sobre.models.config import BLOCK, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
 from sobre.plan.count import params
@@ -18,7 +18,17 @@ from .conftest import KINDS, build, ragged
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def logits(model: Decoder, step: StepInput, cache: ContiguousCache | None = None) -> torch.Tensor:
+def scattered_cache(cfg, n_slots: int, max_len: int) -> PagedCache:
+    """Every slot has its blocks, in no order and far from each other."""
+    per_slot = -(-max_len // BLOCK)
+    tables = BlockTables(n_slots, max_len, "cpu")
+    blocks = torch.randperm(n_slots * per_slot, generator=torch.Generator().manual_seed(0))
+    for slot, mine in enumerate(blocks.split(per_slot)):
+        tables.place(slot, mine.tolist())
+    return PagedCache(cfg, tables, n_slots * per_slot, torch.float32)
+
+
+def logits(model: Decoder, step: StepInput, cache: PagedCache | None = None) -> torch.Tensor:
     with torch.no_grad():
         return model.logits(model(step, cache).hidden_ND)
 
@@ -36,11 +46,11 @@ def test_a_later_token_changes_nothing_before_it(kind):
     assert not torch.allclose(logits(model, changed)[7:], logits(model, step)[7:], atol=1e-3)
 
 
-@pytest.mark.parametrize("chunks", [(12, 1, 1, 1, 1), (1,) * 16, (5, 11), (16,), (7, 2, 7)])
+@pytest.mark.parametrize("chunks", [(16, 1, 1, 1, 1), (1,) * 20, (5, 15), (20,), (7, 6, 7)])
 def test_prefill_in_chunks_and_decode_equal_one_forward(kind, chunks):
-    model, length = build(kind), 16
+    model, length = build(kind), 20
     tokens_RT = torch.stack([ragged((length,), seed=seed).tokens_N for seed in range(3)])
-    cache = ContiguousCache(kind, n_slots=4, max_len=20, dtype=torch.float32)
+    cache = scattered_cache(kind, n_slots=4, max_len=20)
     start, parts = 0, []
     for size in chunks:
         step = StepInput(
@@ -55,7 +65,7 @@ def test_prefill_in_chunks_and_decode_equal_one_forward(kind, chunks):
 def test_decoding_sequences_of_different_ages_in_scattered_slots_equals_the_full_forward(kind):
     model, lengths = build(kind), (9, 3, 6)
     step = ragged(lengths)
-    cache = ContiguousCache(kind, n_slots=6, max_len=12, dtype=torch.float32)
+    cache = scattered_cache(kind, n_slots=6, max_len=12)
     sequences, slots = step.tokens_N.split(lengths), (4, 0, 2)
     for tokens, slot in zip(sequences, slots, strict=True):
         logits(model, StepInput(tokens[:-1], (len(tokens) - 1,), slots=(slot,)), cache)

@@ -60,7 +60,7 @@ class ScriptedEngine:
     @property
     def stats(self) -> EngineStats:
         n = len(self.requests)
-        return EngineStats(n, 0, 0, self.n_tokens, n, float(self.n_tokens), 0.0)
+        return EngineStats(n, 0, 0, 0, 0, self.n_tokens, n, float(self.n_tokens), 0.0)
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         outputs = []
