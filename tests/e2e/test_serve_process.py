@@ -1,6 +1,7 @@
 """`sobre serve` as a process of its own, asked by the official client: a tiny model with random weights."""
 
 import concurrent.futures
+import json
 import re
 import signal
 import socket
@@ -10,7 +11,9 @@ import threading
 import time
 
 import httpx
+import jsonschema
 import openai
+import pydantic
 import pytest
 
 from sobre.models.checkpoint import save_model
@@ -20,7 +23,7 @@ from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
-MAX_LEN = 512
+MAX_LEN = 1024
 QUESTION = [{"role": "user", "content": "Combien font 3 + 4 ? 🙂 三加四"}]
 
 
@@ -46,7 +49,8 @@ class Process:
     """A server that runs, its address, and what it has said."""
 
     def __init__(self, *arguments):
-        command = [sys.executable, "-m", "sobre", "serve", *map(str, arguments), "--port", "0"]
+        port = () if "--port" in arguments else ("--port", "0")
+        command = [sys.executable, "-m", "sobre", "serve", *map(str, arguments), *port]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self.lines = []
         self.ready = threading.Event()
@@ -124,10 +128,92 @@ def test_errors_reach_the_official_client_as_its_own_classes(client, server):
     with pytest.raises(openai.BadRequestError, match=f"at most {MAX_LEN}|maximum context length is {MAX_LEN}"):
         ask(client, max_tokens=MAX_LEN)
     with pytest.raises(openai.BadRequestError, match="tools"):
-        ask(client, tools=[{"type": "function", "function": {"name": "f"}}])
+        ask(client, tools=[{"type": "function", "function": {"name": "not a name"}}])
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k3", max_retries=0) as stranger:
         with pytest.raises(openai.AuthenticationError):
             stranger.models.list()
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}, "sure": {"type": "boolean"}},
+    "required": ["sum", "sure"],
+    "additionalProperties": False,
+}
+
+DIGIT = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+
+
+def test_answers_of_random_weights_follow_a_schema_after_their_thought(client):
+    """Check 64 of the conformance list: 24 at once, with thoughts."""
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": SCHEMA, "strict": True}}
+
+    def one(seed):
+        return ask(client, max_tokens=150, seed=seed, temperature=1, response_format=form).choices[0]
+
+    with concurrent.futures.ThreadPoolExecutor(24) as pool:
+        choices = list(pool.map(one, range(24)))
+    for choice in choices:
+        assert choice.finish_reason == "stop"
+        assert choice.message.reasoning_content
+        jsonschema.validate(json.loads(choice.message.content), SCHEMA)
+
+
+def test_parse_gives_the_clients_own_model(client):
+    class Sum(pydantic.BaseModel):
+        sum: int
+        sure: bool
+
+    parsed = client.chat.completions.parse(
+        model="tiny", messages=QUESTION, response_format=Sum, max_tokens=200, reasoning_effort="none"
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Sum)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_random_weights_call_the_tools_that_they_must(client, choice):
+    tools = [{"type": "function", "function": {"name": name, "parameters": DIGIT}} for name in ("sub", "add")]
+    for seed in range(2):
+        made = ask(client, tools=tools, tool_choice=choice, max_tokens=300, seed=seed, parallel_tool_calls=False)
+        assert made.choices[0].finish_reason == "tool_calls"
+        assert not made.choices[0].message.content
+        (call,) = made.choices[0].message.tool_calls
+        assert call.function.name == "add" or choice == "required"
+        jsonschema.validate(json.loads(call.function.arguments), DIGIT)
+
+
+def test_a_thinking_budget_is_kept_and_an_answer_follows(client):
+    for budget in (1, 5, 20):
+        made = ask(client, temperature=1, max_tokens=60, extra_body={"thinking_token_budget": budget}, seed=1)
+        assert made.usage.completion_tokens_details.reasoning_tokens <= budget + 1
+        assert made.usage.completion_tokens > budget + 1
+
+
+def test_logprobs_name_the_tokens_of_the_answer(client):
+    made = ask(client, logprobs=True, top_logprobs=3, temperature=0, max_tokens=30, reasoning_effort="none").choices[0]
+    entries = made.logprobs.content
+    assert bytes(byte for entry in entries for byte in entry.bytes).decode(errors="replace") == made.message.content
+    assert all(entry.logprob <= 0 and len(entry.top_logprobs) == 3 for entry in entries)
+    assert all(entry.top_logprobs[0].token == entry.token for entry in entries), "greedy takes the likeliest"
+
+
+def test_biases_forbid_and_force(client):
+    made = ask(client, logit_bias={"50": 100}, max_tokens=5, reasoning_effort="none", logprobs=True)
+    assert len({entry.token for entry in made.choices[0].logprobs.content}) == 1
+    with pytest.raises(openai.BadRequestError, match="logit_bias"):
+        ask(client, logit_bias={"999999": 1})
+
+
+def test_kill_9_leaves_nothing_that_keeps_the_port(folder):
+    first = Process(folder)
+    port = first.url.rpartition(":")[2]
+    first.process.kill()
+    first.process.wait(10)
+    first.reader.join(10)
+    first.process.stderr.close()
+    second = Process(folder, "--port", port)
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
+    second.end()
 
 
 def test_a_client_that_leaves_stops_its_answer(client, server):

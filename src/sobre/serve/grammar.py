@@ -168,8 +168,6 @@ def check_schema(schema: Any, param: str) -> None:
     """Refuse what is no schema, what is too large, and references to elsewhere."""
     if not isinstance(schema, dict):
         raise invalid(f"'{param}' must be a JSON schema: an object.", param)
-    if len(compact(schema)) > MAX_CHARS:
-        raise invalid(f"'{param}' is longer than {MAX_CHARS:,} characters.", param)
     waiting: list[tuple[Any, int]] = [(schema, 1)]
     while waiting:
         value, depth = waiting.pop()
@@ -182,6 +180,8 @@ def check_schema(schema: Any, param: str) -> None:
             waiting += [(inner, depth + 1) for inner in value.values()]
         elif isinstance(value, list):
             waiting += [(inner, depth + 1) for inner in value]
+    if len(compact(schema)) > MAX_CHARS:
+        raise invalid(f"'{param}' is longer than {MAX_CHARS:,} characters.", param)
 
 
 def on_one_line(schema: dict[str, Any]) -> str:

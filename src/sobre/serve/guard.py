@@ -21,6 +21,7 @@ from sobre.serve.keys import Keyring
 log = logging.getLogger("sobre.serve")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MAX_HEADERS = 256
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -58,7 +59,7 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self.refuse(scope["path"], headers, state)
+            refusal = self.refuse(scope["path"], headers, len(scope["headers"]), state)
             if refusal is None:
                 await self.app(scope, receive, tagged)
             else:
@@ -76,8 +77,10 @@ class Guard:
             self.responded(status)
             log.info("%s %s %d %.3fs id=%s%s", scope["method"], ascii(path), status, seconds, request_id, note)
 
-    def refuse(self, path: str, headers: dict[str, str], state: dict[str, Any]) -> ApiError | None:
+    def refuse(self, path: str, headers: dict[str, str], n_headers: int, state: dict[str, Any]) -> ApiError | None:
         """Why this request goes no further; None when it may. The account that a key belongs to joins the state."""
+        if n_headers > MAX_HEADERS:
+            return ApiError(431, f"More than {MAX_HEADERS} header lines.", code="too_many_headers")
         if self.hosts is not None and host_name(headers.get("host", "")) not in self.hosts:
             message = "This server listens on this machine alone and does not know that host name (--allowed-hosts)."
             return ApiError(403, message, code="unknown_host")

@@ -87,9 +87,7 @@ class EventStream(Response):
         try:
             await unless_gone(receive, self._send(send), self.gone)
         except ClientGone:
-            transport = scope.get("extensions", {}).get("sobre.transport")
-            if transport is not None:
-                transport.abort()
+            pass  # an answer without its end: uvicorn closes the connection
         finally:
             self.release()
 

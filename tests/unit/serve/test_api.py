@@ -100,6 +100,8 @@ def test_the_stream_says_the_same_as_the_whole_answer_in_the_promised_shape(live
 
 def test_without_include_usage_no_chunk_has_usage(live):
     assert not any("usage" in chunk for chunk in chunks_of(post(live, stream=True)))
+    chunks = chunks_of(post(live, stream=True, stream_options={"include_usage": True}))
+    assert [bool(chunk["usage"]) for chunk in chunks] == [False] * (len(chunks) - 1) + [True], "and once when asked for"
 
 
 def test_deepseeks_own_sample_loop_runs_unchanged(client):

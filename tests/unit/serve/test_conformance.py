@@ -1,0 +1,160 @@
+"""The conformance list of reasoning on OpenAI's wire, by number: what is checked here, where the rest is, what is open.
+
+The 92 checks come in the blocks transport, roles, multi-turn, tools, usage, endpoints, errors.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+
+HELLO = {"model": "scripted", "messages": [{"role": "user", "content": "3+4?"}]}
+PATH = "/v1/chat/completions"
+ELSEWHERE = {
+    "test_api.py": {
+        "test_the_stream_says_the_same_as_the_whole_answer_in_the_promised_shape": (
+            1,
+            2,
+            6,
+            8,
+            9,
+            13,
+            14,
+            15,
+            16,
+            18,
+        ),
+        "test_deepseeks_own_sample_loop_runs_unchanged": (17,),
+        "test_a_whole_answer_has_thought_answer_usage_and_cost": (29, 53, 54),
+        "test_several_choices_come_with_their_own_index_and_seed": (10, 55, 59),
+        "test_an_answer_cut_off_inside_the_thought_is_all_thought_and_says_length": (23,),
+        "test_without_include_usage_no_chunk_has_usage": (50, 51),
+        "test_earlier_thoughts_are_dropped_from_the_history": (31, 32),
+        "test_special_tokens_spelt_in_a_message_stay_text": (21, 40),
+        "test_models_and_health": (68, 69, 85),
+        "test_every_error_has_the_openai_shape": (81,),
+        "test_request_ids_are_kept_when_harmless_and_made_when_not": (83,),
+        "test_too_long_is_refused_with_the_numbers_that_fit": (79,),
+    },
+    "test_events.py": {"test_the_newlines_beside_the_tag_are_layout_and_everything_else_is_kept": (7, 19, 20, 22, 30)},
+    "test_dialects.py": {
+        "test_without_thinking_there_are_no_thought_fields_and_the_prompt_is_closed": (24,),
+        "test_excluded_thoughts_are_counted_and_not_sent": (27,),
+        "test_answer_now_ends_the_thought_of_a_running_answer": (28,),
+        "test_the_prompt_after_a_tools_result_keeps_the_thought_before_the_call": (33, 34, 35, 36),
+        "test_tool_calls_reach_openais_client_whole_and_streamed": (41, 42, 43, 44, 48, 76),
+        "test_labels_are_named_in_a_header": (66,),
+        "test_completions_take_texts_and_ids_and_echo": (70,),
+        "test_openais_responses_have_reasoning_and_text": (72,),
+        "test_anthropics_client_gets_text_thought_and_counts": (73,),
+        "test_langchains_deepseek_wrapper_sees_the_thought": (77,),
+    },
+    "test_schema.py": {
+        "test_every_way_to_say_how_long_to_think_is_understood": (25,),
+        "test_each_wrong_field_is_named": (37, 45, 49, 61, 62, 65, 67),
+        "test_limits_themselves_are_accepted": (56, 57),
+    },
+    "test_lifecycle.py": {
+        "test_a_stream_that_waits_is_kept_alive_by_comments": (4, 5),
+        "test_an_engine_error_reaches_the_client_and_the_next_request_is_served": (80, 92),
+        "test_keys_guard_everything_but_the_page_and_the_health": (82,),
+        "test_more_requests_than_may_wait_are_told_429_and_when_to_come_back": (84,),
+        "test_a_client_that_leaves_frees_the_engine_at_once_and_disturbs_nobody": (86, 87),
+        "test_what_still_runs_when_the_drain_is_over_ends_with_an_error_and_done": (89,),
+    },
+    "../../e2e/test_serve_process.py": {
+        "test_a_thinking_budget_is_kept_and_an_answer_follows": (26,),
+        "test_random_weights_call_the_tools_that_they_must": (46, 47),
+        "test_greedy_answers_are_the_same_alone_and_in_a_crowd": (58,),
+        "test_logprobs_name_the_tokens_of_the_answer": (60,),
+        "test_answers_of_random_weights_follow_a_schema_after_their_thought": (63, 64),
+    },
+}
+HERE = (3, 11, 12, 52, 90, 91)
+OPEN = {
+    38: "an assistant's turn at the end is context; its text is not continued",
+    39: "counted once the engine has a prefix cache",
+    71: "no embeddings",
+    74: "no batches and no files",
+    75: "no route for tokens alone; /v1/messages/count_tokens counts them",
+    78: "the other engines do not run here; the templates are compared with transformers",
+    88: "an Idempotency-Key is not looked at: a repeated request is answered again",
+}
+
+
+def test_every_check_is_somewhere_or_said_to_be_open():
+    numbers = [n for tests in ELSEWHERE.values() for some in tests.values() for n in some]
+    assert sorted([*numbers, *HERE, *OPEN]) == list(range(1, 93))
+    for file, tests in ELSEWHERE.items():
+        text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+        for name in tests:
+            assert f"def {name}(" in text, f"{file} has no {name}"
+
+
+def test_03_nothing_follows_done_and_the_connection_is_used_again(live):
+    with httpx.Client(base_url=live.url) as http:
+        for _ in range(3):
+            response = http.post(PATH, json=HELLO | {"stream": True})
+            assert response.text.endswith("data: [DONE]\n\n")
+            assert "connection" not in response.headers
+
+
+def test_11_each_token_is_sent_as_it_comes(serving, scripted, answer_ids):
+    with serving(scripted(lambda request: answer_ids("a b c", "d e f"), delay_s=0.02)) as live:
+        with live.http.stream("POST", PATH, json=HELLO | {"stream": True}) as response:
+            pieces = [piece for piece in response.iter_raw() if piece]
+    assert len(pieces) > 8, "pieces arrive one by one, not all at the end"
+
+
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_12_old_clients_closing_ones_and_those_that_ask_to_continue_are_served(live, connect, version):
+    body = json.dumps(HELLO).encode()
+    head = f"POST {PATH} {version}\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    expect = "Expect: 100-continue\r\n" if version == "HTTP/1.1" else ""
+    with connect(live.url) as sock:
+        sock.sendall(f"{head}{expect}Content-Length: {len(body)}\r\n\r\n".encode())
+        if expect:
+            assert sock.recv(100).startswith(b"HTTP/1.1 100")
+        sock.sendall(body)
+        said = b""
+        while piece := sock.recv(65536):
+            said += piece
+    assert b" 200 " in said
+    assert b"It is seven" in said
+
+
+def test_52_usage_while_it_streams_grows_to_the_total(live):
+    options = {"continuous_usage_stats": True, "include_usage": True}
+    text = live.http.post(PATH, json=HELLO | {"stream": True, "stream_options": options}).text
+    counts = [int(n) for n in re.findall(r'"completion_tokens":(\d+)', text)]
+    assert counts == sorted(counts)
+    assert counts[-1] == live.http.post(PATH, json=HELLO).json()["usage"]["completion_tokens"]
+
+
+def test_90_a_client_that_takes_nothing_is_dropped_and_disturbs_nobody(
+    serving, scripted, tokenizer, connect, eventually
+):
+    endless = scripted(lambda request: tokenizer.encode("hm ") * 100_000, max_context=100_000)
+    with serving(endless, write_timeout_s=0.3) as live:
+        body = json.dumps(HELLO | {"stream": True}).encode()
+        sock = connect(live.url)
+        sock.setsockopt(1, 8, 4096)  # SOL_SOCKET, SO_RCVBUF: little fits on the way
+        head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert eventually(lambda: endless.left)
+        assert live.http.post(PATH, json=HELLO | {"max_tokens": 5}).status_code == 200
+        assert eventually(lambda: live.bridge.n_open == 0, 20)
+        sock.close()
+
+
+def test_91_a_deadline_ends_the_answer_with_what_there_is(serving, scripted, tokenizer, eventually):
+    with serving(scripted(lambda request: tokenizer.encode("hm ") * 1000, delay_s=0.01)) as live:
+        response = live.http.post(PATH, json=HELLO, headers={"x-request-timeout-s": "0.2"})
+        choice = response.json()["choices"][0]
+        assert (choice["finish_reason"], choice["stop_reason"]) == ("length", "deadline")
+        assert choice["message"]["reasoning_content"]
+        assert eventually(lambda: live.bridge.n_open == 0)
+        for wrong in ("0", "-1", "x", "inf", "nan"):
+            assert live.http.post(PATH, json=HELLO, headers={"x-request-timeout-s": wrong}).status_code == 400
