@@ -157,7 +157,9 @@ def in_a_folder_with_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def read(verb: str, argv: list[str]) -> object:
     """Read a command line as its verb does, and do nothing."""
-    with_recipe: dict[str, type] = {"run": run.RunOptions, "plan": plan.PlanOptions}
+    if verb == "plan":
+        return plan.read(argv)
+    with_recipe: dict[str, type] = {"run": run.RunOptions}
     plain: dict[str, type] = {
         "chat": chat.ChatConfig,
         "serve": serve.ServeConfig,

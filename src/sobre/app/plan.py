@@ -1,11 +1,34 @@
-"""sobre plan RECIPE: what would this budget buy here? No torch, no training: arithmetic on a stated speed."""
+"""sobre plan: what would this budget buy, what would that model cost? No torch, no training: arithmetic.
+
+sobre plan demo --budget 10m                      a recipe on a machine of stated speed
+sobre plan --model deepseek-v3 --tokens 14.8T     a known model, or the path of a config.json
+sobre plan --model qwen3-8b --serve --users 16    the same, to serve
+sobre plan compare, validate, schedule            models side by side; the model of time against published runs
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from sobre.config.recipe import load_recipe
+import tyro
+
+from sobre.config.load import load
+from sobre.config.recipe import Recipe, load_recipe
+from sobre.errors import ConfigError
+from sobre.plan import show
+from sobre.plan.chips import chip
+from sobre.plan.known import model
+from sobre.plan.layout import SCHEDULES
 from sobre.plan.plan import Machine
+from sobre.plan.reasoning import ReasoningPlan, rollout_seconds
+from sobre.plan.schedule import Durations, bubble, order, simulate
+from sobre.plan.serving import serve
 from sobre.plan.solve import solve
+from sobre.plan.train import TrainingPlan, train
+from sobre.plan.units import amount, context
+from sobre.plan.validate import validate
+from sobre.schemas import VERSION
 
 
 @dataclass(frozen=True)
@@ -20,9 +43,144 @@ class PlanOptions:
     """One JSON document on standard output."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChipOptions:
+    """On what."""
+
+    chip: str = "h100"
+    """Name of a chip, such as h100 or rtx4090."""
+    chips: int = 8
+    """How many; with --serve, 0 takes the fewest that hold the model."""
+    chips_file: str = ""
+    """A file with chips of your own, in the form of plan/chips.toml."""
+    json: bool = False
+    """One JSON document on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ChipOptions):
+    """What it takes to train a model."""
+
+    model: str
+    """A known model, or the path of a config.json."""
+    tokens: str = ""
+    """Trained tokens, such as 14.8T; 20 for each active parameter if not said (Chinchilla, arXiv 2203.15556)."""
+    seq: str = "4k"
+    """Length of the sequences."""
+    batch: str = ""
+    """Tokens of a step, such as 4M."""
+    precision: str = "bf16"
+    """Of the matrix products: bf16 or fp8."""
+    tensor: int | None = None
+    pipeline: int | None = None
+    expert: int | None = None
+    zero: int | None = None
+    schedule: str | None = None
+    recompute: str | None = None
+    """Parts of the layout to keep; the others are chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(ChipOptions):
+    """What it takes to serve a model."""
+
+    model: str
+    """A known model, or the path of a config.json."""
+    chips: int = 0
+    context: str = "4k"
+    """Tokens that a user's sequence holds, on average."""
+    users: int = 1
+    """Sequences decoded at once."""
+    hits: float = 0.0
+    """Share of the input that comes from the prefix cache."""
+    weights: str = "bf16"
+    cache: str = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonOptions(ChipOptions):
+    """What it takes to teach a model by reinforcement learning."""
+
+    model: str
+    """A known model, or the path of a config.json."""
+    rollouts: int
+    """Times that a batch of answers is sampled."""
+    samples: int = 512
+    """Answers of one rollout."""
+    mean_tokens: str = "2k"
+    """Tokens of an answer, on average."""
+    max_tokens: str = "8k"
+    """Where an answer is cut."""
+    precision: str = "bf16"
+    """Of weights and matrix products: bf16 or fp8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(ChipOptions):
+    """Models side by side, trained on the same tokens and chips."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Known models, or paths of config.json."""
+    tokens: str = "15T"
+    chips: int = 2048
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions:
+    """The model of time against published runs."""
+
+    json: bool = False
+    """One JSON document on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """A pipeline schedule, played out."""
+
+    name: tyro.conf.Positional[str]
+    """1f1b, interleaved, zb1p, dualpipe or dualpipev."""
+    stages: int = 8
+    """Chips of the pipeline."""
+    micro: int = 16
+    """Micro-batches of a step."""
+    chunks: int = 2
+    """Stages that a chip holds in the interleaved schedule."""
+
+
 def main(argv: list[str]) -> int:
-    """Solve and show."""
-    recipe, options = load_recipe(argv, PlanOptions, prog="sobre plan")
+    """Parse, call, show."""
+    wanted, options = read(argv)
+    wanted(options)
+    return 0
+
+
+def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
+    """Which question is asked, and its flags."""
+    first = argv[0] if argv else ""
+    questions: dict[str, tuple[Callable[..., None], type]] = {
+        "validate": (_validate, ValidateOptions),
+        "compare": (_compare, CompareOptions),
+        "schedule": (_schedule, ScheduleOptions),
+    }
+    if first in questions:
+        answer, schema = questions[first]
+        return answer, load(schema, argv[1:], recipes=None, prog=f"sobre plan {first}")
+    if any(argument.partition("=")[0] == "--model" for argument in argv):
+        kinds: dict[str, tuple[Callable[..., None], type]] = {
+            "--serve": (_serve, ServeOptions),
+            "--reason": (_reason, ReasonOptions),
+        }
+        for flag, (answer, schema) in kinds.items():
+            if flag in argv:
+                rest = [argument for argument in argv if argument != flag]
+                return answer, load(schema, rest, recipes=None, prog=f"sobre plan {flag}")
+        return _train, load(TrainOptions, argv, recipes=None, prog="sobre plan")
+    return _recipe, load_recipe(argv, PlanOptions, prog="sobre plan")
+
+
+def _recipe(asked: tuple[Recipe, PlanOptions]) -> None:
+    recipe, options = asked
     machine = Machine(
         name=f"a machine of {options.gflops:g} GFLOP/s",
         dtype=options.dtype,
@@ -37,4 +195,98 @@ def main(argv: list[str]) -> int:
         n_problems=recipe.eval.n_problems,
     )
     print(json.dumps(plan.to_dict()) if options.json else plan.table())
-    return 0
+
+
+def _train(options: TrainOptions) -> None:
+    plan = training_plan(options)
+    print(json.dumps(plan.to_dict()) if options.json else show.training(plan))
+
+
+def training_plan(options: TrainOptions) -> TrainingPlan:
+    """The plan that the flags ask for."""
+    outline = model(options.model)
+    names = ("tensor", "pipeline", "expert", "zero", "schedule", "recompute")
+    kept = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return train(
+        outline,
+        chip(options.chip, options.chips_file),
+        tokens=amount(options.tokens, "--tokens") if options.tokens else 20.0 * outline.active,
+        chips=_positive(options.chips),
+        seq_len=context(options.seq, "--seq"),
+        batch_tokens=amount(options.batch, "--batch") if options.batch else 0,
+        precision=options.precision,
+        fixed=kept,
+    )
+
+
+def _serve(options: ServeOptions) -> None:
+    plan = serve(
+        model(options.model),
+        chip(options.chip, options.chips_file),
+        chips=options.chips,
+        users=options.users,
+        context=context(options.context, "--context"),
+        hits=options.hits,
+        weights=options.weights,
+        cache=options.cache,
+    )
+    print(json.dumps(plan.to_dict()) if options.json else show.serving(plan))
+
+
+def _reason(options: ReasonOptions) -> None:
+    outline, on, chips = model(options.model), chip(options.chip, options.chips_file), _positive(options.chips)
+    mean, most = context(options.mean_tokens, "--mean-tokens"), context(options.max_tokens, "--max-tokens")
+    if mean > most:
+        raise ConfigError(f"--mean-tokens {options.mean_tokens} exceeds --max-tokens {options.max_tokens}")
+    tokens = float(options.rollouts * options.samples * mean)
+    update = train(outline, on, tokens=tokens, chips=chips, seq_len=mean, precision=options.precision)
+    found = ReasoningPlan(
+        plan=update,
+        samples=options.samples,
+        mean_tokens=mean,
+        rollouts=options.rollouts,
+        tokens=tokens,
+        rollout_s=rollout_seconds(
+            outline, on, chips=chips, samples=options.samples, mean_tokens=mean, max_tokens=most,
+            weights=options.precision,
+        ),
+    )  # fmt: skip
+    print(json.dumps(found.to_dict()) if options.json else show.reasoning(found))
+
+
+def _compare(options: CompareOptions) -> None:
+    if len(options.models) < 2:
+        raise ConfigError("compare needs two models or more, such as: sobre plan compare deepseek-v3 llama-3.1-405b")
+    on, tokens = chip(options.chip, options.chips_file), amount(options.tokens, "--tokens")
+    plans = [
+        train(model(name), on, tokens=tokens, chips=_positive(options.chips), precision=options.precision)
+        for name in options.models
+    ]
+    document = {"schema": VERSION, "kind": "comparison", "models": [plan.to_dict() for plan in plans]}
+    print(json.dumps(document) if options.json else show.comparison(plans))
+
+
+def _validate(options: ValidateOptions) -> None:
+    found = validate()
+    print(json.dumps(found.to_dict()) if options.json else show.validation(found))
+
+
+def _schedule(options: ScheduleOptions) -> None:
+    name = next((known for known in SCHEDULES if known == options.name), None)
+    if name is None:
+        raise ConfigError(f"no schedule {options.name!r}; there are {', '.join(SCHEDULES)}")
+    per_chip = {"interleaved": options.chunks, "dualpipev": 2}.get(name, 1)
+    unit = Durations()
+    placed = simulate(
+        order(name, options.stages, options.micro, options.chunks), options.stages * per_chip, unit, per_chip
+    )
+    print(show.timeline(placed))
+    print(
+        f"idle {bubble(name, options.stages, unit, options.chunks):g} of {max(p.end for p in placed):g}, in closed form"
+    )
+
+
+def _positive(chips: int) -> int:
+    if chips < 1:
+        raise ConfigError(f"--chips {chips} must be 1 or more")
+    return chips

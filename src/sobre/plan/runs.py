@@ -56,6 +56,11 @@ class Run:
         return int(self.date[:4])
 
     @property
+    def paper(self) -> str:
+        """The source, without the place in it: runs of one paper share their software."""
+        return self.source.partition(",")[0].partition(":")[0].partition(";")[0]
+
+    @property
     def unscored(self) -> str:
         """Why the row is not scored; empty for plain pretraining."""
         if self.mark not in ("P", "R"):

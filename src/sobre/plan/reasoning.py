@@ -1,0 +1,80 @@
+"""What it costs to teach a model by reinforcement learning or by distillation: sampled tokens, then trained ones.
+
+A rollout lasts as long as its longest answer: most chips have finished by then, which is why long answers are paid
+mostly in waiting. The update trains on every sampled token; policy and reference are each run forward once more.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sobre.plan.chips import Chip
+from sobre.plan.efficiency import FITTED, Efficiency
+from sobre.plan.outline import Outline
+from sobre.plan.serving import decode_step
+from sobre.plan.train import TrainingPlan
+from sobre.schemas import VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningPlan:
+    """Reinforcement learning on paper."""
+
+    plan: TrainingPlan
+    """How the update is trained."""
+    samples: float
+    mean_tokens: float
+    rollout_s: float
+    """Of one rollout."""
+    rollouts: float
+    tokens: float
+
+    @property
+    def generate_hours(self) -> float:
+        return self.rollouts * self.rollout_s * self.plan.chips / 3600
+
+    @property
+    def update_hours(self) -> float:
+        """Training on every token (3 passes) and two more forward passes, of old policy and reference."""
+        return self.plan.gpu_hours * 5 / 3
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.generate_hours + self.update_hours
+
+    @property
+    def cost_usd(self) -> float | None:
+        price = self.plan.chip.usd_per_h
+        return None if price is None else price * self.gpu_hours
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": VERSION,
+            "kind": "reasoning",
+            "model": self.plan.model.name,
+            "chip": self.plan.chip.name,
+            "chips": self.plan.chips,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "rollout_s": self.rollout_s,
+            "generate_hours": self.generate_hours,
+            "update_hours": self.update_hours,
+            "gpu_hours": self.gpu_hours,
+            "cost_usd": self.cost_usd,
+        }
+
+
+def rollout_seconds(
+    model: Outline,
+    chip: Chip,
+    *,
+    chips: int,
+    samples: int,
+    mean_tokens: float,
+    max_tokens: int,
+    weights: str,
+    eff: Efficiency = FITTED,
+) -> float:
+    """Seconds until the longest of `samples` answers is done, with the chips' mean number of answers still running."""
+    unit = min(chips, 64)
+    running = max(samples / chips * mean_tokens / max_tokens, 1 / unit)
+    return max_tokens * decode_step(model, chip, unit, running, int(mean_tokens), weights, "bf16", eff)

@@ -1,0 +1,253 @@
+"""What it takes to serve a model: a decode step, a prefill, tokens a second, dollars for a million tokens.
+
+A decode step reads every weight that it needs once and every user's cache, and computes little; a prefill computes
+much. With experts on many chips (arXiv 2412.19437, 3.4) attention is data-parallel, and two micro-batches take turns so
+that one computes while the other's tokens travel; each of them then reads the weights.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sobre.errors import ConfigError
+from sobre.plan.chips import BYTES, Chip
+from sobre.plan.efficiency import FITTED, Efficiency
+from sobre.plan.layout import serving_memory
+from sobre.plan.outline import Outline
+from sobre.schemas import VERSION
+
+BANDWIDTH = 0.85
+"""Share of the memory's bandwidth that decoding reaches: FlashMLA publishes 3,000 of 3,350 GB/s for the cache, matrices
+read with few rows reach less."""
+LAYER_S = 30e-6
+"""Seconds of a layer that neither bytes nor FLOPs explain: launches and small kernels, *assumed*."""
+TRAVEL_S = 77e-6
+"""Least seconds of one dispatch or combine among chips: DeepEP's low-latency kernel with 8 ranks."""
+PREFILL_TOKENS = 16_384
+"""Tokens of a prefill batch on one chip, as in DeepSeek's published profile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serving:
+    """A serving unit on paper: `chips` chips that share the experts (or the tensors) of one model."""
+
+    model: Outline
+    chip: Chip
+    chips: int
+    users: int
+    """Sequences that the unit decodes at once."""
+    context: int
+    """Tokens that a sequence holds, on average over its life."""
+    hits: float
+    """Share of the input that comes from a cache of prefixes."""
+    weights: str
+    cache: str
+    memory: dict[str, float]
+    decode_s: float
+    """Of one step: one token for every user."""
+    prefill_s: float
+    """Of one computed input token on one chip."""
+    cached_s: float
+    """Of one input token whose keys are fetched instead, on one chip."""
+
+    @property
+    def tokens_per_s_per_user(self) -> float:
+        return 1 / self.decode_s
+
+    @property
+    def decode_per_chip(self) -> float:
+        """Output tokens a second."""
+        return self.users / self.chips / self.decode_s
+
+    @property
+    def prefill_per_chip(self) -> float:
+        """Input tokens a second, cached ones included."""
+        return 1 / (self.prefill_s * (1 - self.hits) + self.cached_s * self.hits)
+
+    def price(self, kind: str) -> float | None:
+        """Dollars for a million tokens of `input`, `cached` or `output`, at full load."""
+        if self.chip.usd_per_h is None:
+            return None
+        seconds = {"input": self.prefill_s, "cached": self.cached_s, "output": 1 / self.decode_per_chip}[kind]
+        return seconds * 1e6 / 3600 * self.chip.usd_per_h
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": VERSION,
+            "kind": "serving",
+            "model": self.model.name,
+            "params_total": self.model.total,
+            "params_active": self.model.active,
+            "chip": self.chip.name,
+            "chips": self.chips,
+            "users": self.users,
+            "context": self.context,
+            "cache_hits": self.hits,
+            "weights": self.weights,
+            "cache": self.cache,
+            "cache_bytes_per_token": self.model.cache_bytes_per_token(BYTES[self.cache]),
+            "memory_per_chip_bytes": sum(self.memory.values()),
+            "memory_by_part": self.memory,
+            "decode_step_s": self.decode_s,
+            "tokens_per_s_per_user": self.tokens_per_s_per_user,
+            "output_tokens_per_s_per_chip": self.decode_per_chip,
+            "input_tokens_per_s_per_chip": self.prefill_per_chip,
+            "usd_per_million": {kind: self.price(kind) for kind in ("input", "cached", "output")},
+            "price_usd_per_h": self.chip.usd_per_h,
+            "price_source": self.chip.price_source,
+        }
+
+
+def serve(
+    model: Outline,
+    chip: Chip,
+    *,
+    chips: int = 0,
+    users: int = 1,
+    context: int = 4096,
+    hits: float = 0.0,
+    weights: str = "bf16",
+    cache: str = "bf16",
+    eff: Efficiency = FITTED,
+) -> Serving:
+    """Plan a serving unit; `chips=0` takes the fewest that hold it. Raises a ConfigError that says what would fit."""
+    if users < 1 or not 0 <= hits < 1:
+        raise ConfigError(f"users={users} must be 1 or more and hits={hits} lie in 0..1")
+    for form in (weights, cache):
+        if form not in BYTES:
+            raise ConfigError(f"no format {form!r}; there are {', '.join(BYTES)}")
+
+    def memory_of(n: int) -> dict[str, float]:
+        return serving_memory(
+            model, chips=n, users=users, context=context, weight_bytes=BYTES[weights], cache_bytes=BYTES[cache]
+        )
+
+    if not chips:
+        sizes = [2**k for k in range(11)]
+        chips = next((n for n in sizes if sum(memory_of(n).values()) <= chip.memory_bytes), 0)
+    memory = memory_of(chips or 1024)
+    if sum(memory.values()) > chip.memory_bytes or not chips:
+        raise ConfigError("does not fit: " + _advice(model, chip, chips or 1024, users, context, memory, weights))
+    return Serving(
+        model=model,
+        chip=chip,
+        chips=chips,
+        users=users,
+        context=context,
+        hits=hits,
+        weights=weights,
+        cache=cache,
+        memory=memory,
+        decode_s=decode_step(model, chip, chips, users / chips, context, weights, cache, eff),
+        prefill_s=prefill_token(model, chip, chips, context, hits, weights, eff),
+        cached_s=model.cache_bytes_per_token(BYTES[cache]) / (chip.network / 2 * 1e9 * eff.link),
+    )
+
+
+def decode_step(
+    model: Outline, chip: Chip, chips: int, batch: float, context: int, weights: str, cache: str, eff: Efficiency
+) -> float:
+    """Seconds of a step that brings one token to each of `batch` users per chip."""
+    width, memory = BYTES[weights], chip.bytes_per_s * BANDWIDTH
+    rate = chip.peak(weights) * eff.matrix
+    spread = model.is_moe and chips > 1
+    everybody = max(batch * chips, 1.0)
+    stored = 0.0
+    for layer in model.layers:
+        ffn = layer.ffn
+        dense = layer.attention.matrix + ffn.dense
+        if ffn.n_experts:
+            visited = 1 - (1 - ffn.n_active / ffn.n_experts) ** everybody  # experts that some token visits
+            stored += layer.count * (dense / (1 if spread else chips) + ffn.n_experts * ffn.expert * visited / chips)
+        else:
+            stored += layer.count * dense / chips
+    stored += model.vocab_size * model.d_model / (1 if spread else chips)
+    reads = stored * width / memory
+    keys = batch * model.cache_numbers(context) * BYTES[cache] / memory
+    products = 2.0 * model.active * batch / rate
+    attention = model.decode_flops(context) - 2.0 * model.active
+    scores = attention * batch / (chip.peak("bf16") * min(0.6, 1.5 * eff.attention))
+    layers = model.n_layers * LAYER_S
+    if not spread:
+        return reads + max(keys, scores) + products + layers + _all_reduce(model, chip, chips, batch, eff)
+    travel = _travel(model, chip, chips, batch, weights, eff)
+    two = 2 if batch >= 2 else 1  # micro-batches that take turns
+    busy = two * (reads + layers) + max(keys, scores) + products
+    return busy + max(0.0, travel + two * _moe_layers(model) * 2 * TRAVEL_S - eff.overlap * busy * (two - 1))
+
+
+def prefill_token(
+    model: Outline, chip: Chip, chips: int, context: int, hits: float, weights: str, eff: Efficiency
+) -> float:
+    """Seconds of one computed input token on one chip, in batches of PREFILL_TOKENS."""
+    rate, memory = chip.peak(weights) * eff.matrix, chip.bytes_per_s
+    seen = context * (1 + hits) / 2  # computed tokens come after the cached ones
+    scores = sum(
+        layer.count * (layer.attention.pair * min(seen, layer.attention.reach or seen) + layer.attention.recurrent)
+        for layer in model.layers
+    )
+    products = 2.0 * (model.active - model.vocab_size * model.d_model) / rate
+    operands = 0.0
+    for layer in model.layers:
+        ffn = layer.ffn
+        wide = ffn.n_matrices * (ffn.d_inner + ffn.n_active * ffn.d_expert)
+        moved = 6.0 * model.d_model + 2.0 * ffn.n_active * model.d_model + layer.attention.inner + wide
+        operands += layer.count * (moved * (eff.elementwise * 2 + eff.traffic * BYTES[weights]))
+        share = ffn.n_experts * ffn.expert / chips if ffn.n_experts else 0.0
+        stored = (layer.attention.matrix + ffn.dense + share) * BYTES[weights]
+        operands += layer.count * eff.traffic * stored / PREFILL_TOKENS
+    busy = products + scores / (chip.peak("bf16") * eff.attention) + operands / memory
+    if model.is_moe and chips > 1:
+        travel = _travel(model, chip, chips, 1.0, weights, eff)
+        return busy + max(0.0, travel - eff.overlap * busy)
+    return busy + _all_reduce(model, chip, chips, float(PREFILL_TOKENS), eff) / PREFILL_TOKENS
+
+
+def _moe_layers(model: Outline) -> int:
+    return sum(layer.count for layer in model.layers if layer.ffn.n_experts)
+
+
+def _travel(model: Outline, chip: Chip, chips: int, tokens: float, weights: str, eff: Efficiency) -> float:
+    """Seconds in which a chip's tokens reach their experts and come back, all layers."""
+    nodes = chips / chip.node
+    total = 0.0
+    for layer in model.layers:
+        ffn = layer.ffn
+        if ffn.n_experts:
+            each = model.d_model * (min(2.0, BYTES[weights]) + 2.0) * tokens * layer.count
+            inside = max(chip.link, chip.network) / 2 * 1e9 * eff.link
+            if nodes <= 1:
+                total += each * ffn.n_active * (1 - 1 / chips) / inside
+                continue
+            visited = nodes * (1 - (1 - 1 / nodes) ** ffn.n_active)
+            # decoding sends each copy straight to its expert, a prefill once to each of few nodes
+            visited = min(visited, ffn.n_active_groups or visited) if nodes <= 8 else visited
+            total += each * visited * (1 - 1 / nodes) / (chip.network / 2 * 1e9 * eff.link)
+    return total
+
+
+def _all_reduce(model: Outline, chip: Chip, chips: int, tokens: float, eff: Efficiency) -> float:
+    """Two sums of the hidden state in each layer, over tensor-parallel chips."""
+    if chips == 1:
+        return 0.0
+    link = (chip.link if chips <= chip.node and chip.link else chip.network) / 2 * 1e9 * eff.link
+    each = 2 * 2.0 * (chips - 1) * tokens * model.d_model * 2 / link  # tokens of all chips pass through each of them
+    return model.n_layers * (each + 2 * 10e-6)
+
+
+def _advice(
+    model: Outline, chip: Chip, chips: int, users: int, context: int, memory: dict[str, float], weights: str
+) -> str:
+    need = sum(memory.values())
+    largest = max(memory, key=lambda part: memory[part])
+    room = chip.memory_bytes - memory["weights"] - memory["buffers"]
+    if largest == "weights" or room <= 0:
+        fewer = ", ".join(form for form in ("fp8", "fp4") if BYTES[form] < BYTES[weights])
+        more = -(-memory["weights"] * chips // (chip.memory_bytes * 0.9))
+        help_ = f"{more:.0f} chips" + (f", or weights in {fewer}" if fewer else "")
+    else:
+        fits = int(room / (memory["cache"] / users))
+        help_ = f"{fits} users at this context, a context of {int(context * room / memory['cache']):,}, or more chips"
+    return (
+        f"{model.name} for {users} users of {context:,} tokens needs {need / 1e9:.1f} GB on each of {chips}"
+        f" {chip.name}, which have {chip.memory_gb:g}; most of it is {largest}; what would fit: {help_}"
+    )

@@ -1,0 +1,220 @@
+"""How long a training step takes, part by part: what moves and what is computed (`work`), then how fast (`seconds`).
+
+Every matrix product takes its FLOPs at a share of the chip's rate plus its bytes at the memory's bandwidth: real
+kernels overlap the two badly, and the sum explains why a chip with four times the arithmetic and less than twice the
+bandwidth is not four times as fast, and why narrow experts are slower than wide layers. Collectives move what their
+definitions say over the slowest link on their way. All counts are for one chip and one step.
+"""
+
+from dataclasses import dataclass, replace
+
+from sobre.plan.chips import BYTES, Chip
+from sobre.plan.efficiency import (
+    CHECKPOINT_SHARE,
+    COMMUNICATION_UNITS,
+    FAILURES_PER_CHIP_HOUR,
+    HOURS_PER_FAILURE,
+    Efficiency,
+)
+from sobre.plan.layout import Layout, held, n_micro_batches
+from sobre.plan.outline import Layer, Outline
+from sobre.plan.schedule import Durations, bubble
+
+PARTS = ("matrices", "experts", "attention", "elementwise", "tensor", "all_to_all", "data", "bubble", "optimizer")
+"""The parts of a step's time; jitter, restarts and checkpoints come on top."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """Matrix products of one kind: FLOPs, and bytes if each operand moved once."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """What one chip does in one step."""
+
+    dense: Products
+    head: Products
+    experts: Products
+    attention: float
+    """FLOPs that are executed; the backward pass of a fused kernel makes its scores again."""
+    elementwise: float
+    """Bytes of activations, one pass."""
+    tensor_bytes: float
+    expert_link_bytes: float
+    expert_network_bytes: float
+    data_link_bytes: float
+    data_network_bytes: float
+    optimizer_bytes: float
+    bubble_share: float
+    """Idle over busy time."""
+    units: float
+    """Share of the chip's units left for computing."""
+    hidden_experts: bool
+    """The schedule runs the all-to-all of one micro-batch beside the computation of another."""
+    tensor_on_link: bool
+    waiting: int
+    """Chips that wait for each other."""
+
+
+def work(model: Outline, chip: Chip, layout: Layout, *, seq_len: int, batch_tokens: float, precision: str) -> StepWork:
+    """Count the work of one chip in one step."""
+    n_micro = n_micro_batches(layout, batch_tokens, seq_len)
+    tokens = layout.micro_batch * seq_len / layout.context
+    passes = 4 if layout.recompute == "full" else 3
+    fp8 = precision in ("fp8", "fp4", "int8") and chip.peak(precision) > chip.peak("bf16")
+    fmt = precision if fp8 else "bf16"
+    layers = [*model.layers, *([model.mtp] if model.mtp else [])]
+    per_chip = n_micro / layout.pipeline
+    dense, experts = Products(precision=fmt), Products(precision=fmt)
+    attention = elementwise = tensor = a2a_link = a2a_net = 0.0
+    for layer in layers:
+        times = layer.count * per_chip
+        dense = _add(dense, _dense(layer, model.d_model, tokens, layout.tensor, passes * times, fmt))
+        experts = _add(experts, _experts(layer, model.d_model, tokens, layout, passes * times, fmt))
+        flops = layer.attention.sequence_flops(seq_len) * layout.micro_batch / layout.context / layout.tensor
+        attention += times * flops * (passes + 0.5)
+        # what enters and leaves the matrices; the bytes of one pass, in 16 bits, and the casts to 8
+        width = _moved(layer, model.d_model) / layout.tensor
+        elementwise += times * tokens * width * passes * (2.0 + (1.0 if fp8 else 0.0))
+        if layout.tensor > 1:
+            once = 2.0 * (layout.tensor - 1) / layout.tensor * tokens * model.d_model * 2
+            tensor += times * once * 2 * (3 if layout.recompute == "full" else 2)
+        link, network = _all_to_all(layer, model.d_model, tokens / layout.tensor, layout, chip, fp8)
+        a2a_link, a2a_net = a2a_link + times * link, a2a_net + times * network
+    heads = (2 if model.mtp else 1) * per_chip
+    head = _product(tokens, model.d_model, model.vocab_size / layout.tensor, 3 * heads, "bf16")
+    if model.mtp:
+        dense = _add(dense, _product(tokens, 2 * model.d_model, model.d_model / layout.tensor, passes * per_chip, fmt))
+    data_link, data_net = _data_bytes(model, layout, chip, n_micro)
+    rest, expert_numbers = held(model, layout)
+    shards = layout.data * layout.context if layout.zero else 1
+    share = 1.0 if layout.recompute != "full" else 4 / 3
+    idle = bubble(layout.schedule, layout.pipeline, Durations(1.0, share, 1.0), layout.chunks)
+    crosses = layout.expert * layout.tensor > chip.node and model.is_moe
+    folded = layout.schedule in ("dualpipe", "dualpipev")
+    return StepWork(
+        dense=dense,
+        head=head,
+        experts=experts,
+        attention=attention,
+        elementwise=elementwise,
+        tensor_bytes=tensor,
+        expert_link_bytes=a2a_link,
+        expert_network_bytes=a2a_net,
+        data_link_bytes=data_link,
+        data_network_bytes=data_net,
+        optimizer_bytes=28.0 * (rest + expert_numbers) / shards,
+        bubble_share=idle / ((2.0 + share) * n_micro),
+        units=1 - COMMUNICATION_UNITS if folded and crosses else 1.0,
+        hidden_experts=folded,
+        tensor_on_link=layout.tensor <= chip.node,
+        waiting=layout.chips,
+    )
+
+
+def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:
+    """Seconds of a step by part."""
+    rate, memory = eff.matrix * load.units, chip.bytes_per_s
+
+    def products(one: Products) -> float:
+        return one.flops / (chip.peak(one.precision) * rate) + eff.traffic * one.bytes / memory
+
+    link, network = max(chip.link, chip.network) / 2 * 1e9 * eff.link, chip.network / 2 * 1e9 * eff.link
+    parts = {
+        "matrices": products(load.dense) + products(load.head),
+        "experts": products(load.experts),
+        "attention": load.attention / (chip.peak("bf16") * eff.attention * load.units),
+        "elementwise": eff.elementwise * load.elementwise / memory,
+        "tensor": load.tensor_bytes / (link if load.tensor_on_link else network),
+    }
+    busy = sum(parts.values())
+    to_all = load.expert_link_bytes / link + load.expert_network_bytes / network
+    parts["all_to_all"] = max(0.0, to_all - busy * (1.0 if load.hidden_experts else eff.overlap))
+    busy += parts["all_to_all"]
+    between = load.data_link_bytes / link + load.data_network_bytes / network
+    parts["data"] = max(0.0, between - busy * eff.overlap)
+    parts["bubble"] = busy * load.bubble_share
+    parts["optimizer"] = load.optimizer_bytes / memory
+    return parts
+
+
+def overhead(chips: int, eff: Efficiency) -> float:
+    """Factor on the time of the steps: chips that wait for the slowest, restarts, checkpoints."""
+    doublings = max(0, chips - 1).bit_length()
+    restarts = FAILURES_PER_CHIP_HOUR * chips * HOURS_PER_FAILURE
+    return (1 + eff.jitter * doublings) * (1 + restarts) * (1 + CHECKPOINT_SHARE)
+
+
+def _product(m: float, k: float, n: float, times: float, precision: str) -> Products:
+    """An (m, k) by (k, n) product, `times` over: forward, gradient of inputs, gradient of weights are alike."""
+    size = BYTES[precision]
+    return Products(2 * m * k * n * times, (size * (m * k + k * n) + 2.0 * m * n) * times, precision)
+
+
+def _add(one: Products, other: Products) -> Products:
+    return replace(one, flops=one.flops + other.flops, bytes=one.bytes + other.bytes)
+
+
+def _dense(layer: Layer, d: int, tokens: float, tensor: int, times: float, precision: str) -> Products:
+    """Attention's projections and what every token visits of the feed-forward part."""
+    found = _product(tokens, d, layer.attention.matrix / d / tensor, times, precision)
+    if layer.ffn.dense:
+        found = _add(found, _product(tokens, d, layer.ffn.dense / d / tensor, times, precision))
+    return found
+
+
+def _experts(layer: Layer, d: int, tokens: float, layout: Layout, times: float, precision: str) -> Products:
+    """Routed experts: the tokens of all chips that share them, a chip's experts one product each."""
+    ffn = layer.ffn
+    if not ffn.n_experts:
+        return Products(precision=precision)
+    here = ffn.n_experts / layout.expert
+    rows = tokens * ffn.n_active / layout.tensor / here
+    one = _product(rows, d, ffn.expert / d / ffn.n_matrices, times * here * ffn.n_matrices, precision)
+    return one
+
+
+def _moved(layer: Layer, d: int) -> float:
+    """Numbers of a token that pass through what is no matrix product."""
+    ffn = layer.ffn
+    wide = ffn.n_matrices * (ffn.d_inner + ffn.n_active * ffn.d_expert)
+    return 6.0 * d + 2.0 * ffn.n_active * d + layer.attention.inner + wide
+
+
+def _all_to_all(layer: Layer, d: int, tokens: float, layout: Layout, chip: Chip, fp8: bool) -> tuple[float, float]:
+    """Bytes of a chip's tokens to their experts and back, forward and backward: (over links, over the network)."""
+    ffn = layer.ffn
+    if not ffn.n_experts or layout.expert == 1:
+        return 0.0, 0.0
+    each = d * ((1.0 if fp8 else 2.0) + 2.0) * 2  # to and back, forward and backward
+    nodes = max(1.0, layout.expert / chip.node)
+    inside = ffn.n_active * (1 - nodes / layout.expert) * each * tokens
+    if nodes <= 1:
+        return min(ffn.n_active, layout.expert) * (1 - 1 / layout.expert) * each * tokens, 0.0
+    # a token is sent once to each node that it visits (arXiv 2412.19437, 3.2.2)
+    visited = nodes * (1 - (1 - 1 / nodes) ** ffn.n_active)
+    visited = min(visited, ffn.n_active_groups or visited)
+    return inside, visited * (1 - 1 / nodes) * each * tokens
+
+
+def _data_bytes(model: Outline, layout: Layout, chip: Chip, n_micro: int) -> tuple[float, float]:
+    """Bytes of gradients and weights between data-parallel chips: (over links, over the network)."""
+    shards = layout.data * layout.context
+    if shards == 1:
+        return 0.0, 0.0
+    rest, experts = held(model, layout)
+    expert_shards = max(1, shards * layout.tensor // layout.expert)
+    moved = rest * (1 - 1 / shards) + experts * (1 - 1 / expert_shards)
+    if layout.zero == 3:  # weights gathered forward and backward for every micro-batch, gradients scattered once
+        total = moved * (2 * 2.0 * n_micro + 2.0 * n_micro)
+    else:
+        total = moved * 2 * 2.0
+    in_node = max(1, min(shards, chip.node // layout.tensor))
+    if shards * layout.tensor <= chip.node:
+        return total, 0.0
+    return total, total / in_node

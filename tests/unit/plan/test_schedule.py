@@ -1,0 +1,65 @@
+"""Schedules played out wait as long as their closed forms say, do all the work once and break no dependency."""
+
+import pytest
+
+from sobre.errors import ConfigError
+from sobre.plan.schedule import Durations, bubble, idle, order, simulate
+
+CASES = [
+    ("1f1b", 4, 8, 1), ("1f1b", 2, 2, 1), ("interleaved", 4, 8, 2), ("interleaved", 2, 6, 3), ("zb1p", 4, 8, 1),
+    ("zb1p", 8, 16, 1), ("dualpipe", 4, 12, 1), ("dualpipe", 8, 20, 1), ("dualpipe", 16, 40, 1),
+    ("dualpipev", 4, 10, 1),
+]  # fmt: skip
+
+
+def played(name, chips, micro, chunks, durations):
+    per_chip = {"interleaved": chunks, "dualpipev": 2}.get(name, 1)
+    return simulate(order(name, chips, micro, chunks), chips * per_chip, durations, per_chip), chips * per_chip
+
+
+@pytest.mark.parametrize(("name", "chips", "micro", "chunks"), CASES)
+def test_every_chip_waits_as_long_as_the_closed_form_says(name, chips, micro, chunks):
+    durations = Durations(1.0, 1.0, 1.0)
+    placed, _ = played(name, chips, micro, chunks, durations)
+    waits = [idle(placed, chip) for chip in range(chips)]
+    assert waits == pytest.approx([bubble(name, chips, durations, chunks)] * chips)
+
+
+@pytest.mark.parametrize(("name", "chips", "micro", "chunks"), CASES)
+def test_every_micro_batch_goes_through_every_stage_once_in_order(name, chips, micro, chunks):
+    placed, stages = played(name, chips, micro, chunks, Durations())
+    ends = {}
+    for piece in placed:
+        for kind in {"D": "BW"}.get(piece.work.kind, piece.work.kind):
+            key = (kind, piece.work.micro, piece.work.stage, piece.work.direction)
+            assert key not in ends
+            ends[key] = piece.end
+    streams = (
+        [(m, 0) for m in range(micro)] if name != "dualpipe" else [(m, d) for m in range(micro // 2) for d in (0, 1)]
+    )
+    assert len(ends) == 3 * len(streams) * stages
+    for m, direction in streams:
+        forward = [ends["F", m, s, direction] for s in range(stages)]
+        backward = [ends["B", m, s, direction] for s in range(stages)]
+        assert forward == sorted(forward, reverse=bool(direction))
+        assert backward == sorted(backward, reverse=not direction)
+        assert all(b > f for f, b in zip(forward, backward, strict=True))
+
+
+def test_one_f_one_b_by_hand():
+    """4 stages, forward 1, backward 2: 3 stages of 3 seconds are lost, 9 of 33."""
+    placed, _ = played("1f1b", 4, 8, 1, Durations(1.0, 1.0, 1.0))
+    assert max(piece.end for piece in placed) == 8 * 3 + 9
+
+
+def test_deepseek_v3_s_bubbles_are_the_published_formulas():
+    """PP 16 with F=1, B=2 of which W=1: 45, 15 and 14 units (arXiv 2412.19437, table 2)."""
+    unit = Durations()
+    assert [bubble(name, 16, unit) for name in ("1f1b", "zb1p", "dualpipe")] == [45.0, 15.0, 14.0]
+
+
+@pytest.mark.parametrize(("name", "chips", "micro"), [("1f1b", 4, 3), ("interleaved", 4, 6), ("dualpipe", 3, 8),
+                                                      ("dualpipe", 4, 6), ("dualpipev", 4, 6)])  # fmt: skip
+def test_a_schedule_that_cannot_be_says_what_it_needs(name, chips, micro):
+    with pytest.raises(ConfigError, match="needs"):
+        order(name, chips, micro, 2)

@@ -1,0 +1,87 @@
+"""Serving and reinforcement learning on paper: published checks, bounds of the data sheet, and what does not fit."""
+
+import json
+
+import jsonschema
+import pytest
+
+from sobre.errors import ConfigError
+from sobre.plan.chips import chip
+from sobre.plan.known import model
+from sobre.plan.reasoning import rollout_seconds
+from sobre.plan.serving import serve
+from sobre.schemas import schema
+
+V3, H800 = model("deepseek-v3"), chip("h800")
+
+
+def test_a_decoding_node_of_deepseek_makes_about_its_published_14_800_tokens_a_second():
+    """Expert parallel over 144 chips, 4,989 tokens held on average, 88 users a chip (20 to 22 tokens/s each)."""
+    unit = serve(V3, H800, chips=144, users=88 * 144, context=4989, weights="fp8")
+    assert unit.decode_per_chip * 8 == pytest.approx(14_800, rel=0.15)
+    assert unit.tokens_per_s_per_user == pytest.approx(21, rel=0.15)
+
+
+def test_a_prefill_node_at_full_load_beats_the_mean_of_the_published_day():
+    """73,700 tokens a second with 56.3 % from the cache were a mean over a day, not what a full node does."""
+    unit = serve(V3, H800, chips=32, users=32, context=4989, hits=0.563, weights="fp8")
+    assert 1.0 < unit.prefill_per_chip * 8 / 73_700 < 1.6
+
+
+def test_no_step_is_faster_than_the_weights_can_be_read():
+    small = model("llama-3.1-8b")
+    unit = serve(small, chip("h100"), context=128)
+    assert unit.decode_s > 2 * small.active / chip("h100").bytes_per_s
+    assert unit.prefill_s > 2 * (small.active - small.head) / chip("h100").peak("bf16")
+
+
+def test_users_share_the_reading_of_weights_and_pay_for_their_caches():
+    small = model("llama-3.1-8b")
+    one, many = (serve(small, chip("h200"), chips=1, users=n, context=4096) for n in (1, 32))
+    assert many.decode_per_chip > 10 * one.decode_per_chip
+    assert many.decode_s > one.decode_s
+    assert many.memory["cache"] == 32 * one.memory["cache"] == 32 * 4096 * small.cache_bytes_per_token()
+
+
+def test_a_cached_token_costs_less_than_a_computed_one_and_that_less_than_an_output_one():
+    unit = serve(model("qwen3-32b"), chip("h100"), users=8, context=8192)
+    assert unit.price("cached") < unit.price("input") < unit.price("output")
+
+
+def test_the_fewest_chips_that_hold_the_model_are_taken():
+    assert serve(model("llama-3.1-70b"), chip("h100"), weights="bf16").chips == 2
+    assert serve(model("llama-3.1-70b"), chip("h100"), weights="fp4").chips == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"chips": 1}, ["does not fit", "weights", "fp8"]),
+        ({"chips": 4, "users": 4000, "context": 32_768}, ["cache", "users at this context"]),
+        ({"users": 0}, ["users=0"]),
+        ({"hits": 1.0}, ["hits=1.0"]),
+        ({"weights": "fp7"}, ["no format"]),
+    ],
+)
+def test_what_does_not_fit_says_what_would(changes, words):
+    with pytest.raises(ConfigError) as error:
+        serve(model("llama-3.1-70b"), chip("h100"), **changes)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_chip_without_a_rent_has_no_price():
+    unit = serve(model("qwen3-8b"), chip("m4-max"))
+    assert unit.price("output") is None
+
+
+def test_a_rollout_lasts_as_long_as_its_longest_answer():
+    short, long = (
+        rollout_seconds(V3, H800, chips=512, samples=8192, mean_tokens=8000, max_tokens=m, weights="fp8")
+        for m in (32_768, 65_536)
+    )
+    assert 1.2 < long / short < 2.0
+
+
+def test_the_document_is_what_its_schema_says():
+    for unit in (serve(V3, H800, weights="fp8"), serve(model("qwen3-8b"), chip("m4-max"))):
+        jsonschema.validate(json.loads(json.dumps(unit.to_dict())), schema("planning"))
