@@ -7,8 +7,10 @@ sobre plan compare, validate, schedule            models side by side; the model
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -17,6 +19,7 @@ from sobre.config.load import load
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import ConfigError
 from sobre.plan import show
+from sobre.plan.buy import buy, recipe
 from sobre.plan.chips import chip
 from sobre.plan.known import model
 from sobre.plan.layout import SCHEDULES
@@ -55,6 +58,19 @@ class ChipOptions:
     """A file with chips of your own, in the form of plan/chips.toml."""
     json: bool = False
     """One JSON document on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuyOptions(ChipOptions):
+    """The best model that a budget buys on a chip."""
+
+    budget: str
+    """90s, 10m, 1h, 20usd, 2gpuh or 3e18flop."""
+    chips: int = 1
+    seq: str = "4k"
+    """Length of the sequences."""
+    write: str = ""
+    """Write the recipe of the plan into this file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +182,10 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
     if first in questions:
         answer, schema = questions[first]
         return answer, load(schema, argv[1:], recipes=None, prog=f"sobre plan {first}")
-    if any(argument.partition("=")[0] == "--model" for argument in argv):
+    flags = {argument.partition("=")[0] for argument in argv}
+    if first.startswith("--") and {"--budget", "--chip"} <= flags:
+        return _buy, load(BuyOptions, argv, recipes=None, prog="sobre plan --budget")
+    if "--model" in flags:
         kinds: dict[str, tuple[Callable[..., None], type]] = {
             "--serve": (_serve, ServeOptions),
             "--reason": (_reason, ReasonOptions),
@@ -195,6 +214,22 @@ def _recipe(asked: tuple[Recipe, PlanOptions]) -> None:
         n_problems=recipe.eval.n_problems,
     )
     print(json.dumps(plan.to_dict()) if options.json else plan.table())
+
+
+def _buy(options: BuyOptions) -> None:
+    found = buy(
+        options.budget,
+        chip(options.chip, options.chips_file),
+        _positive(options.chips),
+        seq_len=context(options.seq, "--seq"),
+    )
+    if options.write:
+        path = Path(options.write)
+        if path.suffix != ".toml":
+            raise ConfigError(f"--write {options.write}: a recipe's name ends in .toml")
+        path.write_text(recipe(found, path.stem), encoding="utf-8")
+        print(f"wrote {path}", file=sys.stderr)
+    print(json.dumps(found.to_dict()) if options.json else found.table())
 
 
 def _train(options: TrainOptions) -> None:

@@ -209,8 +209,12 @@ class Outline:
 def outline(cfg: ModelConfig, name: str = "model") -> Outline:
     """The outline of a configuration of ours; its numbers are those of plan/count.py."""
     stored = shapes(cfg)
-    layers = tuple(_layer(cfg, layer, f"layers.{layer}.", stored) for layer in range(cfg.n_layers))
-    mtp = _layer(cfg, cfg.n_layers, "mtp.block.", stored) if cfg.n_mtp else None
+    by_block: dict[str, dict[str, tuple[int, ...]]] = {}
+    for tensor, shape in stored.items():
+        first, second, *rest = tensor.split(".")
+        by_block.setdefault(f"{first}.{second}", {})[".".join(rest)] = shape
+    layers = tuple(_layer(cfg, layer, by_block[f"layers.{layer}"]) for layer in range(cfg.n_layers))
+    mtp = _layer(cfg, cfg.n_layers, by_block["mtp.block"]) if cfg.n_mtp else None
     outside = sum(prod(s) for n, s in stored.items() if n.startswith("mtp.") and not n.startswith("mtp.block."))
     return Outline(
         name=name,
@@ -230,8 +234,7 @@ def merged(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     return tuple(replace(layer, count=count) for layer, count in Counter(layers).items())
 
 
-def _layer(cfg: ModelConfig, index: int, at: str, stored: dict[str, tuple[int, ...]]) -> Layer:
-    mine = {name.removeprefix(at): shape for name, shape in stored.items() if name.startswith(at)}
+def _layer(cfg: ModelConfig, index: int, mine: dict[str, tuple[int, ...]]) -> Layer:
     attn = {name: shape for name, shape in mine.items() if name.startswith("attn.")}
     ffn = {name: shape for name, shape in mine.items() if name.startswith("ffn.")}
     norms = sum(prod(s) for n, s in mine.items() if n.endswith("norm.weight") and not n.startswith(("attn.", "ffn.")))

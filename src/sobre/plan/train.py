@@ -65,6 +65,10 @@ class TrainingPlan:
     def energy_kwh(self) -> float:
         return self.gpu_hours * self.chip.watts / 1000 * POWER_SHARE * PUE
 
+    def with_tokens(self, tokens: float) -> "TrainingPlan":
+        """The same steps, more or fewer of them."""
+        return replace(self, tokens=tokens)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": VERSION,
