@@ -16,7 +16,7 @@ from sobre.engine.request import Output, Request, SamplingParams
 from sobre.eval.config import EvalConfig
 from sobre.eval.stats import Share, bootstrap, pass_at_k, wilson
 from sobre.tasks.base import Problem
-from sobre.tasks.format import extract_answer, reward
+from sobre.tasks.format import extract_answer, question, reward
 from sobre.tokenizer.tokenizer import Tokenizer
 
 
@@ -117,7 +117,7 @@ def evaluate(
 
 def prompt_ids(tokenizer: Tokenizer, problem: Problem) -> tuple[int, ...]:
     """The problem as the user's message, up to where the model's thought begins."""
-    return tuple(tokenizer.render([{"role": "user", "content": problem.prompt}], generation_prompt=True))
+    return tuple(tokenizer.render([{"role": "user", "content": question(problem)}], generation_prompt=True))
 
 
 def completion_text(tokenizer: Tokenizer, output: Output) -> str:

@@ -13,7 +13,7 @@ from sobre.engine.request import Output, Request, SamplingParams
 from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
-from sobre.tasks.format import reward
+from sobre.tasks.format import question, reward
 from sobre.tokenizer.tokenizer import Tokenizer
 
 Draw = Callable[[int, int], list[Problem]]
@@ -161,4 +161,4 @@ def _rollout(
 
 
 def _question(problem: Problem) -> dict[str, str]:
-    return {"role": "user", "content": problem.prompt}
+    return {"role": "user", "content": question(problem)}

@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass
 
 from sobre.tasks.base import Problem
+from sobre.tasks.judges import judge_of
 from sobre.tasks.registry import task
 
 THINK_OPEN = "<think>"
@@ -67,10 +68,31 @@ def format_ok(text: str) -> bool:
     return bool(thought.strip()) and not _TAG.search(thought) and bool(_TAIL.fullmatch(tail))
 
 
+def thought_ok(text: str) -> bool:
+    """Whether a response has one thought that is not empty and ended, and something after it."""
+    thought, _, rest = text.removeprefix(THINK_OPEN).partition(THINK_CLOSE)
+    return bool(thought.strip() and rest.strip()) and not re.search("</?think>", thought + rest)
+
+
+def question(problem: Problem) -> str:
+    """What a chat model is asked: the problem, and for problems from files what its answer should look like."""
+    judge = judge_of(problem)
+    return problem.prompt if judge is None else judge.prompt(problem)
+
+
 def reward(problem: Problem, text: str, finished: bool, *, format_weight: float = 0.1) -> Reward:
-    """Score a completion (the text after the generation prompt). One that was cut off earns nothing."""
+    """Score a completion (the text after the generation prompt). One that was cut off earns nothing.
+
+    Problems from files are judged in any common layout (`tasks/judges.py`): the format reward then asks for one thought
+    that ended, and something after it.
+    """
     if not finished:
         return Reward(0.0, 0.0, 0.0)
+    judge = judge_of(problem)
+    if judge is not None:
+        found = judge.extract(problem, text)
+        right, formed = float(found is not None and judge.right(problem, found)), float(thought_ok(text))
+        return Reward(right, formed, right + format_weight * formed)
     answer = extract_answer(text)
     accuracy = float(answer is not None and task(problem.task).score(problem, answer))
     layout = float(format_ok(text))

@@ -1,0 +1,159 @@
+"""Problems from files: GSM8K, MATH, AIME, HumanEval, MBPP, MMLU, ARC, or your own, one record a line.
+
+.jsonl, .jsonl.gz or .parquet. The question is `prompt`, `question` or `problem`; what else a record holds decides how
+it is judged: `test` or `tests` as code, `choices` as multiple choice, else `answer` as mathematics (a solution that
+ends in `#### 72` is read as 72). A record that does not fit is an error that names file and line; none is left out.
+"""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sobre.errors import ConfigError, DataError
+from sobre.tasks.base import Problem
+from sobre.tasks.judges import LETTERS
+
+KNOWN: Mapping[str, tuple[str, ...]] = {
+    "gsm8k": ("gsm8k_test", "gsm8k_test_first_half", "gsm8k"),
+    "math500": ("math500", "math_500"),
+    "aime2024": ("aime2024", "aime24"),
+    "aime2025": ("aime2025", "aime25"),
+    "amc23": ("amc23",),
+    "mgsm": ("mgsm",),
+    "humaneval": ("humaneval", "HumanEval"),
+    "mbpp": ("mbpp", "mbpp_sanitized_dev"),
+    "mmlu": ("mmlu",),
+    "arc_easy": ("arc_easy",),
+    "arc_challenge": ("arc_challenge",),
+}
+"""Names of well-known sets, and the names their files go by, without the ending."""
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+def find_file(name: str, folder: Path) -> Path:
+    """The file of a well-known set somewhere under `folder`."""
+    stems = KNOWN.get(name, (name,))
+    for stem in stems:
+        for ending in ENDINGS:
+            if found := sorted(folder.rglob(f"{stem}{ending}")):
+                return found[0]
+    raise ConfigError(f"{name}: no file {' or '.join(stems)} with an ending of {', '.join(ENDINGS)} under {folder}")
+
+
+def read_problems(path: Path, name: str) -> list[Problem]:
+    """All problems of a file; the set is called `name`. Raises DataError for what cannot be read."""
+    problems = [_problem(record, name, where) for where, record in _records(path)]
+    if not problems:
+        raise DataError(f"{path} holds no problem")
+    keys: dict[str, int] = {}
+    for number, problem in enumerate(problems, 1):
+        if problem.key in keys:
+            raise DataError(f"{path}: records {keys[problem.key]} and {number} have the same id, {problem.key}")
+        keys[problem.key] = number
+    return problems
+
+
+def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(place, record) of each record."""
+    if path.name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{path} cannot be read: {error}") from None
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+        return
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"{path}: problems are read from {', '.join(ENDINGS)}")
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{where} is no JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{where} is {type(record).__name__}, not an object")
+        yield where, record
+
+
+def _problem(record: Mapping[str, Any], name: str, where: str) -> Problem:
+    prompt = _text(record, ("prompt", "question", "problem"), where)
+    if "test" in record or "tests" in record or "test_list" in record:
+        answer, data = _code(record, where)
+    elif "choices" in record:
+        answer, data = _choice(record, where)
+    else:
+        answer, data = _math(record, where)
+    key = str(record.get("id") or record.get("task_id") or hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest())
+    return Problem(name, str(record.get("lang", "en")), 3, prompt, answer, f"{name}:{key}", data)
+
+
+def _text(record: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, str) and value.strip():
+            return value
+        if value is not None:
+            raise DataError(f"{where}: {name} must be text that is not empty, not {value!r:.60}")
+    raise DataError(f"{where} has no {' or '.join(names)}; it has {', '.join(record) or 'nothing'}")
+
+
+def _math(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    value = record.get("answer")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)
+    answer = _text({**record, "answer": value}, ("answer",), where)
+    if "####" in answer:
+        answer = answer.rpartition("####")[2]
+    answer = answer.strip()
+    if not answer:
+        raise DataError(f"{where}: nothing follows the #### of its answer")
+    return answer, {"judge": "math", "solution": str(record.get("solution") or "")}
+
+
+def _choice(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    choices, answer = record["choices"], record.get("answer", record.get("answerKey"))
+    if isinstance(choices, dict):
+        choices = choices.get("text")
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
+        raise DataError(f"{where}: choices must be a list of 2 to {len(LETTERS)}, not {choices!r:.60}")
+    letters = LETTERS[: len(choices)]
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        answer = letters[answer]
+    if not isinstance(answer, str) or len(answer) != 1 or answer not in letters:
+        raise DataError(f"{where}: answer must be one of {', '.join(letters)} or 0..{len(choices) - 1}, not {answer!r}")
+    return answer, {"judge": "choice", "choices": [str(choice) for choice in choices]}
+
+
+def _code(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+    answer = str(record.get("answer") or record.get("canonical_solution") or record.get("code") or "")
+    entry = record.get("entry_point", "")
+    if "test" in record:
+        test = _text(record, ("test",), where)
+        if not isinstance(entry, str) or not entry.isidentifier():
+            raise DataError(f"{where}: a test needs entry_point, the name of the function, not {entry!r}")
+        head = _text(record, ("prompt", "question", "problem"), where).partition(f"def {entry}(")[0]
+        return answer, {
+            "judge": "code",
+            "entry_point": entry,
+            "test": f"{test}\ncheck({entry})",
+            "shown": [],
+            "head": head,
+        }
+    tests = record.get("tests", record.get("test_list"))
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise DataError(f"{where}: tests must be a list of assert lines, not {tests!r:.60}")
+    setup = [*(record.get("test_imports") or []), record.get("test_setup") or record.get("test_setup_code") or ""]
+    return answer, {"judge": "code", "entry_point": "", "test": "\n".join([*setup, *tests]), "shown": tests, "head": ""}
