@@ -13,10 +13,13 @@ from sobre.models.checkpoint import load_model, save_model
 from sobre.models.config import (
     DenseConfig,
     GQAConfig,
+    IndexerConfig,
+    LightningConfig,
     Llama3RopeConfig,
     MLAConfig,
     ModelConfig,
     MoEConfig,
+    ResidualConfig,
     RopeConfig,
     YarnConfig,
 )
@@ -104,6 +107,29 @@ SHAPES = {
     ),
     "minimax_m2 whole heads rotated, one group": gqa_moe(
         replace(MOE, n_shared=0, n_dense_layers=0, d_ff=16), qk_norm=True, norm_all_heads=True, n_kv_heads=1
+    ),
+    "minimax": replace(
+        gqa_moe(replace(SOFTMAX, n_dense_layers=0, d_ff=16)),
+        attention=LightningConfig(n_heads=4, n_kv_heads=2, head_dim=12, full_layers=(1,)),
+        residual=ResidualConfig(attn_alpha=1.1, attn_beta=0.9, linear_alpha=1.2, linear_beta=0.8, ffn_alpha=1.3),
+    ),
+    "minimax all linear, one head a group": replace(
+        gqa_moe(replace(SOFTMAX, n_dense_layers=0, d_ff=16)),
+        attention=LightningConfig(n_heads=3, n_kv_heads=3, head_dim=8),
+        residual=ResidualConfig(),
+    ),
+    "deepseek_v32": replace(
+        V3,
+        attention=replace(MLA, indexer=IndexerConfig(n_heads=16, dim=8, n_keys=16)),
+        ffn=replace(MOE, route_scale=2.5),
+    ),
+    "deepseek_v32 all keys seen, index all rotary": replace(
+        V3, attention=replace(MLA, indexer=IndexerConfig(n_heads=16, dim=4, n_keys=96))
+    ),
+    "deepseek_v32 yarn": replace(
+        V3,
+        attention=replace(MLA, indexer=IndexerConfig(n_heads=16, dim=8, n_keys=40)),
+        rope=RopeConfig(yarn=replace(YARN, mscale=1.0, mscale_all_dim=1.0)),
     ),
     "ernie4_5 tied": replace(DENSE, tied=True, rope=rope(interleaved=True)),
     "ernie4_5 biases": replace(

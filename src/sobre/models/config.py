@@ -61,6 +61,18 @@ class RopeConfig:
 
 
 @config
+class IndexerConfig:
+    """Sparse attention of DeepSeek-V3.2 (arXiv 2512.02556, 2.1): a query sees the keys that an indexer chooses."""
+
+    n_heads: int = 64
+    """Index heads [index_n_heads]."""
+    dim: int = 128
+    """Index width [index_head_dim]."""
+    n_keys: int = 2048
+    """Keys that a query sees [index_topk]."""
+
+
+@config
 class MLAConfig:
     """Multi-head latent attention: all heads share one compressed latent per token."""
 
@@ -78,8 +90,12 @@ class MLAConfig:
     """Head width of the values [v_head_dim]."""
     bias: bool = False
     """Biases on the two projections down and on the output [attention_bias]."""
+    indexer: IndexerConfig | None = None
+    """Sparse attention; needs a compressed query."""
 
     def __post_init__(self) -> None:
+        if self.indexer and not (self.q_rank and self.rope_dim <= self.indexer.dim):
+            raise ConfigError("the indexer needs q_rank > 0 and an index width of rope_dim at least")
         if self.rope_dim % 2:
             raise ConfigError(f"rope_dim={self.rope_dim} must be even; the nearest: {self.rope_dim + 1}")
 
@@ -92,9 +108,14 @@ class MLAConfig:
         return self.rope_dim
 
     @property
-    def cache_dim(self) -> int:
-        """Cached numbers per token and layer: the latent and the rotary key."""
+    def latent_dim(self) -> int:
+        """The latent and the rotary key."""
         return self.kv_rank + self.rope_dim
+
+    @property
+    def cache_dim(self) -> int:
+        """Cached numbers per token and layer: latent and rotary key, and the index key of sparse attention."""
+        return self.latent_dim + (self.indexer.dim if self.indexer else 0)
 
 
 @config
@@ -134,6 +155,33 @@ class GQAConfig:
     def cache_dim(self) -> int:
         """Cached numbers per token and layer: keys and values of every group."""
         return 2 * self.n_kv_heads * self.head_dim
+
+
+@config
+class LightningConfig:
+    """MiniMax-01 (arXiv 2501.08313): linear attention with decay, and grouped-query attention in some layers."""
+
+    kind: Literal["lightning"] = "lightning"
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    """Key/value heads of the layers with grouped-query attention; lightning layers have as many as query heads."""
+    head_dim: int = 32
+    full_layers: tuple[int, ...] = ()
+    """Layers with grouped-query attention, by number [layer_types]."""
+
+    @property
+    def full(self) -> GQAConfig:
+        """The attention of `full_layers`."""
+        return GQAConfig(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads, head_dim=self.head_dim)
+
+    @property
+    def rotary_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def cache_dim(self) -> int:
+        """Cached numbers per token and layer: keys and values of every head."""
+        return 2 * self.n_heads * self.head_dim
 
 
 @config
@@ -198,8 +246,21 @@ class MoEConfig:
             raise ConfigError(f"bias_speed={self.bias_speed} moves a bias that biased=false takes away; set it to 0")
 
 
-Attention = Annotated[MLAConfig | GQAConfig, Field(discriminator="kind")]
+Attention = Annotated[MLAConfig | GQAConfig | LightningConfig, Field(discriminator="kind")]
 FeedForward = Annotated[DenseConfig | MoEConfig, Field(discriminator="kind")]
+
+
+@config
+class ResidualConfig:
+    """Residual streams of MiniMax-01: x = norm(x), then alpha x + beta layer(x)."""
+
+    attn_alpha: float = 1.0
+    """[full_attn_alpha_factor]; the linear layers have their own pair."""
+    attn_beta: float = 1.0
+    linear_alpha: float = 1.0
+    linear_beta: float = 1.0
+    ffn_alpha: float = 1.0
+    ffn_beta: float = 1.0
 
 
 @config
@@ -212,6 +273,8 @@ class ModelConfig:
     attention: Attention = MLAConfig()
     ffn: FeedForward = MoEConfig()
     rope: RopeConfig = RopeConfig()
+    residual: ResidualConfig | None = None
+    """None: x + layer(norm(x))."""
     max_len: int = 0
     """Longest sequence, prompt and answer [max_position_embeddings]."""
     norm_eps: float = 1e-6

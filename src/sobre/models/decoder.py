@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from sobre.errors import ConfigError
 from sobre.models.cache import KVCache
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.ffn import SwiGLU
 from sobre.models.gqa import GQA
 from sobre.models.layers import Linear, RMSNorm
+from sobre.models.lightning import Lightning
 from sobre.models.mla import MLA
 from sobre.models.moe import Dispatch, MoE, Router, Routing, local_dispatch
 from sobre.models.rope import Rope
@@ -26,7 +27,7 @@ from sobre.models.step import StepInput, StepOutput
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed-forward(norm(x)); or MiniMax-01's form, see `ResidualConfig`."""
 
     def __init__(self, cfg: ModelConfig, layer: int, dispatch: Dispatch) -> None:
         super().__init__()
@@ -37,8 +38,16 @@ class Block(nn.Module):
                 self.attn: nn.Module = MLA(cfg, layer)
             case GQAConfig():
                 self.attn = GQA(cfg, layer)
+            case LightningConfig() as lightning:
+                self.attn = GQA(cfg, layer) if layer in lightning.full_layers else Lightning(cfg, layer)
             case _ as never:
                 assert_never(never)
+        self.attn_factors: tuple[float, float] | None = None
+        self.ffn_factors: tuple[float, float] | None = None
+        if res := cfg.residual:
+            linear = isinstance(self.attn, Lightning)
+            self.attn_factors = (res.linear_alpha, res.linear_beta) if linear else (res.attn_alpha, res.attn_beta)
+            self.ffn_factors = (res.ffn_alpha, res.ffn_beta)
         match cfg.ffn:
             case MoEConfig() as moe:
                 routes = cfg.is_moe_layer(layer)
@@ -60,11 +69,17 @@ class Block(nn.Module):
         cache: KVCache | None,
         experts_NA: Tensor | None,
     ) -> tuple[Tensor, Routing | None]:
-        x_ND = x_ND + self.attn(self.attn_norm(x_ND), rope, step, cache)
+        normed_ND = self.attn_norm(x_ND)
+        x_ND = self._add(x_ND, normed_ND, self.attn(normed_ND, rope, step, cache), self.attn_factors)
+        normed_ND = self.ffn_norm(x_ND)
         if not isinstance(self.ffn, MoE):
-            return x_ND + self.ffn(self.ffn_norm(x_ND)), None
-        y_ND, routing = self.ffn(self.ffn_norm(x_ND), step, experts_NA)
-        return x_ND + y_ND, routing
+            return self._add(x_ND, normed_ND, self.ffn(normed_ND), self.ffn_factors), None
+        y_ND, routing = self.ffn(normed_ND, step, experts_NA)
+        return self._add(x_ND, normed_ND, y_ND, self.ffn_factors), routing
+
+    @staticmethod
+    def _add(x_ND: Tensor, normed_ND: Tensor, y_ND: Tensor, factors: tuple[float, float] | None) -> Tensor:
+        return x_ND + y_ND if factors is None else normed_ND * factors[0] + y_ND * factors[1]
 
 
 class MTP(nn.Module):
@@ -156,7 +171,7 @@ class Decoder(nn.Module):
             elif "norm" in name.split(".")[-2]:
                 parameter.fill_(1.0)
             else:
-                adds = name.endswith(("attn.o.weight", "down.weight", "down_EDF"))
+                adds = name.endswith(("attn.o.weight", "attn.out.weight", "down.weight", "down_EDF"))
                 parameter.normal_(0.0, self.cfg.init_std * (residual if adds else 1.0), generator=generator)
 
 

@@ -8,12 +8,13 @@ width.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.models.cache import KVCache
 from sobre.models.cached_attention import cached_attention
-from sobre.models.config import GQAConfig, ModelConfig
+from sobre.models.config import GQAConfig, LightningConfig, ModelConfig
 from sobre.models.layers import Linear, RMSNorm
 from sobre.models.rope import softmax_factor
 from sobre.models.step import StepInput
@@ -22,9 +23,10 @@ from sobre.models.step import StepInput
 class GQA(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
-        assert isinstance(cfg.attention, GQAConfig)
-        self.cfg, self.layer, self.interleaved = cfg.attention, layer, cfg.rope.interleaved
-        gqa, d = cfg.attention, cfg.d_model
+        gqa = cfg.attention.full if isinstance(cfg.attention, LightningConfig) else cfg.attention
+        assert isinstance(gqa, GQAConfig)
+        self.cfg, self.layer, self.interleaved = gqa, layer, cfg.rope.interleaved
+        self.unused, d = cfg.attention.cache_dim - gqa.cache_dim, cfg.d_model
         self.scale = gqa.head_dim**-0.5 * softmax_factor(cfg.rope)
         self.q = Linear(d, gqa.n_heads * gqa.head_dim, gqa.qkv_bias)
         self.k = Linear(d, gqa.n_kv_heads * gqa.head_dim, gqa.qkv_bias)
@@ -46,11 +48,12 @@ class GQA(nn.Module):
             q_NHK, k_NGK = self.q_norm(q_NHK), self.k_norm(k_NGK)
         q_NHK, k_NGK = self._rotate(q_NHK, rope), self._rotate(k_NGK, rope)
         if cache is not None:
-            cache.write(self.layer, torch.cat([k_NGK.flatten(1), v_NGK.flatten(1)], -1), step)
+            entry_NC = torch.cat([k_NGK.flatten(1), v_NGK.flatten(1)], -1)
+            cache.write(self.layer, F.pad(entry_NC, (0, self.unused)) if self.unused else entry_NC, step)
         if cache is None or step.is_fresh:
             out_NHK = select.causal_attention(q_NHK, k_NGK, v_NGK, step.lengths, self.scale)
         else:
-            entries_RSC = cache.read(self.layer, step).to(x_ND.dtype)
+            entries_RSC = cache.read(self.layer, step)[..., : gqa.cache_dim].to(x_ND.dtype)
             kv_RS2GK = entries_RSC.unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
             out_RTHK = cached_attention(
                 step.pad(q_NHK), kv_RS2GK[:, :, 0], kv_RS2GK[:, :, 1], step.later_RTS, self.scale

@@ -3,8 +3,10 @@
 Keys and values of all heads are rebuilt from one latent c of width C per token, and one rotary key is shared by all
 heads; only the two are cached, after norm and rotation. Two forms of the same sums:
   naive     training and prefill: rebuild k and v of every head, then ordinary attention;
-  absorbed  with a cache: fold the key map into the query and the value map into the output, so that all heads attend
-            to the latents themselves: multi-query attention with one key of width C + rope and one value of width C.
+  absorbed  with a cache, and with sparse attention once the context outgrows its choice: fold the key map into the
+            query and the value map into the output, so that all heads attend to the latents themselves: multi-query
+            attention with one key of width C + rope and one value of width C.
+Sparse attention (V3.2, models/indexer.py) is the absorbed form with one more mask.
 
 The norms of the two latents have their own epsilon, 1e-6 whatever the model's is, as in DeepSeek's released code.
 
@@ -19,6 +21,7 @@ from sobre.kernels import select
 from sobre.models.cache import KVCache
 from sobre.models.cached_attention import cached_attention
 from sobre.models.config import MLAConfig, ModelConfig
+from sobre.models.indexer import Indexer
 from sobre.models.layers import Linear, RMSNorm
 from sobre.models.rope import softmax_factor
 from sobre.models.step import StepInput
@@ -39,25 +42,38 @@ class MLA(nn.Module):
             self.q_up = Linear(mla.q_rank, mla.n_heads * mla.qk_dim)
         else:
             self.q = Linear(d, mla.n_heads * mla.qk_dim)
-        self.kv_down = Linear(d, mla.cache_dim, mla.bias)
+        self.kv_down = Linear(d, mla.latent_dim, mla.bias)
         self.kv_norm = RMSNorm(mla.kv_rank, LATENT_EPS)
         self.kv_up = Linear(mla.kv_rank, mla.n_heads * (mla.nope_dim + mla.v_dim))
+        if mla.indexer:
+            self.index = Indexer(mla.indexer, d, mla.q_rank, mla.rope_dim)
         self.o = Linear(mla.n_heads * mla.v_dim, d, mla.bias)
 
     def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
         mla = self.cfg
-        q_N = self.q_up(self.q_norm(self.q_down(x_ND))) if mla.q_rank else self.q(x_ND)
+        q_latent_N = self.q_norm(self.q_down(x_ND)) if mla.q_rank else x_ND
+        q_N = self.q_up(q_latent_N) if mla.q_rank else self.q(x_ND)
         q_NHP, q_rope_NHr = q_N.unflatten(-1, (mla.n_heads, mla.qk_dim)).split([mla.nope_dim, mla.rope_dim], -1)
         latent_NC, k_rope_Nr = self.kv_down(x_ND).split([mla.kv_rank, mla.rope_dim], -1)
         latent_NC = self.kv_norm(latent_NC)
         q_rope_NHr = select.rope(q_rope_NHr, *rope, self.interleaved)
         k_rope_Nr = select.rope(k_rope_Nr.unsqueeze(1), *rope, self.interleaved).squeeze(1)
+        entry_NC = torch.cat([latent_NC, k_rope_Nr], -1)
+        if mla.indexer:
+            entry_NC = torch.cat([entry_NC, self.index.key(x_ND, rope)], -1)
         if cache is not None:
-            cache.write(self.layer, torch.cat([latent_NC, k_rope_Nr], -1), step)
-        if cache is None or step.is_fresh:
+            cache.write(self.layer, entry_NC, step)
+        fresh = cache is None or step.is_fresh
+        chooses = mla.indexer is not None and step.context > mla.indexer.n_keys
+        if fresh and not chooses:
             out_NHW = self._naive(q_NHP, q_rope_NHr, latent_NC, k_rope_Nr, step)
         else:
-            out_NHW = self._absorbed(q_NHP, q_rope_NHr, cache, step)
+            entries_RSC = step.pad(entry_NC) if fresh or cache is None else cache.read(self.layer, step).to(x_ND.dtype)
+            bias_RTS = step.later_RTS
+            if chooses:
+                keys_RSI = entries_RSC[..., mla.latent_dim :]
+                bias_RTS = self.index.unseen(x_ND, q_latent_N, keys_RSI, rope, step)
+            out_NHW = self._absorbed(q_NHP, q_rope_NHr, entries_RSC[..., : mla.latent_dim], bias_RTS, step)
         return self.o(out_NHW.flatten(1))
 
     def _naive(
@@ -70,13 +86,15 @@ class MLA(nn.Module):
         k_NHK = torch.cat([k_NHP, k_rope_Nr.unsqueeze(1).expand(-1, mla.n_heads, -1)], -1)
         return select.causal_attention(q_NHK, k_NHK, v_NHW, step.lengths, self.scale)
 
-    def _absorbed(self, q_NHP: Tensor, q_rope_NHr: Tensor, cache: KVCache, step: StepInput) -> Tensor:
+    def _absorbed(
+        self, q_NHP: Tensor, q_rope_NHr: Tensor, entries_RSC: Tensor, bias_RTS: Tensor, step: StepInput
+    ) -> Tensor:
         mla = self.cfg
         kv_up_HC = self.kv_up.weight.to(q_NHP.dtype).unflatten(0, (mla.n_heads, mla.nope_dim + mla.v_dim))
         k_up_HPC, v_up_HWC = kv_up_HC.split([mla.nope_dim, mla.v_dim], 1)
         q_NHC = torch.bmm(q_NHP.transpose(0, 1), k_up_HPC).transpose(0, 1)
-        entries_RSC = cache.read(self.layer, step).to(q_NHP.dtype).unsqueeze(2)
+        entries_RS1C = entries_RSC.unsqueeze(2)
         q_RTHC = step.pad(torch.cat([q_NHC, q_rope_NHr], -1))
-        out_RTHC = cached_attention(q_RTHC, entries_RSC, entries_RSC[..., : mla.kv_rank], step.later_RTS, self.scale)
+        out_RTHC = cached_attention(q_RTHC, entries_RS1C, entries_RS1C[..., : mla.kv_rank], bias_RTS, self.scale)
         out_NHC = step.unpad(out_RTHC)
         return torch.bmm(out_NHC.transpose(0, 1), v_up_HWC.transpose(1, 2)).transpose(0, 1)

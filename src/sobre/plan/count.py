@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sobre.models.config import DenseConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -82,7 +82,8 @@ def forward_flops(
     # a step that brings any cached keys attends in the absorbed form, as models/mla.py does
     per_pair = _flops_per_pair(cfg, absorbed=any(starts))
     pairs = sum(new * start + new * (new + 1) // 2 for new, start in zip(lengths, starts, strict=True))
-    return matrices + per_pair * cfg.n_layers * pairs
+    states = 0.0 if any(starts) else _recurrent(cfg) * n_tokens
+    return matrices + states + per_pair * cfg.n_layers * pairs
 
 
 def train_flops(cfg: ModelConfig, lengths: Sequence[int], *, n_logits: int | None = None) -> float:
@@ -123,11 +124,11 @@ def cache_bytes_per_token(cfg: ModelConfig, bytes_per_number: int = 2) -> int:
 
 def _block(cfg: ModelConfig, layer: int, at: str) -> Shapes:
     found: Shapes = {f"{at}.attn_norm.weight": (cfg.d_model,), f"{at}.ffn_norm.weight": (cfg.d_model,)}
-    found |= {f"{at}.attn.{name}": shape for name, shape in _attention(cfg).items()}
+    found |= {f"{at}.attn.{name}": shape for name, shape in _attention(cfg, layer).items()}
     return found | {f"{at}.ffn.{name}": shape for name, shape in _ffn(cfg, layer).items()}
 
 
-def _attention(cfg: ModelConfig) -> Shapes:
+def _attention(cfg: ModelConfig, layer: int) -> Shapes:
     d, attn = cfg.d_model, cfg.attention
     if isinstance(attn, MLAConfig):
         n_q, n_kv = attn.n_heads * attn.qk_dim, attn.n_heads * (attn.nope_dim + attn.v_dim)
@@ -139,15 +140,29 @@ def _attention(cfg: ModelConfig) -> Shapes:
             }
         else:
             query = {"q.weight": (n_q, d)}
+        if index := attn.indexer:
+            query |= {
+                "index.q_up.weight": (index.n_heads * index.dim, attn.q_rank),
+                "index.k.weight": (index.dim, d),
+                "index.k_norm.weight": (index.dim,),
+                "index.k_norm.bias": (index.dim,),
+                "index.weigh.weight": (index.n_heads, d),
+            }
         if attn.bias:
-            query |= {"kv_down.bias": (attn.cache_dim,), "o.bias": (d,)}
+            query |= {"kv_down.bias": (attn.latent_dim,), "o.bias": (d,)}
             query |= {"q_down.bias": (attn.q_rank,)} if attn.q_rank else {}
         return query | {
-            "kv_down.weight": (attn.cache_dim, d),
+            "kv_down.weight": (attn.latent_dim, d),
             "kv_norm.weight": (attn.kv_rank,),
             "kv_up.weight": (n_kv, attn.kv_rank),
             "o.weight": (d, attn.n_heads * attn.v_dim),
         }
+    if isinstance(attn, LightningConfig):
+        width = attn.n_heads * attn.head_dim
+        if layer not in attn.full_layers:
+            linear: Shapes = {"qkv.weight": (3 * width, d), "gate.weight": (width, d)}
+            return linear | {"out.weight": (d, width), "norm.weight": (width,)}
+        attn = attn.full
     n_q, n_kv = attn.n_heads * attn.head_dim, attn.n_kv_heads * attn.head_dim
     found: Shapes = {"q.weight": (n_q, d), "k.weight": (n_kv, d), "v.weight": (n_kv, d), "o.weight": (d, n_q)}
     if attn.qkv_bias:
@@ -201,7 +216,7 @@ def _active_mtp(cfg: ModelConfig) -> int:
 
 def _active_block(cfg: ModelConfig, layer: int) -> int:
     """Matrices of a block; of the stacked experts only the part that a token visits."""
-    matrices = sum(math.prod(shape) for shape in _attention(cfg).values() if len(shape) == 2)
+    matrices = sum(math.prod(shape) for shape in _attention(cfg, layer).values() if len(shape) == 2)
     for shape in _ffn(cfg, layer).values():
         if len(shape) == 2:
             matrices += math.prod(shape)
@@ -211,9 +226,20 @@ def _active_block(cfg: ModelConfig, layer: int) -> int:
 
 
 def _flops_per_pair(cfg: ModelConfig, *, absorbed: bool) -> float:
-    """FLOPs of one query with one key in one layer, all heads: scores and weighted sum."""
+    """FLOPs of one query with one key in one layer, all heads: scores and weighted sum; the mean over layers."""
     attn = cfg.attention
+    if isinstance(attn, LightningConfig) and not absorbed:
+        return 4.0 * attn.n_heads * attn.head_dim * len(attn.full_layers) / cfg.n_layers
     if not isinstance(attn, MLAConfig):
         return 2.0 * attn.n_heads * 2 * attn.head_dim
-    width = attn.cache_dim + attn.kv_rank if absorbed else attn.qk_dim + attn.v_dim
-    return 2.0 * attn.n_heads * width
+    width = attn.latent_dim + attn.kv_rank if absorbed else attn.qk_dim + attn.v_dim
+    index = 2.0 * attn.indexer.n_heads * attn.indexer.dim if attn.indexer else 0.0
+    return 2.0 * attn.n_heads * width + index
+
+
+def _recurrent(cfg: ModelConfig) -> float:
+    """FLOPs of one fresh token with the states of linear attention, all layers; with a cache they are pairs."""
+    attn = cfg.attention
+    if not isinstance(attn, LightningConfig):
+        return 0.0
+    return 4.0 * attn.n_heads * attn.head_dim**2 * (cfg.n_layers - len(attn.full_layers))

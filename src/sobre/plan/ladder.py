@@ -8,7 +8,8 @@ Numbers of experts, of active ones and of groups are the recipe's own.
 from dataclasses import replace
 from math import gcd
 
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.errors import ConfigError
+from sobre.models.config import Attention, DenseConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.plan.rules import Rung
 
 WIDTH_UNIT = 32
@@ -23,7 +24,7 @@ def at_rung(kind: ModelConfig, rung: Rung) -> ModelConfig:
     )
 
 
-def _attention(kind: MLAConfig | GQAConfig, d: int) -> MLAConfig | GQAConfig:
+def _attention(kind: Attention, d: int) -> Attention:
     head = 64 if d >= 512 else 32
     n_heads = d // head
     if isinstance(kind, MLAConfig):
@@ -31,6 +32,8 @@ def _attention(kind: MLAConfig | GQAConfig, d: int) -> MLAConfig | GQAConfig:
         return replace(
             kind, n_heads=n_heads, q_rank=q_rank, kv_rank=d // 2, nope_dim=head, rope_dim=head // 2, v_dim=head
         )
+    if isinstance(kind, LightningConfig):
+        raise ConfigError("the ladder has no rung for lightning attention; give the model's sizes yourself")
     groups = max(1, n_heads * kind.n_kv_heads // kind.n_heads)
     return replace(kind, n_heads=n_heads, n_kv_heads=gcd(n_heads, groups), head_dim=head)
 

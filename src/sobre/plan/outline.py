@@ -11,7 +11,7 @@ from math import prod
 from typing import Literal
 
 from sobre.errors import ConfigError
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig
+from sobre.models.config import DenseConfig, GQAConfig, LightningConfig, MLAConfig, ModelConfig
 from sobre.plan.count import shapes
 
 Kind = Literal["full", "latent", "sliding", "sparse", "linear"]
@@ -238,22 +238,38 @@ def _layer(cfg: ModelConfig, index: int, mine: dict[str, tuple[int, ...]]) -> La
     attn = {name: shape for name, shape in mine.items() if name.startswith("attn.")}
     ffn = {name: shape for name, shape in mine.items() if name.startswith("ffn.")}
     norms = sum(prod(s) for n, s in mine.items() if n.endswith("norm.weight") and not n.startswith(("attn.", "ffn.")))
-    return Layer(attention=_attention(cfg, attn), ffn=_ffn(cfg, index, ffn), norms=norms)
+    return Layer(attention=_attention(cfg, index, attn), ffn=_ffn(cfg, index, ffn), norms=norms)
 
 
-def _attention(cfg: ModelConfig, stored: dict[str, tuple[int, ...]]) -> AttentionPart:
+def _attention(cfg: ModelConfig, index: int, stored: dict[str, tuple[int, ...]]) -> AttentionPart:
     attn = cfg.attention
     numbers = sum(map(prod, stored.values()))
     matrix = sum(prod(shape) for shape in stored.values() if len(shape) == 2)
     if isinstance(attn, MLAConfig):
         return AttentionPart(
-            kind="latent",
+            kind="sparse" if attn.indexer else "latent",
+            reach=attn.indexer.n_keys if attn.indexer else 0,
+            index_pair=2.0 * attn.indexer.n_heads * attn.indexer.dim if attn.indexer else 0.0,
             n_heads=attn.n_heads,
             numbers=numbers,
             matrix=matrix,
             inner=attn.n_heads * 2 * (attn.qk_dim + attn.v_dim),
             pair=2.0 * attn.n_heads * (attn.qk_dim + attn.v_dim),
-            pair_cached=2.0 * attn.n_heads * (attn.cache_dim + attn.kv_rank),
+            pair_cached=2.0 * attn.n_heads * (attn.latent_dim + attn.kv_rank),
+            cache=attn.cache_dim,
+        )
+    if isinstance(attn, LightningConfig) and index in attn.full_layers:
+        attn = attn.full
+    if isinstance(attn, LightningConfig):
+        return AttentionPart(
+            kind="linear",
+            n_heads=attn.n_heads,
+            numbers=numbers,
+            matrix=matrix,
+            inner=4 * attn.n_heads * attn.head_dim,
+            pair=0.0,
+            pair_cached=4.0 * attn.n_heads * attn.head_dim,
+            recurrent=4.0 * attn.n_heads * attn.head_dim**2,
             cache=attn.cache_dim,
         )
     if isinstance(attn, GQAConfig):

@@ -5,7 +5,17 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
+from sobre.models.config import (
+    DenseConfig,
+    GQAConfig,
+    IndexerConfig,
+    LightningConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+    ResidualConfig,
+    RopeConfig,
+)
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
 
@@ -26,6 +36,42 @@ KINDS = {
         n_layers=2,
         attention=MLAConfig(n_heads=2, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8),
         ffn=DenseConfig(d_ff=40),
+    ),
+    "sparse mla": ModelConfig(
+        vocab_size=61,
+        max_len=64,
+        d_model=32,
+        n_layers=2,
+        attention=MLAConfig(
+            n_heads=2,
+            q_rank=16,
+            kv_rank=16,
+            nope_dim=8,
+            rope_dim=4,
+            v_dim=8,
+            indexer=IndexerConfig(n_heads=16, dim=8, n_keys=6),
+        ),
+        ffn=DenseConfig(d_ff=40),
+    ),
+    "lightning+moe": ModelConfig(
+        vocab_size=61,
+        max_len=64,
+        d_model=32,
+        n_layers=3,
+        attention=LightningConfig(n_heads=4, n_kv_heads=2, head_dim=8, full_layers=(1,)),
+        ffn=MoEConfig(
+            n_experts=4,
+            n_active=2,
+            d_expert=16,
+            n_shared=0,
+            n_dense_layers=0,
+            d_ff=16,
+            score="softmax",
+            biased=False,
+            bias_speed=0.0,
+        ),
+        rope=RopeConfig(interleaved=False),
+        residual=ResidualConfig(linear_alpha=1.2, ffn_beta=0.8),
     ),
     "gqa+dense": ModelConfig(
         vocab_size=61,
@@ -49,7 +95,7 @@ def build(cfg: ModelConfig, seed: int = 0) -> Decoder:
         for parameter in model.parameters():
             parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
         for router in model.routers():
-            router.bias_E.normal_(0, 0.1, generator=generator)
+            router.bias_E.normal_(0, 0.1 if router.cfg.biased else 0.0, generator=generator)
     return model.eval()
 
 

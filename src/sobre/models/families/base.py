@@ -188,6 +188,7 @@ def has_gqa(cfg: ModelConfig, *, interleaved: bool = False, ffn: type = DenseCon
         and isinstance(cfg.ffn, ffn)
         and all(value is ... or getattr(cfg.attention, key) == value for key, value in plain.items())
         and cfg.rope.interleaved == interleaved
+        and cfg.residual is None
     )
 
 

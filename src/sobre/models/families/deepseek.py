@@ -1,12 +1,13 @@
-"""DeepSeek: V2 and V2-Lite; V3, V3.1, R1 (and Kimi K2, Moonlight, which are V3s): MLA, DeepSeekMoE, MTP.
+"""DeepSeek: V2 and V2-Lite; V3, V3.1, R1 (and Kimi K2, Moonlight, which are V3s); V3.2: MLA, DeepSeekMoE, MTP.
 
 V2 (arXiv 2405.04434) scores experts by softmax and has no bias. Its released code either makes the weights sum to 1 or
 multiplies them by routed_scaling_factor, never both; `transformers` passes over norm_topk_prob. We follow the release.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from sobre.models.config import DenseConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, IndexerConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.families.base import (
     EXPERTS,
     FFN,
@@ -42,6 +43,15 @@ _MLA = in_layers(
 )
 _V2_TENSORS = TRUNK + _MLA + FFN + EXPERTS + SHARED
 _V3_TENSORS = _V2_TENSORS + ROUTER_BIAS
+_V32_TENSORS = _V3_TENSORS + in_layers(
+    (
+        ("self_attn.indexer.wq_b.weight", "attn.index.q_up.weight"),
+        ("self_attn.indexer.wk.weight", "attn.index.k.weight"),
+        ("self_attn.indexer.k_norm.weight", "attn.index.k_norm.weight"),
+        ("self_attn.indexer.k_norm.bias", "attn.index.k_norm.bias"),
+        ("self_attn.indexer.weights_proj.weight", "attn.index.weigh.weight"),
+    )
+)
 
 
 def _mla(theirs: HFConfig) -> MLAConfig:
@@ -85,6 +95,12 @@ def _v3_to_ours(theirs: HFConfig) -> ModelConfig:
     )
 
 
+def _v32_to_ours(theirs: HFConfig) -> ModelConfig:
+    found = _v3_to_ours(theirs)
+    indexer = IndexerConfig(n_heads=theirs["index_n_heads"], dim=theirs["index_head_dim"], n_keys=theirs["index_topk"])
+    return replace(found, attention=replace(_mla(theirs), indexer=indexer))
+
+
 def _to_theirs(cfg: ModelConfig) -> dict[str, Any]:
     mla = cfg.attention
     assert isinstance(mla, MLAConfig)
@@ -112,18 +128,32 @@ def _v3_to_theirs(cfg: ModelConfig) -> dict[str, Any]:
     return _to_theirs(cfg) | own | {"num_nextn_predict_layers": cfg.n_mtp}
 
 
+def _v32_to_theirs(cfg: ModelConfig) -> dict[str, Any]:
+    assert isinstance(cfg.attention, MLAConfig)
+    index = cfg.attention.indexer
+    assert index is not None
+    own = {"index_n_heads": index.n_heads, "index_head_dim": index.dim, "index_topk": index.n_keys}
+    return _v3_to_theirs(cfg) | own
+
+
 def _has_mla(cfg: ModelConfig) -> bool:
     later_dense = isinstance(cfg.ffn, MoEConfig) and cfg.ffn.dense_layers
-    return isinstance(cfg.attention, MLAConfig) and not cfg.ffn_bias and not later_dense
+    return isinstance(cfg.attention, MLAConfig) and not cfg.ffn_bias and cfg.residual is None and not later_dense
 
 
 def _is_v2(cfg: ModelConfig) -> bool:
     softmax = isinstance(cfg.ffn, DenseConfig) or (cfg.ffn.score == "softmax" and not cfg.ffn.biased)
-    return _has_mla(cfg) and softmax and cfg.rope.interleaved and not cfg.n_mtp
+    plain = isinstance(cfg.attention, MLAConfig) and cfg.attention.indexer is None
+    return plain and _has_mla(cfg) and softmax and cfg.rope.interleaved and not cfg.n_mtp
 
 
-def _is_v3(cfg: ModelConfig) -> bool:
-    return _has_mla(cfg) and (isinstance(cfg.ffn, DenseConfig) or (cfg.ffn.score == "sigmoid" and cfg.ffn.biased))
+def _is_v3(cfg: ModelConfig, sparse: bool = False) -> bool:
+    is_sparse = isinstance(cfg.attention, MLAConfig) and cfg.attention.indexer is not None
+    return (
+        is_sparse == sparse
+        and _has_mla(cfg)
+        and (isinstance(cfg.ffn, DenseConfig) or (cfg.ffn.score == "sigmoid" and cfg.ffn.biased))
+    )
 
 
 V2 = Family(
@@ -142,5 +172,14 @@ V3 = Family(
     to_theirs=_v3_to_theirs,
     tensors=_V3_TENSORS + mtp(_V3_TENSORS),
     aliases=("kimi_k2",),
+    copies=MTP_COPIES,
+)
+V32 = Family(
+    model_type="deepseek_v32",
+    architecture="DeepseekV32ForCausalLM",
+    accepts=lambda cfg: _is_v3(cfg, sparse=True) and cfg.rope.interleaved,
+    to_ours=_v32_to_ours,
+    to_theirs=_v32_to_theirs,
+    tensors=_V32_TENSORS + mtp(_V32_TENSORS),
     copies=MTP_COPIES,
 )
