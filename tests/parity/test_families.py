@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sobre.models.cache import ContiguousCache
+from sobre.models.cache import BlockTables, PagedCache
 from sobre.models.checkpoint import load_model, save_model
 from sobre.models.config import (
+    BLOCK,
     DenseConfig,
     GQAConfig,
     IndexerConfig,
@@ -168,7 +169,11 @@ def our_logits(model: Decoder, tokens_BT: torch.Tensor) -> torch.Tensor:
 def decoded_logits(model: Decoder, tokens_BT: torch.Tensor, prefill: int = 60) -> torch.Tensor:
     """The same through the cache: a prefill, then token by token."""
     n_rows, length = tokens_BT.shape
-    cache, parts, start = ContiguousCache(model.cfg, n_rows, length, torch.float32), [], 0
+    n_blocks = -(-length // BLOCK)
+    tables = BlockTables(n_rows, length, "cpu")
+    for slot in range(n_rows):
+        tables.place(slot, range(slot * n_blocks, (slot + 1) * n_blocks))
+    cache, parts, start = PagedCache(model.cfg, tables, n_rows * n_blocks, torch.float32), [], 0
     slots = tuple(range(n_rows))
     for size in (prefill, *[1] * (length - prefill)):
         new_N = tokens_BT[:, start : start + size].flatten()

@@ -42,7 +42,8 @@ def test_sequences_of_a_ragged_step_do_not_see_each_other(kind):
 def test_a_later_token_changes_nothing_before_it(kind):
     model, step = build(kind), ragged((12,))
     changed = StepInput(step.tokens_N.clone().index_fill_(0, torch.tensor([7]), 3), lengths=(12,))
-    assert_close(logits(model, changed)[:7], logits(model, step)[:7], rtol=0, atol=0)
+    # not to the last bit: other experts get other numbers of rows, and a product of other rows may round otherwise
+    assert_close(logits(model, changed)[:7], logits(model, step)[:7], rtol=0, atol=1e-6)
     assert not torch.allclose(logits(model, changed)[7:], logits(model, step)[7:], atol=1e-3)
 
 
@@ -113,7 +114,7 @@ def test_counted_parameters_equal_the_modules(name):
         model = Decoder(cfg)
     n_mtp = sum(p.numel() for n, p in model.named_parameters() if n.startswith("mtp."))
     n_mtp += sum(b.numel() for n, b in model.named_buffers() if n.startswith("mtp.") and n.endswith("bias_E"))
-    buffers = sum(router.bias_E.numel() for router in model.routers())
+    buffers = sum(router.bias_E.numel() for router in model.routers() if router.cfg.biased)
     counted = params(cfg)
     assert counted.total == sum(p.numel() for p in model.parameters()) + buffers - n_mtp
 
