@@ -1,15 +1,16 @@
 """sobre plan: what would this budget buy, what would that model cost? No torch, no training: arithmetic.
 
 sobre plan demo --budget 10m                      a recipe on a machine of stated speed
+sobre plan --budget 20usd --chip h100             the best model that the budget buys on that chip
 sobre plan --model deepseek-v3 --tokens 14.8T     a known model, or the path of a config.json
 sobre plan --model qwen3-8b --serve --users 16    the same, to serve
-sobre plan compare, validate, schedule            models side by side; the model of time against published runs
+sobre plan compare, validate, schedule, page      models side by side; the model of time against published runs
 """
 
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from sobre.plan.buy import buy, recipe
 from sobre.plan.chips import chip
 from sobre.plan.known import model
 from sobre.plan.layout import SCHEDULES
+from sobre.plan.outline import outline
 from sobre.plan.plan import Machine
-from sobre.plan.reasoning import ReasoningPlan, rollout_seconds
+from sobre.plan.reasoning import DistillPlan, ReasoningPlan, rollout_seconds
 from sobre.plan.schedule import Durations, bubble, order, simulate
 from sobre.plan.serving import serve
 from sobre.plan.solve import solve
@@ -97,6 +99,14 @@ class TrainOptions(ChipOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageOptions(TrainOptions):
+    """The same as a page with pictures."""
+
+    out: str = "plan.html"
+    """Where it is written."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServeOptions(ChipOptions):
     """What it takes to serve a model."""
 
@@ -111,6 +121,9 @@ class ServeOptions(ChipOptions):
     """Share of the input that comes from the prefix cache."""
     weights: str = "bf16"
     cache: str = "bf16"
+    input_per_day: str = ""
+    output_per_day: str = ""
+    """Tokens of a day, such as 608B: how many chips do they keep busy?"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +142,34 @@ class ReasonOptions(ChipOptions):
     """Where an answer is cut."""
     precision: str = "bf16"
     """Of weights and matrix products: bf16 or fp8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillOptions(ChipOptions):
+    """What it takes to teach a model by the answers of a larger one."""
+
+    model: str
+    """The student: a known model, or the path of a config.json."""
+    teacher: str
+    """Who answers."""
+    samples: str = "800K"
+    """Answers, such as R1's 800K (arXiv 2501.12948, 2.4)."""
+    mean_tokens: str = "5k"
+    """Tokens of an answer, on average."""
+    epochs: int = 2
+    """Passes of the student."""
+    users: int = 256
+    """Answers that a unit of the teacher samples at once."""
+    weights: str = "bf16"
+    """Format of the teacher's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutOptions(ChipOptions):
+    """How a recipe's model would lie on chips: memory and time by part."""
+
+    layout: str
+    """Name or path of a recipe; its own sizes are taken, whatever a budget would choose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +219,7 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
         "validate": (_validate, ValidateOptions),
         "compare": (_compare, CompareOptions),
         "schedule": (_schedule, ScheduleOptions),
+        "page": (_page, PageOptions),
     }
     if first in questions:
         answer, schema = questions[first]
@@ -185,11 +227,15 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
     flags = {argument.partition("=")[0] for argument in argv}
     if first.startswith("--") and {"--budget", "--chip"} <= flags:
         return _buy, load(BuyOptions, argv, recipes=None, prog="sobre plan --budget")
+    if first.startswith("--") and "--layout" in flags:
+        return _layout, load(LayoutOptions, argv, recipes=None, prog="sobre plan --layout")
     if "--model" in flags:
         kinds: dict[str, tuple[Callable[..., None], type]] = {
             "--serve": (_serve, ServeOptions),
             "--reason": (_reason, ReasonOptions),
         }
+        if "--teacher" in flags:
+            return _distill, load(DistillOptions, argv, recipes=None, prog="sobre plan --teacher")
         for flag, (answer, schema) in kinds.items():
             if flag in argv:
                 rest = [argument for argument in argv if argument != flag]
@@ -237,15 +283,23 @@ def _train(options: TrainOptions) -> None:
     print(json.dumps(plan.to_dict()) if options.json else show.training(plan))
 
 
+def _page(options: PageOptions) -> None:
+    from sobre.report.planning import page  # matplotlib takes a second to import
+
+    path, plan = Path(options.out), training_plan(options)
+    path.write_text(page(plan, validate()), encoding="utf-8")
+    print(json.dumps(plan.to_dict()) if options.json else f"wrote {path}")
+
+
 def training_plan(options: TrainOptions) -> TrainingPlan:
     """The plan that the flags ask for."""
-    outline = model(options.model)
+    wanted = model(options.model)
     names = ("tensor", "pipeline", "expert", "zero", "schedule", "recompute")
     kept = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return train(
-        outline,
+        wanted,
         chip(options.chip, options.chips_file),
-        tokens=amount(options.tokens, "--tokens") if options.tokens else 20.0 * outline.active,
+        tokens=amount(options.tokens, "--tokens") if options.tokens else 20.0 * wanted.active,
         chips=_positive(options.chips),
         seq_len=context(options.seq, "--seq"),
         batch_tokens=amount(options.batch, "--batch") if options.batch else 0,
@@ -265,16 +319,23 @@ def _serve(options: ServeOptions) -> None:
         weights=options.weights,
         cache=options.cache,
     )
-    print(json.dumps(plan.to_dict()) if options.json else show.serving(plan))
+    given = (options.input_per_day, options.output_per_day)
+    if any(given) and not all(given):
+        raise ConfigError("--input-per-day and --output-per-day belong together")
+    day = (amount(given[0], "--input-per-day"), amount(given[1], "--output-per-day")) if all(given) else None
+    if options.json:
+        print(json.dumps(plan.to_dict() | ({"chips_busy": plan.chips_for(*day)} if day else {})))
+    else:
+        print(show.serving(plan, day))
 
 
 def _reason(options: ReasonOptions) -> None:
-    outline, on, chips = model(options.model), chip(options.chip, options.chips_file), _positive(options.chips)
+    learner, on, chips = model(options.model), chip(options.chip, options.chips_file), _positive(options.chips)
     mean, most = context(options.mean_tokens, "--mean-tokens"), context(options.max_tokens, "--max-tokens")
     if mean > most:
         raise ConfigError(f"--mean-tokens {options.mean_tokens} exceeds --max-tokens {options.max_tokens}")
     tokens = float(options.rollouts * options.samples * mean)
-    update = train(outline, on, tokens=tokens, chips=chips, seq_len=mean, precision=options.precision)
+    update = train(learner, on, tokens=tokens, chips=chips, seq_len=mean, precision=options.precision)
     found = ReasoningPlan(
         plan=update,
         samples=options.samples,
@@ -282,11 +343,38 @@ def _reason(options: ReasonOptions) -> None:
         rollouts=options.rollouts,
         tokens=tokens,
         rollout_s=rollout_seconds(
-            outline, on, chips=chips, samples=options.samples, mean_tokens=mean, max_tokens=most,
+            learner, on, chips=chips, samples=options.samples, mean_tokens=mean, max_tokens=most,
             weights=options.precision,
         ),
     )  # fmt: skip
     print(json.dumps(found.to_dict()) if options.json else show.reasoning(found))
+
+
+def _distill(options: DistillOptions) -> None:
+    on, chips = chip(options.chip, options.chips_file), _positive(options.chips)
+    samples, mean = amount(options.samples, "--samples"), context(options.mean_tokens, "--mean-tokens")
+    found = DistillPlan(
+        plan=train(model(options.model), on, tokens=samples * mean * options.epochs, chips=chips, seq_len=mean),
+        teacher=serve(model(options.teacher), on, users=options.users, context=mean, weights=options.weights),
+        samples=samples,
+        mean_tokens=mean,
+    )
+    print(json.dumps(found.to_dict()) if options.json else show.distillation(found))
+
+
+def _layout(options: LayoutOptions) -> None:
+    asked, _ = load_recipe([options.layout], PlanOptions)
+    cfg = replace(asked.model, vocab_size=asked.model.vocab_size or asked.tokenizer.vocab_size)
+    drawn = outline(cfg, asked.name)
+    plan = train(
+        drawn,
+        chip(options.chip, options.chips_file),
+        tokens=asked.budget.tokens_per_active * drawn.active,
+        chips=_positive(options.chips),
+        seq_len=asked.data.seq_len,
+        batch_tokens=max(asked.pretrain.batch_tokens, asked.data.seq_len * options.chips),
+    )
+    print(json.dumps(plan.to_dict()) if options.json else show.training(plan))
 
 
 def _compare(options: CompareOptions) -> None:

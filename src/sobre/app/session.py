@@ -56,6 +56,7 @@ class Session:
             ledger=Ledger(folder.ledger),
             metrics=Metrics(folder.metrics),
             price=rate,
+            energy=EnergyMeter(recipe.budget.price.watts),
         )
         if done := session.done:
             session.meter.restore(next(reversed(done.values())))

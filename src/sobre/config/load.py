@@ -14,6 +14,7 @@ import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, make_dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast, get_args, get_type_hints
@@ -101,11 +102,17 @@ def decode(schema: type[S], layers: Sequence[Layer]) -> S:
     for layer in layers:
         tree = merge(tree, layer.tree)
     try:
-        return TypeAdapter(schema).validate_json(json.dumps(tree, default=str), strict=True)
+        return cast(S, _adapter(cast(Any, schema)).validate_json(json.dumps(tree, default=str), strict=True))
     except ValidationError as error:
         faults = [_explain(fault, schema, tree, defaults, layers) for fault in error.errors()]
     head = "this setting cannot be" if len(faults) == 1 else f"{len(faults)} settings cannot be"
     raise ConfigError("\n  ".join([f"{head}:", *faults]))
+
+
+@cache
+def _adapter(schema: Any) -> TypeAdapter[Any]:
+    """pydantic's reader of a schema; to build one takes longer than to read with it."""
+    return TypeAdapter(schema)
 
 
 def merge(left: Tree, right: Tree) -> Tree:

@@ -22,6 +22,15 @@ class Price:
         return seconds / 3600 * self.usd_per_h
 
 
+GRID_KG_PER_KWH = 0.48
+"""Carbon dioxide of a kilowatt-hour: the world's mean in 2023 (Ember, Global Electricity Review 2024)."""
+
+
+def co2_kg(joules: float) -> float:
+    """Carbon dioxide of an amount of energy, with the world's mean grid."""
+    return joules / 3.6e6 * GRID_KG_PER_KWH
+
+
 def price(cfg: PriceConfig) -> Price:
     """The user's own price if there is one, else the listed one."""
     if cfg.usd_per_h is not None:

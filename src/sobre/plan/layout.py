@@ -125,8 +125,12 @@ def training_memory(
 def serving_memory(
     model: Outline, *, chips: int, users: int, context: int, weight_bytes: float, cache_bytes: float
 ) -> dict[str, float]:
-    """Bytes on each of `chips` chips that share weights and users evenly."""
-    weights = (model.total) * weight_bytes / chips
+    """Bytes on each of `chips` chips that share weights and users evenly.
+
+    A mixture on several chips divides its experts, and each chip holds the rest whole (data-parallel attention).
+    """
+    whole = model.total - model.experts if model.is_moe else 0
+    weights = (whole + (model.total - whole) / chips) * weight_bytes
     cache = users * model.cache_numbers(context) * cache_bytes / chips
     working = 64.0 * model.d_model * max(users / chips, 1) + RUNTIME_BYTES / 2
     return {"weights": weights, "cache": cache, "buffers": working}

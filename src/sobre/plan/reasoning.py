@@ -10,7 +10,7 @@ from typing import Any
 from sobre.plan.chips import Chip
 from sobre.plan.efficiency import FITTED, Efficiency
 from sobre.plan.outline import Outline
-from sobre.plan.serving import decode_step
+from sobre.plan.serving import Serving, decode_step
 from sobre.plan.train import TrainingPlan
 from sobre.schemas import VERSION
 
@@ -58,6 +58,47 @@ class ReasoningPlan:
             "rollout_s": self.rollout_s,
             "generate_hours": self.generate_hours,
             "update_hours": self.update_hours,
+            "gpu_hours": self.gpu_hours,
+            "cost_usd": self.cost_usd,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillPlan:
+    """A student that learns from a teacher's answers, on paper."""
+
+    plan: TrainingPlan
+    """How the student is trained."""
+    teacher: Serving
+    """How the answers are sampled."""
+    samples: float
+    mean_tokens: float
+
+    @property
+    def sampling_hours(self) -> float:
+        return self.samples * self.mean_tokens / self.teacher.decode_per_chip / 3600
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.sampling_hours + self.plan.gpu_hours
+
+    @property
+    def cost_usd(self) -> float | None:
+        price = self.plan.chip.usd_per_h
+        return None if price is None else price * self.gpu_hours
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": VERSION,
+            "kind": "distillation",
+            "model": self.plan.model.name,
+            "teacher": self.teacher.model.name,
+            "chip": self.plan.chip.name,
+            "chips": self.plan.chips,
+            "samples": self.samples,
+            "tokens": self.plan.tokens,
+            "sampling_hours": self.sampling_hours,
+            "training_hours": self.plan.gpu_hours,
             "gpu_hours": self.gpu_hours,
             "cost_usd": self.cost_usd,
         }

@@ -5,7 +5,9 @@ much. With experts on many chips (arXiv 2412.19437, 3.4) attention is data-paral
 that one computes while the other's tokens travel; each of them then reads the weights.
 """
 
+import tomllib
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from sobre.errors import ConfigError
@@ -70,6 +72,19 @@ class Serving:
         seconds = {"input": self.prefill_s, "cached": self.cached_s, "output": 1 / self.decode_per_chip}[kind]
         return seconds * 1e6 / 3600 * self.chip.usd_per_h
 
+    def chips_for(self, input_per_day: float, output_per_day: float) -> float:
+        """Chips that a day's tokens keep busy, prefill and decode on chips of their own."""
+        return (input_per_day / self.prefill_per_chip + output_per_day / self.decode_per_chip) / 86_400
+
+    def break_even(self) -> list[dict[str, Any]]:
+        """For each listed API of this model: the load at which an output token costs the same here."""
+        own = self.price("output")
+        listed = [] if own is None else [api for api in apis().values() if api["model"] == self.model.name]
+        return [
+            {"usd_per_million_output": api["output"], "source": api["source"], "load": (own or 0.0) / api["output"]}
+            for api in listed
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": VERSION,
@@ -94,7 +109,13 @@ class Serving:
             "usd_per_million": {kind: self.price(kind) for kind in ("input", "cached", "output")},
             "price_usd_per_h": self.chip.usd_per_h,
             "price_source": self.chip.price_source,
+            "break_even": self.break_even(),
         }
+
+
+def apis() -> dict[str, dict[str, Any]]:
+    """Listed prices of public APIs."""
+    return tomllib.loads(resources.files(__package__).joinpath("apis.toml").read_text(encoding="utf-8"))
 
 
 def serve(
@@ -169,7 +190,7 @@ def decode_step(
     layers = model.n_layers * LAYER_S
     if not spread:
         return reads + max(keys, scores) + products + layers + _all_reduce(model, chip, chips, batch, eff)
-    travel = _travel(model, chip, chips, batch, weights, eff)
+    travel = _travel(model, chip, chips, batch, weights, eff, grouped=False)
     two = 2 if batch >= 2 else 1  # micro-batches that take turns
     busy = two * (reads + layers) + max(keys, scores) + products
     return busy + max(0.0, travel + two * _moe_layers(model) * 2 * TRAVEL_S - eff.overlap * busy * (two - 1))
@@ -197,7 +218,7 @@ def prefill_token(
         operands += layer.count * eff.traffic * stored / PREFILL_TOKENS
     busy = products + scores / (chip.peak("bf16") * eff.attention) + operands / memory
     if model.is_moe and chips > 1:
-        travel = _travel(model, chip, chips, 1.0, weights, eff)
+        travel = _travel(model, chip, chips, 1.0, weights, eff, grouped=True)
         return busy + max(0.0, travel - eff.overlap * busy)
     return busy + _all_reduce(model, chip, chips, float(PREFILL_TOKENS), eff) / PREFILL_TOKENS
 
@@ -206,8 +227,14 @@ def _moe_layers(model: Outline) -> int:
     return sum(layer.count for layer in model.layers if layer.ffn.n_experts)
 
 
-def _travel(model: Outline, chip: Chip, chips: int, tokens: float, weights: str, eff: Efficiency) -> float:
-    """Seconds in which a chip's tokens reach their experts and come back, all layers."""
+def _travel(
+    model: Outline, chip: Chip, chips: int, tokens: float, weights: str, eff: Efficiency, *, grouped: bool
+) -> float:
+    """Seconds in which a chip's tokens reach their experts and come back, all layers.
+
+    `grouped`: a token goes once to each of the few nodes that its router allows, as in training and prefill; decoding
+    sends each copy straight to its expert.
+    """
     nodes = chips / chip.node
     total = 0.0
     for layer in model.layers:
@@ -219,8 +246,7 @@ def _travel(model: Outline, chip: Chip, chips: int, tokens: float, weights: str,
                 total += each * ffn.n_active * (1 - 1 / chips) / inside
                 continue
             visited = nodes * (1 - (1 - 1 / nodes) ** ffn.n_active)
-            # decoding sends each copy straight to its expert, a prefill once to each of few nodes
-            visited = min(visited, ffn.n_active_groups or visited) if nodes <= 8 else visited
+            visited = min(visited, ffn.n_active_groups or visited) if grouped else visited
             total += each * visited * (1 - 1 / nodes) / (chip.network / 2 * 1e9 * eff.link)
     return total
 
@@ -242,8 +268,7 @@ def _advice(
     room = chip.memory_bytes - memory["weights"] - memory["buffers"]
     if largest == "weights" or room <= 0:
         fewer = ", ".join(form for form in ("fp8", "fp4") if BYTES[form] < BYTES[weights])
-        more = -(-memory["weights"] * chips // (chip.memory_bytes * 0.9))
-        help_ = f"{more:.0f} chips" + (f", or weights in {fewer}" if fewer else "")
+        help_ = "more chips" + (f", or weights in {fewer}" if fewer else "")
     else:
         fits = int(room / (memory["cache"] / users))
         help_ = f"{fits} users at this context, a context of {int(context * room / memory['cache']):,}, or more chips"

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
+from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.plan.plan import short
-from sobre.plan.reasoning import ReasoningPlan
+from sobre.plan.reasoning import DistillPlan, ReasoningPlan
 from sobre.plan.schedule import Placed, idle
 from sobre.plan.serving import Serving
-from sobre.plan.train import GRID_KG_PER_KWH, TrainingPlan
+from sobre.plan.train import TrainingPlan
 from sobre.plan.validate import Validation
 
 
@@ -39,8 +40,8 @@ def training(plan: TrainingPlan) -> str:
     return "\n".join(lines)
 
 
-def serving(plan: Serving) -> str:
-    """A serving unit."""
+def serving(plan: Serving, day: tuple[float, float] | None = None) -> str:
+    """A serving unit; `day` is the input and the output tokens of a day."""
     prices = {kind: plan.price(kind) for kind in ("input", "cached", "output")}
     money_line = (
         "no price for this chip"
@@ -59,7 +60,17 @@ def serving(plan: Serving) -> str:
         f"memory    {held / 1e9:.1f} of {plan.chip.memory_gb:g} GB on each chip",
         "",
     ]
-    return "\n".join(lines + _bars("what a chip holds", plan.memory, held, "GB", 1e9))
+    lines += _bars("what a chip holds", plan.memory, held, "GB", 1e9)
+    for api in plan.break_even():
+        lines.append(
+            f"break-even at {api['load']:.0%} load with {api['usd_per_million_output']:g} usd for a million output"
+            f" tokens ({api['source']})"
+        )
+    if day:
+        chips = plan.chips_for(*day)
+        usd = "" if plan.chip.usd_per_h is None else f", {money(chips * 24 * plan.chip.usd_per_h)} a day"
+        lines.append(f"{short(day[0])} tokens in and {short(day[1])} out a day keep {chips:,.0f} chips busy{usd}")
+    return "\n".join(lines)
 
 
 def reasoning(plan: ReasoningPlan) -> str:
@@ -71,6 +82,21 @@ def reasoning(plan: ReasoningPlan) -> str:
             f"rollouts  {plan.rollouts:,.0f} of {plan.samples:,.0f} answers, {plan.mean_tokens:,.0f} tokens on average",
             f"sampling  {plan.rollout_s:,.0f} s each: {short(plan.generate_hours)} chip-hours",
             f"updates   {short(plan.tokens)} tokens: {short(plan.update_hours)} chip-hours",
+            f"all       {short(plan.gpu_hours)} chip-hours{usd}",
+        ]
+    )
+
+
+def distillation(plan: DistillPlan) -> str:
+    """A student and its teacher."""
+    usd = "" if plan.cost_usd is None else f", {money(plan.cost_usd)} at {plan.plan.chip.usd_per_h:g} usd/h"
+    teacher = plan.teacher
+    return "\n".join(
+        [
+            f"student   {plan.plan.model.name} on {plan.plan.chips} {plan.plan.chip.name}:"
+            f" {short(plan.plan.tokens)} tokens, {short(plan.plan.gpu_hours)} chip-hours",
+            f"teacher   {teacher.model.name} on units of {teacher.chips}, {teacher.users} answers at once:"
+            f" {plan.samples:,.0f} answers of {plan.mean_tokens:,.0f} tokens, {short(plan.sampling_hours)} chip-hours",
             f"all       {short(plan.gpu_hours)} chip-hours{usd}",
         ]
     )

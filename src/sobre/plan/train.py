@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sobre.errors import ConfigError
+from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.plan.chips import Chip
 from sobre.plan.efficiency import FITTED, Efficiency
 from sobre.plan.layout import Layout, n_micro_batches, training_memory, what_would_fit
@@ -14,8 +15,6 @@ from sobre.schemas import VERSION
 
 ROOM = 0.97
 """Share of a chip's memory that a plan may fill."""
-GRID_KG_PER_KWH = 0.48
-"""Carbon dioxide of a kilowatt-hour: the world's mean in 2023 (Ember, Global Electricity Review 2024)."""
 POWER_SHARE = 0.85
 """Mean draw in training over the thermal design power: *assumed*."""
 PUE = 1.1

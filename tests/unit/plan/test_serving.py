@@ -85,3 +85,19 @@ def test_a_rollout_lasts_as_long_as_its_longest_answer():
 def test_the_document_is_what_its_schema_says():
     for unit in (serve(V3, H800, weights="fp8"), serve(model("qwen3-8b"), chip("m4-max"))):
         jsonschema.validate(json.loads(json.dumps(unit.to_dict())), schema("planning"))
+
+
+def test_the_published_day_of_service_keeps_about_its_published_nodes_busy():
+    """608B tokens in, 168B out, 226.75 nodes of 8 on average, $87,072 at $2 an hour; the margin was 545 %."""
+    unit = serve(V3, H800, chips=144, users=88 * 144, context=4989, hits=0.563, weights="fp8")
+    nodes = unit.chips_for(608e9, 168e9) / 8
+    assert nodes == pytest.approx(226.75, rel=0.2)
+    assert nodes * 8 * 24 * 2 == pytest.approx(87_072, rel=0.2)
+    assert 562_027 / (nodes * 8 * 24 * 2) - 1 == pytest.approx(5.45, rel=0.25)
+
+
+def test_break_even_is_the_load_at_which_prices_meet():
+    unit = serve(V3, H800, chips=144, users=88 * 144, context=4989, weights="fp8")
+    [listed] = unit.break_even()
+    assert listed["load"] * listed["usd_per_million_output"] == pytest.approx(unit.price("output"))
+    assert serve(model("qwen3-8b"), chip("h100")).break_even() == []

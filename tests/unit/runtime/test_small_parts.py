@@ -93,6 +93,33 @@ def test_packages_are_summed_parts_are_not_and_a_counter_may_start_again(tmp_pat
     assert meter.read(1.0).joules == 0.0
 
 
+class FakeNvml:
+    """Two accelerators whose counters, in millijoules, a test sets."""
+
+    counters = [1_000, 5_000]
+
+    def nvmlDeviceGetCount_v2(self, count):
+        count._obj.value = 2
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):
+        handle._obj.value = index.value + 1
+        return 0
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle, value):
+        value._obj.value = self.counters[handle.value - 1]
+        return 0
+
+
+def test_joules_of_accelerators_are_the_counters_differences_together(tmp_path):
+    library = FakeNvml()
+    meter = EnergyMeter(powercap=tmp_path, nvml=library)
+    library.counters = [3_000, 5_500]
+    energy = meter.read(1.0)
+    assert (energy.joules, energy.source) == (pytest.approx(2.5), "measured")
+    assert meter.read(1.0).joules == 0
+
+
 def test_without_counters_energy_is_unknown_or_an_estimate_that_says_so(tmp_path):
     assert EnergyMeter(powercap=tmp_path / "none").read(10.0).source == "unknown"
     assert EnergyMeter(powercap=tmp_path / "none").read(10.0).joules is None

@@ -1,0 +1,88 @@
+"""`sobre plan` by its flags: one document on standard output, clear refusals, and a page of the docs made by it."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from sobre.app.plan import main
+from sobre.errors import ConfigError
+from sobre.schemas import schema
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "planning.md"
+FENCE = re.compile(r"^```\n(sobre plan [^\n]*(?:\\\n[^\n]*)*)\n```\n\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ASKED = {
+    "training": "--model qwen3-8b --chip h100 --chips 8",
+    "purchase": "--budget 20usd --chip h100",
+    "serving": "--model qwen3-8b --serve --chip rtx4090 --context 32k --users 16",
+    "reasoning": "--model qwen3-8b --reason --rollouts 100 --chip h100",
+    "distillation": "--model qwen3-8b --teacher deepseek-r1 --weights fp8 --chip h200 --chips 8",
+    "comparison": "compare qwen3-8b llama-3.1-8b --chips 64",
+    "validation": "validate",
+}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_every_question_is_answered_with_one_document(kind, capsys):
+    assert main([*ASKED[kind].split(), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == kind
+    jsonschema.validate(document, schema("planning"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model deepsek-v3", "deepseek-v3"),
+        ("--model qwen3-8b --chip h10O", "h100"),
+        ("--model qwen3-8b --tokens 15t", "14.8T"),
+        ("--model qwen3-8b --chips 0", "1 or more"),
+        ("--model qwen3-8b --schedule gpipe --pipeline 2 --chips 8", "1f1b"),
+        ("--model qwen3-8b --serve --context 32M", "32k"),
+        ("--model qwen3-8b --serve --input-per-day 3B", "belong together"),
+        ("--model qwen3-8b --reason --rollouts 3 --mean-tokens 9k", "exceeds"),
+        ("compare qwen3-8b", "two models"),
+        ("schedule gpipe", "dualpipe"),
+        ("--budget 20usd --chip m4-max", "rent"),
+        ("--budget 20 --chip h100", "did you mean"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused_with_what_would_fit(flags, words):
+    with pytest.raises(ConfigError, match=words):
+        main(flags.split())
+
+
+def test_a_recipe_s_own_model_is_laid_out(capsys):
+    assert main(["--layout", "demo", "--chip", "rtx4090", "--chips", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["layout"]["data"] == 1
+    assert document["params_total"] > 1e5
+
+
+def test_a_student_costs_less_than_its_teacher_s_answers(capsys):
+    assert main([*ASKED["distillation"].split(), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["gpu_hours"] == pytest.approx(document["sampling_hours"] + document["training_hours"])
+    assert document["tokens"] == 800e3 * 5120 * 2
+
+
+def test_a_recipe_is_written_where_asked(tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    assert main(["--budget", "10m", "--chip", "h100", "--write", str(path)]) == 0
+    assert "wrote" in capsys.readouterr().err
+    assert 'name = "mine"' in path.read_text()
+    with pytest.raises(ConfigError, match=r"\.toml"):
+        main(["--budget", "10m", "--chip", "h100", "--write", str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize(("command", "shown"), FENCE.findall(PAGE.read_text()) if PAGE.exists() else [])
+def test_the_page_about_planning_shows_what_the_command_prints(command, shown, capsys):
+    assert main(shlex.split(command.replace("\\\n", " "))[2:]) == 0
+    assert capsys.readouterr().out.strip() == shown.strip()
+
+
+def test_the_page_about_planning_has_commands_to_check():
+    assert len(FENCE.findall(PAGE.read_text())) >= 5
