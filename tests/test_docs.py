@@ -15,6 +15,7 @@ import pytest
 
 from sobre import __all__ as PUBLIC
 from sobre.app import bench, chat, config, doctor, ledger, plan, report, run, serve
+from sobre.app import eval as evaluation
 from sobre.bench.config import TRAIN_CONTESTANTS
 from sobre.cli import verbs
 from sobre.config.load import Layer, decode, load, read_recipe, to_json
@@ -166,6 +167,7 @@ def read(verb: str, argv: list[str]) -> object:
         "ledger": ledger.LedgerOptions,
         "report": report.ReportOptions,
         "doctor": doctor.DoctorOptions,
+        "eval": evaluation.EvalOptions,
     }
     if verb in with_recipe:
         return load_recipe(argv, with_recipe[verb])

@@ -16,6 +16,7 @@ import openai
 import pydantic
 import pytest
 
+from sobre.app import eval as evaluation
 from sobre.models.checkpoint import save_model
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
@@ -43,6 +44,26 @@ def folder(tmp_path_factory):
     save_model(model, path)
     tokenizer.save(path, max_len=MAX_LEN)
     return path
+
+
+@pytest.mark.parametrize("api", ["openai", "anthropic"])
+def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, api):
+    """Greedy answers of one model are the same in this process and behind either dialect."""
+    flags = ["--tasks", "sorting", "--n", "3", "--temperature", "0", "--max-tokens", "24"]
+    assert evaluation.main([str(folder), *flags, "--out", str(tmp_path / "local.json")]) == 0
+    server = Process(folder)
+    try:
+        remote = ["--endpoint", f"{server.url}/v1", "--model-name", "tiny", "--api", api, *flags]
+        assert evaluation.main([*remote, "--out", str(tmp_path / "remote.json")]) == 0
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait()
+    local, far = (json.loads((tmp_path / f"{name}.json").read_text())["items"] for name in ("local", "remote"))
+    assert [item["prompt"] for item in local] == [item["prompt"] for item in far]
+    for one, other in zip(local, far, strict=True):
+        assert one["replies"][0]["n_tokens"] == other["replies"][0]["n_tokens"]
+        assert one["replies"][0]["finished"] == other["replies"][0]["finished"]
+        assert one["replies"][0]["right"] == other["replies"][0]["right"]
 
 
 class Process:

@@ -1,0 +1,180 @@
+"""sobre eval: how good is a model on named tasks, and is it better than another?
+
+    sobre eval out/demo/rl --tasks arithmetic,countdown
+    sobre eval ./Qwen3-0.6B --tasks gsm8k,math500 --files ./problems --k 8
+    sobre eval --endpoint http://127.0.0.1:8000/v1 --model-name small --tasks mine=./mine.jsonl
+
+Generated tasks need no file; well-known sets are looked for under --files; NAME=PATH names a file of your own. Every
+reply is kept in the result (--out), so that a second model can be compared with it problem by problem (--against).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from sobre.config.base import config
+from sobre.config.load import load, to_dict
+from sobre.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sobre.eval.answer import Answerer
+    from sobre.tasks.base import Problem
+
+
+@config
+class EvalOptions:
+    """Measure a model, or a service, on tasks."""
+
+    model: tyro.conf.Positional[str] = ""
+    """Folder of a model; or leave it out and give --endpoint and --model-name."""
+    tasks: str = "arithmetic,countdown,sorting,word,equation,sequence"
+    """Tasks, with commas between them: generated ones, well-known sets, or NAME=PATH."""
+    files: str = "data"
+    """Folder in which the files of well-known sets lie, at any depth."""
+    n: int = 0
+    """Problems of each task, the first ones; 0 takes all of a file, and 200 of a generated task."""
+    k: int = 1
+    """Replies to each problem."""
+    temperature: float = 0.6
+    """0 takes the most probable token, and then k must be 1."""
+    top_p: float = 0.95
+    max_tokens: int = 1024
+    """Longest reply, thought included; a longer one is cut and wrong."""
+    seed: int = 0
+    endpoint: str = ""
+    """A service, up to and with /v1."""
+    model_name: str = ""
+    """The model's name at the service."""
+    api: Literal["openai", "anthropic"] = "openai"
+    key_env: str = ""
+    """Environment variable that holds the key of the service."""
+    against: str = ""
+    """The result of another evaluation of the same problems."""
+    training_text: tuple[str, ...] = ()
+    """Text files of the training data, to be searched for the problems."""
+    out: str = ""
+    """File for the result; every reply stands in it."""
+    json: bool = False
+    """Print the result as one JSON document."""
+
+    def __post_init__(self) -> None:
+        if bool(self.model) == bool(self.endpoint):
+            raise ConfigError("give the folder of a model, or --endpoint URL with --model-name NAME")
+        if self.endpoint and not self.model_name:
+            raise ConfigError("--endpoint needs --model-name, the model's name there")
+        if self.n < 0 or self.k < 1 or self.max_tokens < 1:
+            raise ConfigError(f"n={self.n} must be 0 or more, k={self.k} and max_tokens={self.max_tokens} 1 or more")
+        if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"temperature={self.temperature} must lie in 0..2, top_p={self.top_p} above 0 and up to 1"
+            )
+        if self.temperature == 0 and self.k > 1:
+            raise ConfigError(f"k={self.k} replies at temperature 0 are all alike; use k=1 or a temperature")
+
+
+def main(argv: list[str]) -> int:
+    """Ask, judge, and tell."""
+    options = load(EvalOptions, argv, recipes=None, prog="sobre eval")
+    problems = {name: _problems(name, path, options) for name, path in _named(options.tasks)}
+    against = _read(Path(options.against)) if options.against else None
+
+    from sobre.eval import measure
+    from sobre.eval.answer import Sampling
+
+    how = Sampling(
+        max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
+    )
+    answerer = _answerer(options)
+    texts = [_text(Path(path)) for path in options.training_text]
+    shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
+    result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
+    for name, asked in problems.items():
+        items = measure.measure(asked, answerer, options.k, how)
+        found = measure.summary(items, seed=options.seed)
+        if against is not None:
+            found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
+        if texts:
+            found["contamination"] = measure.contamination(items, texts)
+        result["tasks"][name] = found
+        result["items"] += measure.to_dict(items)
+        print(_line(name, found), file=sys.stderr if options.json else sys.stdout, flush=True)
+    text = json.dumps(result, ensure_ascii=False, indent=1)
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.out).write_text(text, encoding="utf-8")
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    return 0
+
+
+def _named(tasks: str) -> list[tuple[str, str]]:
+    """`a,b=path` as (name, path or nothing)."""
+    parts = [part.strip().partition("=") for part in tasks.split(",") if part.strip()]
+    names = [name for name, _, _ in parts]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"--tasks={tasks!r} must name at least one task, each once")
+    return [(name, path) for name, _, path in parts]
+
+
+def _problems(name: str, path: str, options: EvalOptions) -> "list[Problem]":
+    from sobre.tasks.config import TasksConfig
+    from sobre.tasks.files import find_file, read_problems
+    from sobre.tasks.registry import TASKS
+    from sobre.tasks.sampling import test_set
+
+    if name in TASKS and not path:
+        return test_set(options.n or 200, TasksConfig(names=(name,)))
+    found = read_problems(Path(path) if path else find_file(name, Path(options.files)), name)
+    return found[: options.n] if options.n else found
+
+
+def _answerer(options: EvalOptions) -> "Answerer":
+    from sobre.eval.answer import Endpoint, Local
+    from sobre.serve.load import load_folder
+
+    if options.endpoint:
+        if options.key_env and options.key_env not in os.environ:
+            raise ConfigError(f"--key-env={options.key_env}: there is no such environment variable")
+        key = os.environ[options.key_env] if options.key_env else ""
+        return Endpoint(options.endpoint, options.model_name, key, options.api)
+    loaded = load_folder(options.model, n_slots=16, max_context=0)
+    return Local(loaded.engine, loaded.tokenizer)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--training-text={path} cannot be read: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["schema"] == 1 and isinstance(document["items"], list):
+            return dict(document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"--against={path} is no result of sobre eval: {error!r}") from None
+    raise DataError(f"--against={path} is no result of sobre eval")
+
+
+def _line(name: str, found: dict[str, Any]) -> str:
+    """One task in one line."""
+    k = found["k"]
+    average = found["average_at_k"]
+    parts = [f"{name}: {average['value']:.1%} right ({average['ci_low']:.1%} to {average['ci_high']:.1%})"]
+    if k > 1:
+        parts.append(
+            f"pass@{k} {found[f'pass_at_{k}']['value']:.1%}, majority@{k} {found['majority_at_k']['value']:.1%}"
+        )
+    parts.append(f"{found['n']:,} problems, {found['truncated']:.0%} cut, {found['mean_tokens']:,.0f} tokens")
+    if "against" in found:
+        other = found["against"]["difference"]
+        parts.append(f"{other['value']:+.1%} against the other ({other['ci_low']:+.1%} to {other['ci_high']:+.1%})")
+    if "contamination" in found:
+        parts.append(f"{len(found['contamination']['found'])} found in the training text")
+    return "; ".join(parts)

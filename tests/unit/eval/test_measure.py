@@ -1,0 +1,198 @@
+"""`sobre eval`: figures by hand, verdicts in any layout, comparison of two results, services of both dialects."""
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from sobre.app import eval as verb
+from sobre.errors import ConfigError, DataError, RunError
+from sobre.eval.answer import Endpoint, Reply, Sampling
+from sobre.eval.measure import Item, Marked, compare, contamination, mark, summary
+from sobre.schemas import schema
+from sobre.tasks.sampling import test_set as fixed_problems
+
+HOW = Sampling(max_tokens=50, temperature=0.6, top_p=0.9, seed=3)
+
+
+def item(key: str, *replies: tuple[str | None, bool], prompt: str = "q") -> Item:
+    return Item("set", key, prompt, "1", tuple(Marked("", answer, right, True, 10) for answer, right in replies))
+
+
+ITEMS = [
+    item("a", ("1", True), ("1", True), ("2", False), ("3", False)),  # majority right
+    item("b", ("2", False), ("2", False), ("1", True), (None, False)),  # majority wrong
+    item("c", *[("4", False)] * 4),
+]
+
+
+def test_the_figures_are_those_of_their_definitions() -> None:
+    found = summary(ITEMS, seed=0)
+    assert found["average_at_k"]["value"] == pytest.approx((2 / 4 + 1 / 4 + 0) / 3)
+    assert found["pass_at_1"]["value"] == pytest.approx(found["average_at_k"]["value"])
+    # of the pairs of 4 replies, those without a right one: 1 of 6, 3 of 6, all
+    assert found["pass_at_2"]["value"] == pytest.approx((5 / 6 + 3 / 6 + 0) / 3)
+    assert found["pass_at_4"]["value"] == pytest.approx(2 / 3)
+    assert found["majority_at_k"]["value"] == pytest.approx(1 / 3)
+    assert found["no_answer"] == pytest.approx(1 / 12)
+    assert found["average_at_k"]["ci_low"] == 0
+    assert found["average_at_k"]["ci_high"] <= 0.5
+
+
+def test_two_models_are_compared_problem_by_problem() -> None:
+    found = compare(ITEMS, {"a": [False], "b": [False], "c": [True, False]}, seed=0)
+    assert found["difference"]["value"] == pytest.approx((0.5 + 0.25 - 0.5) / 3)
+    assert (found["better"], found["worse"]) == (2, 1)
+    with pytest.raises(DataError, match="1 are shared, 3 here, 2 there"):
+        compare(ITEMS, {"a": [True], "z": [True]}, seed=0)
+
+
+def test_problems_in_the_training_text_are_found() -> None:
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    items = [item("a", ("1", True), prompt=words), item("b", ("1", True), prompt="something else entirely, unseen")]
+    assert contamination(items, [f"before {words} after", "nothing"]) == {"documents": 2, "found": ["a"]}
+
+
+def test_a_reply_is_read_in_our_layout_and_without_it() -> None:
+    problem = fixed_problems(1)[0]
+    for text in (
+        f"so\n</think>\n<answer>{problem.answer}</answer>",
+        f"<answer>{problem.answer}</answer>",
+        f"so\n</think>\n{problem.answer}",
+        problem.answer,
+    ):
+        assert mark(problem, Reply(text, True, 5)).right, text
+        assert not mark(problem, Reply(text, False, 5)).right  # cut
+    assert not mark(problem, Reply(f"I think it is {problem.answer}, or 0", True, 5)).right
+    assert mark(problem, Reply("so\n</think>\n", True, 5)).answer is None
+
+
+@pytest.fixture
+def service():
+    """A service that answers by a function of (path, headers, body)."""
+    servers = []
+
+    def serve(answer: Callable[[str, dict, dict], tuple[int, object]]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, found = answer(self.path, dict(self.headers), body)
+                text = json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        servers.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}/v1"
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def openai_answer(content: str, thought: str = "", reason: str = "stop") -> dict:
+    message = {"role": "assistant", "content": content, "reasoning_content": thought}
+    return {"choices": [{"message": message, "finish_reason": reason}], "usage": {"completion_tokens": 7}}
+
+
+def test_a_service_is_asked_in_its_dialect(service) -> None:
+    seen = []
+
+    def answer(path: str, headers: dict, body: dict) -> tuple[int, object]:
+        seen.append((path, headers, body))
+        if path.endswith("messages"):
+            blocks = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": body["messages"][0]["content"]}]
+            return 200, {"content": blocks, "stop_reason": "max_tokens", "usage": {"output_tokens": 9}}
+        return 200, openai_answer(f"{body['messages'][0]['content']}{body['seed']}", "hm")
+
+    url = service(answer)
+    found = Endpoint(url, "m", "secret").answer(["a", "b"], 2, HOW)
+    assert [[reply.text for reply in group] for group in found] == [
+        ["hm\n</think>\na3", "hm\n</think>\na4"],
+        ["hm\n</think>\nb5", "hm\n</think>\nb6"],
+    ]
+    assert {reply.n_tokens for group in found for reply in group} == {7}
+    assert seen[0][1]["Authorization"] == "Bearer secret"
+    assert {key: seen[0][2][key] for key in ("model", "max_tokens", "temperature", "top_p")} == {
+        "model": "m",
+        "max_tokens": 50,
+        "temperature": 0.6,
+        "top_p": 0.9,
+    }
+    ((reply,),) = Endpoint(url, "m", "secret", "anthropic").answer(["a"], 1, HOW)
+    assert reply == Reply("hm\n</think>\na", False, 9)
+    assert seen[-1][0] == "/v1/messages"
+    assert "secret" not in repr(Endpoint(url, "m", "secret"))
+
+
+@pytest.mark.parametrize(
+    ("status", "found", "message"),
+    [
+        (401, {"error": "no key"}, "answers 401: .*no key"),
+        (200, {"x": 1}, "no chat completion"),
+        (200, [], "list, not"),
+    ],
+)
+def test_a_service_that_fails_stops_the_evaluation(service, status: int, found: object, message: str) -> None:
+    url = service(lambda *_: (status, found))
+    with pytest.raises(RunError, match=message):
+        Endpoint(url, "m").answer(["a"], 1, HOW)
+    with pytest.raises(RunError, match="cannot be asked"):
+        Endpoint("http://127.0.0.1:1/v1", "m").answer(["a"], 1, HOW)
+
+
+def test_the_verb_writes_a_result_that_another_can_be_set_against(service, tmp_path: Path, capsys) -> None:
+    def answer(path: str, headers: dict, body: dict) -> tuple[int, object]:
+        question = body["messages"][0]["content"].split()[0]
+        return 200, openai_answer(f"\\boxed{{{5 if question == 'second' and body['model'] == 'weak' else 2}}}")
+
+    (tmp_path / "mine.jsonl").write_text(
+        '{"prompt": "first question", "answer": "2"}\n{"prompt": "second question", "answer": "2"}\n'
+    )
+    flags = ["--endpoint", service(answer), "--tasks", f"mine={tmp_path / 'mine.jsonl'}", "--k", "2"]
+    assert verb.main([*flags, "--model-name", "weak", "--out", str(tmp_path / "weak.json")]) == 0
+    assert capsys.readouterr().out.startswith("mine: 50.0% right (0.0% to 100.0%); pass@2 50.0%, majority@2 50.0%")
+    assert verb.main([*flags, "--model-name", "strong", "--against", str(tmp_path / "weak.json"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    jsonschema.validate(result, schema("evaluation"))
+    jsonschema.validate(json.loads((tmp_path / "weak.json").read_text()), schema("evaluation"))
+    assert result["tasks"]["mine"]["against"]["difference"]["value"] == 0.5
+    assert [len(found["replies"]) for found in result["items"]] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give the folder of a model, or --endpoint"),
+        (["m", "--endpoint", "http://x"], "give the folder of a model, or --endpoint"),
+        (["--endpoint", "http://x"], "needs --model-name"),
+        (["m", "--k", "2", "--temperature", "0"], "all alike"),
+        (["m", "--tasks", "word,word"], "each once"),
+        (["m", "--tasks", "gsm8k", "--files", "/nonexistent"], "gsm8k: no file"),
+        (["m", "--top-p", "0"], "top_p=0"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_at_once(flags: list[str], message: str, capsys) -> None:
+    with pytest.raises((ConfigError, SystemExit)) as refused:  # what the flags alone tell is framed on standard error
+        verb.main(flags)
+    said = f"{refused.value} {capsys.readouterr().err}".replace("│", " ")
+    assert message in " ".join(said.split())
+
+
+def test_a_result_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(DataError, match="is no result of sobre eval"):
+        verb.main(["m", "--tasks", "word", "--n", "1", "--against", str(tmp_path / "x.json")])
