@@ -2,6 +2,7 @@
 
     sobre bench train                        a training step against transformers, and against our dense twin
     sobre bench decode                       batched generation against transformers.generate
+    sobre bench serve                        a started server: 32 streams against one, first tokens, page
     sobre bench rl                           a GRPO step against TRL
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
@@ -17,7 +18,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from sobre.bench.config import BenchConfig, DecodeBench, RLBench, StoryBench, TimedConfig, TrainBench, TwinBench
+from sobre.bench.config import (
+    BenchConfig,
+    DecodeBench,
+    RLBench,
+    ServeBench,
+    StoryBench,
+    TimedConfig,
+    TrainBench,
+    TwinBench,
+)
 from sobre.config.load import load
 from sobre.errors import ConfigError
 from sobre.runtime.allocator import reexec_once
@@ -26,6 +36,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "train": TrainBench,
     "decode": DecodeBench,
     "rl": RLBench,
+    "serve": ServeBench,
     "twin": TwinBench,
     "story": StoryBench,
 }
@@ -89,6 +100,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import rl
 
         return lambda cfg: rl.bench(cfg, say).document()
+    if name == "serve":
+        from sobre.bench import serve
+
+        return lambda cfg: serve.bench(cfg, say).document()
     if name == "twin":
         from sobre.bench import twin
 

@@ -86,6 +86,23 @@ class DecodeBench(TimedConfig):
 
 
 @config
+class ServeBench(TimedConfig):
+    """A really started server with many streams, against itself with one."""
+
+    rounds: int = 5
+    streams: int = 32
+    """Streams at once; the server has as many slots."""
+    prompt: int = 16
+    """Tokens of a short prompt."""
+    long_prompt: int = 448
+    """Tokens of a long prompt; prompt and answer must fit the model's context."""
+    new: int = 48
+    """Tokens of each answer."""
+    soak_min: float = 0.0
+    """Minutes of mixed load afterwards, the server's memory watched; 0 leaves it out."""
+
+
+@config
 class RLBench(TimedConfig):
     """A GRPO step against TRL's GRPOTrainer: same weights, prompts, tokens, optimizer and loss terms."""
 
