@@ -102,7 +102,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def server(folder):
-    running = Process(folder, "--api-key", "k1", "k2")
+    running = Process(folder, "--experts", "--api-key", "k1", "k2")
     yield running
     running.end()
 
@@ -223,6 +223,31 @@ def test_biases_forbid_and_force(client):
     assert len({entry.token for entry in made.choices[0].logprobs.content}) == 1
     with pytest.raises(openai.BadRequestError, match="logit_bias"):
         ask(client, logit_bias={"999999": 1})
+
+
+def test_a_prompt_is_found_again_by_its_own_key_alone(client, server):
+    history = [{"role": "user", "content": "A question that no other test asks: why is it seven and not eight?"}]
+
+    def asked(key="k2"):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) as one:
+            return one.chat.completions.create(model="tiny", messages=history, max_tokens=1).usage
+
+    assert asked().prompt_tokens_details.cached_tokens == 0
+    again = asked()
+    assert 0 < again.prompt_tokens_details.cached_tokens < again.prompt_tokens
+    assert again.prompt_cache_hit_tokens == again.prompt_tokens_details.cached_tokens
+    assert asked("k1").prompt_tokens_details.cached_tokens == 0, "what one key computed is found by no other"
+
+
+def test_the_experts_of_each_token_of_the_answer_are_told_when_asked_for(client):
+    made = ask(client, max_tokens=12, temperature=0, extra_body={"return_experts": True})
+    told = made.choices[0].experts
+    assert told["n_experts"] == 4
+    n_tokens = made.usage.completion_tokens - 1
+    assert len(told["tokens"]) == n_tokens
+    for layer in told["layers"]:
+        assert len(layer["experts"]) == n_tokens
+        assert all(len(set(chosen)) == 2 and set(chosen) <= set(range(4)) for chosen in layer["experts"])
 
 
 def test_kill_9_leaves_nothing_that_keeps_the_port(folder):

@@ -75,7 +75,7 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     metrics = Metrics()
     services = []
     for name, folder in zip(names, cfg.model, strict=True):
-        loaded = load_folder(folder, n_slots=cfg.n_slots, max_context=cfg.max_context)
+        loaded = load_folder(folder, n_slots=cfg.n_slots, max_context=cfg.max_context, experts=cfg.experts)
         speed = measure_speed(loaded.engine, cfg.n_slots)
         per_million = usd_per_million(price, speed.busy)
         say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens")
@@ -87,8 +87,9 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
         rate = f"{price.usd_per_h:g} USD per hour ({price.source})"
         say(f"price {per_million:.4g} USD per million tokens when busy: {rate}")
         grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
-        writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg)
-        about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg)
+        n_experts = getattr(loaded.engine.model.cfg.ffn, "n_experts", 0) if cfg.experts else 0
+        writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg, n_experts=n_experts)
+        about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg) | {"experts": n_experts}
         max_open = cfg.n_slots + cfg.max_waiting
         services.append(Service(name, writer, Bridge(loaded.engine), price, max_open, metrics, about))
     if cfg.host not in ("127.0.0.1", "localhost", "::1") and keys.is_open:

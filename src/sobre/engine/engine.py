@@ -253,7 +253,8 @@ class Engine:
                 except EngineError as error:
                     tokens[i] = token = _failed(row, error)
             if token.finish_reason is not None:
-                outputs.append(_output(row, token.finish_reason, self._runner.routes(row), token.error))
+                token.routes_LTA = self._runner.routes(row)
+                outputs.append(_output(row, token.finish_reason, token.routes_LTA, token.error))
                 self._scheduler.remove(request.id)
         return tokens, outputs
 

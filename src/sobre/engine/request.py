@@ -154,6 +154,8 @@ class Token:
     """What failed when finish_reason is "error"."""
     n_found: int = 0
     """Tokens of the prompt that were in the cache when the request first ran."""
+    routes_LTA: "Tensor | None" = None
+    """With the last token, what `Output` has; None without `EngineConfig.return_routes`."""
 
 
 @dataclass

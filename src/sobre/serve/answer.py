@@ -12,7 +12,7 @@ from sobre.ledger.prices import Price
 from sobre.serve.ask import Ask
 from sobre.serve.bridge import Part, Stream
 from sobre.serve.errors import ApiError, engine_failed
-from sobre.serve.events import AnswerReader, Shown
+from sobre.serve.events import AnswerReader, Delta, Shown
 from sobre.serve.price import cost_basis
 
 
@@ -26,6 +26,8 @@ class Finish:
 
     reason: str
     detail: str | None = None
+    last: Token | None = None
+    """The engine's last token, where the engine ended the choice."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,12 @@ class Answer:
     """From the beginning to the end."""
     first_token_s: float | None = None
     """From the beginning to the first token."""
+    n_cached: int = 0
+    """Tokens of the prompts that were in the cache; a prompt of several choices counts by its first."""
+    written: list[int] = field(default_factory=list)
+    """Tokens of the first choice."""
+    _texts: list[str] = field(default_factory=list)
+    _begun: set[int] = field(default_factory=set)
     reasons: dict[int, str] = field(default_factory=dict)
     """How each finished choice ended."""
 
@@ -88,12 +96,14 @@ class Answer:
                 if self.ask.n_logprobs is not None and reader.shows(token.token_id):
                     held.append(token)
                 for shown in reader.push(token.token_id):
-                    written = self._within(shown, held) if reader.stopped else held
-                    yield part.index, Piece(shown, tuple(written))
+                    kept = self._within(shown, held) if reader.stopped else held
+                    if part.index == 0 and isinstance(shown, Delta) and shown.kind == "content":
+                        self._texts.append(shown.text)
+                    yield part.index, Piece(shown, tuple(kept))
                     held.clear()
                 if token.finish_reason is None and not reader.stopped:
                     continue
-                for event in self._end(part.index, token.finish_reason, held):
+                for event in self._end(part.index, token.finish_reason, held, token):
                     yield part.index, event
                 if token.finish_reason is None:
                     stream.abort(part.index)
@@ -116,6 +126,12 @@ class Answer:
             return None
 
     def _count(self, part: Part) -> None:
+        if part.index not in self._begun:
+            self._begun.add(part.index)
+            if part.index % max(1, self.ask.n_per_prompt) == 0:
+                self.n_cached += max(0, part.token.n_found)
+        if part.index == 0:
+            self.written.append(part.token.token_id)
         self.seconds += part.seconds
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self.began
@@ -130,7 +146,7 @@ class Answer:
             left -= len(self.ask.token_bytes(token.token_id))
         return kept
 
-    def _end(self, index: int, reason: str | None, held: list[Token]) -> list[Event]:
+    def _end(self, index: int, reason: str | None, held: list[Token], last: Token | None = None) -> list[Event]:
         """What was held back, and the Finish; `reason` is the engine's, None when it was stopped from here."""
         reader = self.readers[index]
         pieces: list[Event] = [Piece(shown, tuple(held) if i == 0 else ()) for i, shown in enumerate(reader.close())]
@@ -139,9 +155,9 @@ class Answer:
         elif reason is None:
             finish = Finish("length", "deadline")
         elif reason == "stop":
-            finish = Finish("tool_calls" if reader.called else "stop")
+            finish = Finish("tool_calls" if reader.called else "stop", None, last)
         else:
-            finish = Finish("length", None if reason == "length" else reason)
+            finish = Finish("length", None if reason == "length" else reason, last)
         self.reasons[index] = finish.reason
         return [*pieces, finish]
 
@@ -155,9 +171,9 @@ class Answer:
         return sum(reader.n_reasoning for reader in self.readers)
 
     @property
-    def n_cached(self) -> int:
-        """Tokens of the prompt that were in the cache."""
-        return 0
+    def text(self) -> str:
+        """The answer of the first choice, without its thought."""
+        return "".join(self._texts)
 
     @property
     def cost_usd(self) -> float:

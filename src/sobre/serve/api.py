@@ -68,7 +68,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             request,
             service,
             n_choices=chat.n,
-            make=lambda: service.writer.chat(chat, answer_id),
+            make=lambda: service.writer.chat(chat, answer_id, request.state.account.name),
             dialect=lambda found: ChatDialect(chat, found),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -84,7 +84,12 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
         def make() -> Ask:
             prompts.extend(prompts_of(text, service.writer.tokenizer))
             return service.writer.text(
-                prompts, text, text.max_tokens or DEFAULT_MAX_TOKENS, answer_id, n_logprobs=text.logprobs
+                prompts,
+                text,
+                text.max_tokens or DEFAULT_MAX_TOKENS,
+                answer_id,
+                request.state.account.name,
+                n_logprobs=text.logprobs,
             )
 
         def dialect(found: Answer) -> Dialect:
@@ -108,7 +113,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             request,
             service,
             n_choices=1,
-            make=lambda: service.writer.chat(chat, f"msg_{request_id}"),
+            make=lambda: service.writer.chat(chat, f"msg_{request_id}", request.state.account.name),
             dialect=lambda found: MessagesDialect(chat, found, request_id),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -129,7 +134,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             request,
             service,
             n_choices=1,
-            make=lambda: service.writer.chat(chat, f"resp_{request.state.request_id}"),
+            make=lambda: service.writer.chat(chat, f"resp_{request.state.request_id}", request.state.account.name),
             dialect=lambda found: ResponsesDialect(asked, chat, found),
             stream=chat.stream,
             ignored=chat.ignored,

@@ -33,22 +33,39 @@ class Ask:
     id: str
     requests: list[Request]
     readers: list[AnswerReader]
+    n_per_prompt: int
+    """Choices of each prompt."""
     n_prompt: int
     """Tokens of the prompts, each counted once however many choices it has."""
     token_bytes: Callable[[int], bytes]
+    next_turn: Callable[[str], tuple[int, ...]] | None = None
+    """The prompt that goes on from this chat and its answer, as far as it is known; None where nothing can be said."""
     n_logprobs: int | None = None
+    experts: bool = False
+    """Tell which experts each token visited."""
+    n_experts: int = 0
 
 
 class Writer:
     """Makes asks for one model."""
 
-    def __init__(self, tokenizer: Tokenizer, grammars: Grammars, max_context: int, defaults: Defaults) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, grammars: Grammars, max_context: int, defaults: Defaults, *, n_experts: int = 0
+    ) -> None:
         self.tokenizer, self.grammars, self.max_context, self.defaults = tokenizer, grammars, max_context, defaults
+        self.n_experts = n_experts
+        """Of the model, where the engine keeps which ones were visited; 0 where it does not."""
         self.stop_ids = stop_ids(tokenizer)
         self.close_id = think_ids(tokenizer)[1]
 
-    def chat(self, chat: ChatRequest, ask_id: str) -> Ask:
-        """An answer to a chat."""
+    def chat(self, chat: ChatRequest, ask_id: str, cache_key: str = "") -> Ask:
+        """An answer to a chat; what it computes is found again under `cache_key` alone."""
+        if chat.return_experts and not self.n_experts:
+            raise invalid(
+                "This server does not keep which experts were visited (--experts), or its model has none.",
+                "return_experts",
+                "unsupported",
+            )
         tools = [tool.plain() for tool in chat.tools] if chat.tool_choice != "none" else []
         prompt_ids = self.render(chat, tools)
         limit = self.room(len(prompt_ids), chat.answer_limit, "messages")
@@ -59,9 +76,22 @@ class Writer:
         requests: list[Request] = []
         for index, params in enumerate(self.params(chat, limit, n_logprobs)):
             mask = grammar and self.grammars.mask(grammar, param, in_thought=in_thought, stop_ids=self.stop_ids)
-            requests.append(Request(f"{ask_id}/{index}", prompt_ids, params, mask=mask or None, thought=thought))
+            request = Request(f"{ask_id}/{index}", prompt_ids, params, thought=thought, cache_key=cache_key)
+            request.mask = mask or None
+            requests.append(request)
         readers = [AnswerReader(self.tokenizer, prompt_ids, chat.stop, tools=bool(tools)) for _ in requests]
-        return Ask(ask_id, requests, readers, len(prompt_ids), self.tokenizer.token_bytes, n_logprobs)
+        return Ask(
+            ask_id,
+            requests,
+            readers,
+            chat.n,
+            len(prompt_ids),
+            self.tokenizer.token_bytes,
+            None if tools or chat.n > 1 else lambda text: self.next_turn(chat, text),
+            n_logprobs,
+            chat.return_experts,
+            self.n_experts,
+        )
 
     def text(
         self,
@@ -69,6 +99,7 @@ class Writer:
         sampling: Sampling,
         limit: int,
         ask_id: str,
+        cache_key: str = "",
         *,
         n_logprobs: int | None = None,
     ) -> Ask:
@@ -78,9 +109,22 @@ class Writer:
         for prompt_ids in prompts:
             allowed = self.room(len(prompt_ids), limit, "prompt")
             for params in self.params(sampling, allowed, n_logprobs):
-                requests.append(Request(f"{ask_id}/{len(requests)}", prompt_ids, params))
+                requests.append(Request(f"{ask_id}/{len(requests)}", prompt_ids, params, cache_key=cache_key))
                 readers.append(AnswerReader(self.tokenizer, prompt_ids, sampling.stop, thoughts=False))
-        return Ask(ask_id, requests, readers, sum(map(len, prompts)), self.tokenizer.token_bytes, n_logprobs)
+        return Ask(
+            ask_id,
+            requests,
+            readers,
+            sampling.n,
+            sum(map(len, prompts)),
+            self.tokenizer.token_bytes,
+            n_logprobs=n_logprobs,
+        )
+
+    def next_turn(self, chat: ChatRequest, text: str) -> tuple[int, ...]:
+        """How the next turn's prompt will begin: this chat and its answer, the thought dropped."""
+        answered = [message.plain() for message in chat.messages] + [{"role": "assistant", "content": text}]
+        return tuple(self.tokenizer.render(answered))
 
     def render(self, chat: ChatRequest, tools: Sequence[dict[str, Any]]) -> tuple[int, ...]:
         """Ids of the prompt; a 400 where the model's chat layout refuses it."""

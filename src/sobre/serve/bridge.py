@@ -11,7 +11,7 @@ step that brought no token (a long prompt) is added to the next. So the shares a
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -29,6 +29,7 @@ class EngineLike(Protocol):
     def add(self, request: Request) -> None: ...
     def abort(self, request_id: str) -> object: ...
     def end_thought(self, request_id: str) -> bool: ...
+    def warm(self, prompt_ids: Sequence[int], cache_key: str) -> None: ...
     def step(self) -> list[Token]: ...
 
 
@@ -150,6 +151,10 @@ class Bridge:
         """Close the request's thought with its next token; requests without an open one go on as they are."""
         self._command(partial(self._engine.end_thought, request_id))
 
+    def warm(self, prompt_ids: Sequence[int], cache_key: str) -> None:
+        """Have a prompt that is likely to come computed in idle time."""
+        self._command(partial(self._engine.warm, prompt_ids, cache_key))
+
     def forget(self, stream: Stream) -> None:
         """The stream's reader has left."""
         self._streams.discard(stream)
@@ -209,7 +214,7 @@ class Bridge:
             for request_id in failed:
                 self._engine.abort(request_id)
             return
-        self._carried_s += perf_counter() - started
+        self._carried_s = self._carried_s + perf_counter() - started if self._running else 0.0  # warming costs nobody
         tokens = [token for token in tokens if token.request_id in self._running]
         if not tokens:
             return

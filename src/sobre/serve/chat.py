@@ -39,7 +39,7 @@ class ChatDialect:
             yield self.chunk(index, self.delta("content", "", role="assistant") | self.thought(""))
         async for index, event in events:
             if isinstance(event, Finish):
-                yield self.chunk(index, self.delta("content", ""), finish=event)
+                yield self.chunk(index, self.delta("content", ""), finish=event, experts=self.experts(index, event))
             elif not self.is_hidden(event):
                 yield self.chunk(index, self.shown(event), logprobs=self.logprobs(event.tokens))
         if self.chat.include_usage:
@@ -71,7 +71,8 @@ class ChatDialect:
                 for call, arguments in gathered.calls
             ]
         logprobs = self.logprobs(tuple(gathered.tokens)) or ({"content": [], "refusal": None} if self.listed else None)
-        return {"index": index, "message": message, "logprobs": logprobs} | finished(gathered.finish)
+        experts = self.experts(index, gathered.finish)
+        return {"index": index, "message": message, "logprobs": logprobs} | finished(gathered.finish) | experts
 
     def is_hidden(self, piece: Piece) -> bool:
         return isinstance(piece.shown, Delta) and piece.shown.kind == "reasoning" and not self.thoughts
@@ -97,9 +98,15 @@ class ChatDialect:
         return {"reasoning_content": text, "reasoning": text} if self.thoughts else {}
 
     def chunk(
-        self, index: int, delta: dict[str, Any], *, finish: Finish | None = None, logprobs: dict[str, Any] | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        finish: Finish | None = None,
+        logprobs: dict[str, Any] | None = None,
+        experts: dict[str, Any] | None = None,
     ) -> str:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs} | finished(finish)
+        choice = {"index": index, "delta": delta, "logprobs": logprobs} | finished(finish) | (experts or {})
         return self.event(self.head("chat.completion.chunk") | {"choices": [choice]})
 
     def event(self, chunk: dict[str, Any]) -> str:
@@ -111,6 +118,19 @@ class ChatDialect:
     def head(self, kind: str) -> dict[str, Any]:
         answer = self.answer
         return {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
+
+    def experts(self, index: int, finish: Finish | None) -> dict[str, Any]:
+        """With `return_experts`, for the first choice: the experts that each token of the answer visited, by layer."""
+        if not self.answer.ask.experts or index or finish is None or finish.last is None:
+            return {}
+        routes_LTA = finish.last.routes_LTA
+        if routes_LTA is None:
+            return {}
+        answer_LTA = routes_LTA[:, self.answer.ask.n_prompt :].tolist()
+        spell = self.answer.ask.token_bytes
+        tokens = [spell(token).decode(errors="replace") for token in self.answer.written[:-1]]
+        layers = [{"layer": layer, "experts": experts} for layer, experts in enumerate(answer_LTA)]
+        return {"experts": {"n_experts": self.answer.ask.n_experts, "tokens": tokens, "layers": layers}}
 
     @property
     def listed(self) -> bool:

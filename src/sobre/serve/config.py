@@ -50,6 +50,8 @@ class ServeConfig:
     """Used when a request names none (DeepSeek's advice for R1)."""
     max_context: int = 0
     """Longest prompt and answer together, in tokens; 0 takes the model's."""
+    experts: bool = False
+    """Keep which experts each token visits: requests may ask for it (`return_experts`), and the page shows it."""
     n_slots: int = 16
     """Answers written at the same time; more requests wait."""
     max_waiting: int = 256

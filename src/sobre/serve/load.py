@@ -44,7 +44,7 @@ class Speed:
     n_slots: int
 
 
-def load_folder(folder: str, *, n_slots: int, max_context: int) -> Loaded:
+def load_folder(folder: str, *, n_slots: int, max_context: int, experts: bool = False) -> Loaded:
     """Load a model folder; raises CheckpointError when it is none, naming model folders near it."""
     path = Path(folder)
     check_folder(path)
@@ -55,7 +55,8 @@ def load_folder(folder: str, *, n_slots: int, max_context: int) -> Loaded:
             f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {model.cfg.vocab_size:,};"
             " they do not belong together"
         )
-    engine = Engine(model, EngineConfig(max_batch=n_slots, max_len=max_context, prefill_tokens=PREFILL_TOKENS))
+    cfg = EngineConfig(max_batch=n_slots, max_len=max_context, prefill_tokens=PREFILL_TOKENS, return_routes=experts)
+    engine = Engine(model, cfg)
     n_params = sum(parameter.numel() for parameter in model.parameters())
     per_token = cache_bytes_per_token(model.cfg, model.dtype.itemsize)
     return Loaded(path, tokenizer, engine, n_params, per_token * n_slots * engine.max_len)

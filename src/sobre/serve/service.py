@@ -67,10 +67,20 @@ class Service:
         """The client has what it gets: free the engine, count and charge."""
         answer = running.answer
         running.stream.close()
+        self._warm(running)
         answer.ended()
         self.running.pop(answer.id, None)
         running.account.charge(answer.ask.n_prompt + answer.n_tokens, answer.cost_usd)
         self.metrics.answered(answer, left=left)
+
+    def _warm(self, running: Running) -> None:
+        """Have the beginning of the chat's next turn computed while nobody asks for anything."""
+        answer = running.answer
+        if answer.ask.next_turn is None or answer.reasons.get(0) != "stop" or self.draining:
+            return
+        ids = answer.ask.next_turn(answer.text)
+        if len(ids) < self.writer.max_context:
+            self.bridge.warm(ids, running.account.name)
 
     def answer_now(self, answer_id: str, account: Account) -> bool:
         """End the thoughts of an answer that runs here; False when it is over, 404 when it is somebody else's."""

@@ -48,6 +48,7 @@ class ScriptedEngine:
     left: dict[str, list[int]] = field(default_factory=dict)
     asked: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    warmed: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
 
@@ -67,6 +68,9 @@ class ScriptedEngine:
             raise self.fail_abort
         self.aborted.append(request_id)
         self.left.pop(request_id, None)
+
+    def warm(self, prompt_ids, cache_key: str) -> None:
+        self.warmed.append((tuple(prompt_ids), cache_key))
 
     def end_thought(self, request_id: str) -> bool:
         self.ended.append(request_id)

@@ -65,6 +65,7 @@ ELSEWHERE = {
         "test_what_still_runs_when_the_drain_is_over_ends_with_an_error_and_done": (89,),
     },
     "../../e2e/test_serve_process.py": {
+        "test_a_prompt_is_found_again_by_its_own_key_alone": (39,),
         "test_a_thinking_budget_is_kept_and_an_answer_follows": (26,),
         "test_random_weights_call_the_tools_that_they_must": (46, 47),
         "test_greedy_answers_are_the_same_alone_and_in_a_crowd": (58,),
@@ -75,7 +76,6 @@ ELSEWHERE = {
 HERE = (3, 11, 12, 52, 90, 91)
 OPEN = {
     38: "an assistant's turn at the end is context; its text is not continued",
-    39: "counted once the engine has a prefix cache",
     71: "no embeddings",
     74: "no batches and no files",
     75: "no route for tokens alone; /v1/messages/count_tokens counts them",

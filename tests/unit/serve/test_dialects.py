@@ -273,3 +273,20 @@ def test_answer_now_ends_the_thought_of_a_running_answer(serving, scripted, toke
             assert eventually(lambda: slow.ended == [f"{answer_id}/0"])
             assert control(answer_id, action="stop").status_code == 400
         assert control("chatcmpl-none").json() == {"success": False}
+
+
+def test_the_next_turn_is_computed_in_idle_time_without_the_thought(live, client, tokenizer, eventually):
+    before = len(live.engine.warmed)
+    client.chat.completions.create(model="scripted", messages=ASKED)
+    assert eventually(lambda: len(live.engine.warmed) == before + 1)
+    ids, key = live.engine.warmed[-1]
+    turns = [*ASKED, {"role": "assistant", "content": ANSWER, "reasoning_content": THOUGHT}]
+    coming = tokenizer.render([*turns, {"role": "user", "content": "and?"}], generation_prompt=True)
+    assert list(ids) == coming[: len(ids)]
+    assert len(ids) > len(tokenizer.render(ASKED, generation_prompt=True))
+    assert key == "anyone"
+
+
+def test_experts_that_are_not_kept_cannot_be_asked_for(client):
+    with pytest.raises(openai.BadRequestError, match="return_experts|--experts"):
+        client.chat.completions.create(model="scripted", messages=ASKED, extra_body={"return_experts": True})

@@ -71,6 +71,8 @@ function chooseModel(/** @type {Pane} */ pane, /** @type {string} */ id) {
   const about = models.find((one) => one.id === id);
   pane.model = about.id;
   pane.maxLen = about.max_model_len ?? 0;
+  pane.hasExperts = Boolean(about.experts);
+  byId("experts-row").hidden = !models.some((one) => one.experts);
   if (pane !== first) return;
   const price = about.pricing?.usd_per_million_output_tokens;
   byId("price").textContent = price == null ? "" : `${dollars(price)} ${t("perMillion")}`;

@@ -15,6 +15,7 @@ export class Pane {
     this.chat = chats.begin();
     this.model = "";
     this.maxLen = 0;
+    this.hasExperts = false;
     /** @type {AbortController | null} */
     this.running = null;
     this.answerId = "";
@@ -87,7 +88,7 @@ export class Pane {
   }
 
   async stream(/** @type {AnswerItem} */ turn, /** @type {any[]} */ messages, /** @type {AbortSignal} */ signal) {
-    const body = { model: this.model, messages, stream: true, stream_options: { include_usage: true }, ...fields() };
+    const body = { model: this.model, messages, stream: true, stream_options: { include_usage: true }, ...fields(this.hasExperts) };
     const response = await post("v1/chat/completions", body, signal);
     if (!response.ok || !response.body) throw await explain(response);
     const scroller = byId("scroll");

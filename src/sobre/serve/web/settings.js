@@ -37,13 +37,13 @@ function apply() {
 }
 
 /** The settings as fields of a request. Empty ones are the server's own. */
-export function fields() {
+export function fields(/** @type {boolean} */ hasExperts) {
   const number = (/** @type {string} */ text) => (text.trim() === "" ? undefined : Number(text));
   return {
     thinking: { type: settings.think ? "enabled" : "disabled" },
     thinking_token_budget: settings.think ? number(settings.budget) : undefined,
     temperature: number(settings.temperature),
     max_tokens: number(settings.maxTokens),
-    return_experts: settings.experts || undefined,
+    return_experts: (hasExperts && settings.experts) || undefined,
   };
 }
