@@ -1,6 +1,7 @@
 """sobre serve MODEL [MODEL ...]: OpenAI's and Anthropic's APIs and a chat page, from model folders.
 
     sobre serve out/demo/rl                                  http://127.0.0.1:8000
+    sobre serve deepseek-ai/DeepSeek-V3 --engine vllm        the same API and page before another engine
     sobre serve out/demo/rl out/demo/sft                     two models, side by side on the page
     sobre serve out/demo/rl --port 0 --api-key K1 K2         a free port, two keys
 
@@ -9,13 +10,14 @@ once requests are answered; then one line per request, without content. SIGTERM 
 """
 
 import logging
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from sobre.config.load import load
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, RunError
 from sobre.serve.config import ServeConfig
 from sobre.serve.keys import Keyring, Limits, parse_key
 
@@ -67,6 +69,8 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     from sobre.serve.server import bind, run_server
     from sobre.serve.service import Service, Services
 
+    if cfg.engine != "sobre":
+        return serve_other(cfg, keys)
     for folder in cfg.model:
         check_folder(Path(folder))
     names = model_names(cfg)
@@ -99,6 +103,45 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     return run_server(create_app(everything, cfg, keys, example_problems()), everything, listener, cfg)
 
 
+def serve_other(cfg: ServeConfig, keys: Keyring) -> int:
+    """Put our API, page, keys and prices before another engine: one that is started here, or one at an address."""
+    from sobre.serve.api import create_app
+    from sobre.serve.command import command, wait_until_ready
+    from sobre.serve.metrics import Metrics
+    from sobre.serve.price import machine_price
+    from sobre.serve.server import bind, run_server
+    from sobre.serve.service import Service, Services
+    from sobre.serve.upstream import Upstream, UpstreamWriter
+
+    price, listener = machine_price(cfg.price_usd_per_h), bind(cfg.host, cfg.port)
+    name = cfg.name or Path(cfg.model[0]).name
+    url, theirs, process = cfg.engine, cfg.model[0], None
+    if cfg.engine in ("vllm", "sglang"):
+        with bind("127.0.0.1", 0) as free:
+            port = free.getsockname()[1]
+        url, theirs = f"http://127.0.0.1:{port}", name
+        line = command(cfg.engine, cfg.model[0], name, port, cfg.max_context)
+        say(f"starting {' '.join(line)}")
+        try:
+            process = subprocess.Popen(line)
+        except OSError as error:
+            raise RunError(f"{line[0]} cannot be started ({error.strerror}); is {cfg.engine} installed here?") from None
+    try:
+        wait_until_ready(url, process, say)
+        about = model_entry(name, cfg.max_context, price.usd_per_h, None, cfg) | {"experts": 0}
+        upstream, metrics = Upstream(url, cfg.read_timeout_s), Metrics()
+        max_open = cfg.n_slots + cfg.max_waiting
+        service = Service(name, UpstreamWriter(theirs), upstream, price, max_open, metrics, about)
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        services = Services([service])
+        return run_server(create_app(services, cfg, keys, []), services, listener, cfg)
+    finally:
+        if process is not None:
+            process.terminate()
+            process.wait()
+
+
 def model_names(cfg: ServeConfig) -> list[str]:
     """The models' names in the API: their folders' names, with the parent's where two are alike."""
     paths = [Path(folder).resolve() for folder in cfg.model]
@@ -110,7 +153,9 @@ def model_names(cfg: ServeConfig) -> list[str]:
     return names
 
 
-def model_entry(name: str, max_len: int, usd_per_h: float, usd_per_million: float, cfg: ServeConfig) -> dict[str, Any]:
+def model_entry(
+    name: str, max_len: int, usd_per_h: float, usd_per_million: float | None, cfg: ServeConfig
+) -> dict[str, Any]:
     """The model as /v1/models shows it: OpenAI's fields, then context, sampling when none is asked for, and price."""
     return {
         "id": name,

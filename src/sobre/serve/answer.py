@@ -10,7 +10,7 @@ from sobre.engine.request import Token
 from sobre.errors import SobreError
 from sobre.ledger.prices import Price
 from sobre.serve.ask import Ask
-from sobre.serve.bridge import Part, Stream
+from sobre.serve.bridge import Part
 from sobre.serve.errors import ApiError, engine_failed
 from sobre.serve.events import AnswerReader, Delta, Shown
 from sobre.serve.price import cost_basis
@@ -71,10 +71,19 @@ class Answer:
         return self.ask.id
 
     @property
+    def n_choices(self) -> int:
+        return len(self.readers)
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of the prompts."""
+        return self.ask.n_prompt
+
+    @property
     def readers(self) -> list[AnswerReader]:
         return self.ask.readers
 
-    async def events(self, stream: Stream) -> AsyncIterator[tuple[int, Event]]:
+    async def events(self, stream: Any) -> AsyncIterator[tuple[int, Event]]:
         """Pieces of every choice, each choice ended by its Finish. Leaving early frees the engine."""
         waiting: dict[int, list[Token]] = {}
         open_choices = set(range(len(self.readers)))
@@ -181,7 +190,7 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object with DeepSeek's fields, the cost and how it was computed."""
-        n_prompt = self.ask.n_prompt
+        n_prompt = self.n_prompt
         return {
             "prompt_tokens": n_prompt,
             "completion_tokens": self.n_tokens,

@@ -24,7 +24,8 @@ from sobre.serve.messages import MessagesDialect, parse_messages_request
 from sobre.serve.page import HEADERS, Asset, load_assets
 from sobre.serve.responses import ResponsesDialect, parse_responses_request
 from sobre.serve.service import Service, Services
-from sobre.serve.text import DEFAULT_MAX_TOKENS, TextDialect, parse_text_request, prompts_of
+from sobre.serve.text import TextDialect
+from sobre.serve.text_schema import DEFAULT_MAX_TOKENS, parse_text_request
 from sobre.serve.wire import Dialect, EventStream, collected, read_json_body, unless_gone, with_keep_alive, written
 
 MAX_TIMEOUT_S = 86_400.0
@@ -36,10 +37,10 @@ def create_app(services: Services, cfg: ServeConfig, keys: Keyring, examples: li
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         for service in services.each:
-            service.bridge.start()
+            service.start()
         yield
         for service in services.each:
-            await service.bridge.close()
+            await service.close()
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     add_errors(app)
@@ -82,7 +83,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
         prompts: list[tuple[int, ...]] = []
 
         def make() -> Ask:
-            prompts.extend(prompts_of(text, service.writer.tokenizer))
+            prompts.extend(service.writer.prompts(text))
             return service.writer.text(
                 prompts,
                 text,
@@ -93,11 +94,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             )
 
         def dialect(found: Answer) -> Dialect:
-            echoes = [
-                service.writer.tokenizer.decode(ids, skip_special=True) if text.echo else ""
-                for ids in prompts
-                for _ in range(text.n)
-            ]
+            echoes = [service.writer.spell(ids) if text.echo else "" for ids in prompts for _ in range(text.n)]
             return TextDialect(text, found, echoes)
 
         return await answer(
@@ -163,7 +160,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
 
         def release() -> None:
             service.end(running, left="left" in note)
-            note.update(key=account.name, prompt_tokens=found.ask.n_prompt, completion_tokens=found.n_tokens)
+            note.update(key=account.name, prompt_tokens=found.n_prompt, completion_tokens=found.n_tokens)
 
         shape = dialect(found)
         if stream:

@@ -11,6 +11,7 @@ from sobre.serve.chat_schema import ChatRequest, NamedTool, Sampling
 from sobre.serve.errors import context_exceeded, invalid
 from sobre.serve.events import AnswerReader, stop_ids, think_ids
 from sobre.serve.grammar import ANY_JSON, Grammars, calls_grammar, json_grammar
+from sobre.serve.text_schema import TextRequest, prompts_of
 from sobre.tokenizer.tokenizer import Tokenizer
 
 REPETITION = Repetition(max_period=64, times=16)
@@ -44,6 +45,8 @@ class Ask:
     experts: bool = False
     """Tell which experts each token visited."""
     n_experts: int = 0
+    body: dict[str, Any] | None = None
+    """What another engine is sent, where one answers."""
 
 
 class Writer:
@@ -120,6 +123,13 @@ class Writer:
             self.tokenizer.token_bytes,
             n_logprobs=n_logprobs,
         )
+
+    def prompts(self, text: TextRequest) -> list[tuple[int, ...]]:
+        """Token ids of the prompts of a text completion."""
+        return prompts_of(text, self.tokenizer)
+
+    def spell(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special=True)
 
     def next_turn(self, chat: ChatRequest, text: str) -> tuple[int, ...]:
         """How the next turn's prompt will begin: this chat and its answer, the thought dropped."""

@@ -35,7 +35,7 @@ class ChatDialect:
 
     async def stream(self, events: AsyncIterator[tuple[int, Event]]) -> AsyncIterator[str]:
         """The events of a stream but for [DONE]."""
-        for index in range(len(self.answer.readers)):
+        for index in range(self.answer.n_choices):
             yield self.chunk(index, self.delta("content", "", role="assistant") | self.thought(""))
         async for index, event in events:
             if isinstance(event, Finish):
@@ -53,7 +53,7 @@ class ChatDialect:
 
     async def collect(self, events: AsyncIterator[tuple[int, Event]]) -> dict[str, Any]:
         """The whole answer as one body."""
-        choices = [Gathered() for _ in self.answer.readers]
+        choices = [Gathered() for _ in range(self.answer.n_choices)]
         async for index, event in events:
             choices[index].add(event)
         return self.head("chat.completion") | {
@@ -126,7 +126,7 @@ class ChatDialect:
         routes_LTA = finish.last.routes_LTA
         if routes_LTA is None:
             return {}
-        answer_LTA = routes_LTA[:, self.answer.ask.n_prompt :].tolist()
+        answer_LTA = routes_LTA[:, self.answer.n_prompt :].tolist()
         spell = self.answer.ask.token_bytes
         tokens = [spell(token).decode(errors="replace") for token in self.answer.written[:-1]]
         layers = [{"layer": layer, "experts": experts} for layer, experts in enumerate(answer_LTA)]

@@ -50,6 +50,9 @@ class ServeConfig:
     """Used when a request names none (DeepSeek's advice for R1)."""
     max_context: int = 0
     """Longest prompt and answer together, in tokens; 0 takes the model's."""
+    engine: str = "sobre"
+    """Who answers: sobre (ours); vllm or sglang, started as a process; or the http address of any server with OpenAI's
+    chat API, which then knows MODEL."""
     experts: bool = False
     """Keep which experts each token visits: requests may ask for it (`return_experts`), and the page shows it."""
     n_slots: int = 16
@@ -70,6 +73,10 @@ class ServeConfig:
     """Host names accepted besides the loopback ones while listening on loopback only (guards against DNS rebinding)."""
 
     def __post_init__(self) -> None:
+        if self.engine not in ("sobre", "vllm", "sglang") and not self.engine.startswith(("http://", "https://")):
+            raise ConfigError(f"engine={self.engine} must be sobre, vllm, sglang, or the http address of a server")
+        if self.engine != "sobre" and len(self.model) != 1:
+            raise ConfigError(f"engine={self.engine} serves one model, not {len(self.model)}")
         if not self.model:
             raise ConfigError("model: name the folder of a model")
         if not 0 <= self.port <= 65535:

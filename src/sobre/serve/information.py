@@ -50,7 +50,7 @@ def add_information(app: FastAPI, services: Services, keys: Keyring, examples: l
 
     @app.get("/readyz")
     async def readyz() -> Response:
-        if any(service.bridge.failure is not None for service in services.each):
+        if any(service.failure is not None for service in services.each):
             raise ApiError(503, "The engine has stopped.", code="engine_stopped", headers={"retry-after": "5"})
         if any(service.draining for service in services.each):
             raise ApiError(503, "The server is leaving.", code="server_stopping", headers={"retry-after": "5"})

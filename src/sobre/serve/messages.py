@@ -278,7 +278,7 @@ class MessagesDialect:
         """Their counts, and our cost."""
         answer = self.answer
         return {
-            "input_tokens": answer.ask.n_prompt - answer.n_cached,
+            "input_tokens": answer.n_prompt - answer.n_cached,
             "cache_read_input_tokens": answer.n_cached,
             "cache_creation_input_tokens": 0,
             "output_tokens": answer.n_tokens,

@@ -35,7 +35,7 @@ class Metrics:
     def answered(self, answer: Answer, *, left: bool) -> None:
         """An answer is over."""
         model = {"model_name": answer.model}
-        self._prompt.labels(**model).inc(answer.ask.n_prompt)
+        self._prompt.labels(**model).inc(answer.n_prompt)
         self._cached.labels(**model).inc(answer.n_cached)
         self._written.labels(**model).inc(answer.n_tokens)
         self._thought.labels(**model).inc(answer.n_reasoning)

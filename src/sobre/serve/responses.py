@@ -319,11 +319,11 @@ class ResponsesDialect:
     def usage(self) -> dict[str, Any]:
         answer = self.answer
         return {
-            "input_tokens": answer.ask.n_prompt,
+            "input_tokens": answer.n_prompt,
             "input_tokens_details": {"cached_tokens": answer.n_cached},
             "output_tokens": answer.n_tokens,
             "output_tokens_details": {"reasoning_tokens": answer.n_reasoning},
-            "total_tokens": answer.ask.n_prompt + answer.n_tokens,
+            "total_tokens": answer.n_prompt + answer.n_tokens,
             "cost_usd": answer.cost_usd,
         }
 

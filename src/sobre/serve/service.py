@@ -13,6 +13,7 @@ from sobre.serve.bridge import Bridge, Stream
 from sobre.serve.errors import ApiError, stopping
 from sobre.serve.keys import Account, too_many
 from sobre.serve.metrics import Metrics
+from sobre.serve.upstream import Upstream, UpstreamAnswer, UpstreamStream, UpstreamWriter
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Running:
     """An answer that is being written, and whose it is."""
 
     answer: Answer
-    stream: Stream
+    stream: Stream | UpstreamStream
     account: Account
 
 
@@ -29,8 +30,9 @@ class Service:
     """One model that answers."""
 
     model: str
-    writer: Writer
-    bridge: Bridge
+    writer: Writer | UpstreamWriter
+    bridge: Bridge | Upstream
+    """Our engine's thread, or another engine's address."""
     price: Price
     max_open: int
     """Choices that may run or wait at the same time."""
@@ -56,7 +58,8 @@ class Service:
             ask = await asyncio.to_thread(make)
             self._check_room(len(ask.requests))
             deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-            running = Running(Answer(ask, self.model, self.price, deadline=deadline), self._submit(ask), account)
+            kind = Answer if ask.body is None else UpstreamAnswer
+            running = Running(kind(ask, self.model, self.price, deadline=deadline), self._submit(ask), account)
         except BaseException:
             account.charge(0, 0.0)
             raise
@@ -70,8 +73,20 @@ class Service:
         self._warm(running)
         answer.ended()
         self.running.pop(answer.id, None)
-        running.account.charge(answer.ask.n_prompt + answer.n_tokens, answer.cost_usd)
+        running.account.charge(answer.n_prompt + answer.n_tokens, answer.cost_usd)
         self.metrics.answered(answer, left=left)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why nothing can be answered any more; None while it can."""
+        return self.bridge.failure
+
+    def start(self) -> None:
+        """To be called inside the running event loop."""
+        self.bridge.start()
+
+    async def close(self) -> None:
+        await self.bridge.close()
 
     def _warm(self, running: Running) -> None:
         """Have the beginning of the chat's next turn computed while nobody asks for anything."""
@@ -79,7 +94,7 @@ class Service:
         if answer.ask.next_turn is None or answer.reasons.get(0) != "stop" or self.draining:
             return
         ids = answer.ask.next_turn(answer.text)
-        if len(ids) < self.writer.max_context:
+        if isinstance(self.writer, Writer) and len(ids) < self.writer.max_context:
             self.bridge.warm(ids, running.account.name)
 
     def answer_now(self, answer_id: str, account: Account) -> bool:
@@ -94,7 +109,10 @@ class Service:
         if n_open + n_choices > self.max_open:
             raise too_many(f"The server already holds {n_open} requests, of at most {self.max_open}. Try later.", 2.0)
 
-    def _submit(self, ask: Ask) -> Stream:
+    def _submit(self, ask: Ask) -> Stream | UpstreamStream:
+        if isinstance(self.bridge, Upstream):
+            assert ask.body is not None, "made by UpstreamWriter"
+            return self.bridge.submit(ask.body)
         try:
             return self.bridge.submit(ask.requests)
         except SobreError as error:
