@@ -167,6 +167,8 @@ def test_deepseek_v32_leaves_out_bad_answers_that_drifted_and_weighs_the_kl_by_t
     kl = sum(0.1 * math.exp(p - b) * k3(p, r) * w for p, b, _, r, w in tokens)
     assert float(objective(torch.tensor(LOGP), known, kept).sum) == pytest.approx(sum(policy) + kl, abs=1e-6)
     assert float(objective(torch.tensor(LOGP), known, left).sum) == pytest.approx(sum(policy[:3]) + kl, abs=1e-6)
+    strict = DeepSeekV32Config(max_drift=0.03, kl=0.1)  # the good answer became rarer by 0.1 / 3, and counts still
+    assert float(objective(torch.tensor(LOGP), known, strict).sum) == pytest.approx(sum(policy[:3]) + kl, abs=1e-6)
 
 
 def test_truncated_importance_sampling_clips_against_the_trainer_and_weighs_by_the_capped_mismatch() -> None:
