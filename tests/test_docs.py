@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sobre import __all__ as PUBLIC
-from sobre.app import bench, chat, config, doctor, ledger, plan, report, run, serve
+from sobre.app import bench, chat, config, convert, doctor, ledger, plan, report, run, serve
 from sobre.app import eval as evaluation
 from sobre.bench.config import TRAIN_CONTESTANTS
 from sobre.cli import verbs
@@ -166,6 +166,7 @@ def read(verb: str, argv: list[str]) -> object:
         "serve": serve.ServeConfig,
         "ledger": ledger.LedgerOptions,
         "report": report.ReportOptions,
+        "convert": convert.ConvertOptions,
         "doctor": doctor.DoctorOptions,
         "eval": evaluation.EvalOptions,
     }

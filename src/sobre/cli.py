@@ -27,6 +27,7 @@ VERBS = {
     "eval": "score a model on held-out problems and text",
     "chat": "talk with a model; its thoughts are dimmed",
     "serve": "an OpenAI-compatible endpoint and a plain page",
+    "convert": "weights in and out: a model folder written anew",
     "bench": "our benchmarks, each against a named peer or limit",
     "report": "write the report of a run again",
     "ledger": "what did a run cost?",

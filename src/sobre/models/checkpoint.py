@@ -7,12 +7,11 @@ missing, unexpected or of the wrong shape is named, all of them at once, and not
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,9 +20,12 @@ from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.families.base import Family
 from sobre.models.families.table import FAMILIES
+from sobre.models.hub import resolve
 from sobre.models.rope import Rope
+from sobre.models.shards import Shards
 
 log = logging.getLogger(__name__)
+Progress = Callable[[int, int], None]
 
 
 def save_model(
@@ -48,37 +50,44 @@ def save_model(
 
 
 def load_model(
-    folder: Path | str,
+    model: Path | str,
     *,
+    revision: str | None = None,
     dtype: torch.dtype | None = None,
     compute_dtype: torch.dtype | None = None,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> Decoder:
-    """Load a model folder: weights in `dtype` (default: as saved), the forward in `compute_dtype` (default: `dtype`).
+    """Load a folder or a hub id: weights in `dtype` (default: as saved), the forward in `compute_dtype` (the same).
 
+    Tensors are read one by one into place, so the peak is the weights in `dtype` and one tensor more; FP8 blocks are
+    multiplied out on the way. `progress` is called with the bytes done and the bytes in all.
     Raises CheckpointError naming what is missing, unexpected, misshapen or unreadable.
     """
-    folder = Path(folder)
+    folder = resolve(model, revision=revision)
     theirs = read_config(folder)
     family = _family_of(theirs, folder)
-    files = _weight_files(folder)
+    quantized = (theirs.get("quantization_config") or {}).get("quant_method", "fp8")
+    if quantized != "fp8":
+        raise CheckpointError(f"{folder}: weights quantized by {quantized!r} are not supported; FP8 blocks are")
+    shards = Shards(folder)
     try:
-        cfg = _without_absent_mtp(family.to_ours(theirs), files)
+        cfg = _without_absent_mtp(family.to_ours(theirs), shards)
     except KeyError as error:
         absent = f"{folder}/config.json lacks {error.args[0]!r}, which {family.model_type} needs"
         raise CheckpointError(absent) from None
     dtype = dtype or getattr(torch, theirs.get("dtype") or theirs.get("torch_dtype") or "float32")
     with torch.device("meta"):
-        model = Decoder(cfg, dtype=compute_dtype or dtype)
-    model.to_empty(device=device)
-    model.rope = Rope(model.cfg.rope, model.rope.dim, model.cfg.max_len).to(device)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    for router in model.routers():
+        decoder = Decoder(cfg, dtype=compute_dtype or dtype)
+        for parameter in decoder.parameters():
+            parameter.data = parameter.data.to(dtype)
+    decoder.to_empty(device=device)
+    decoder.rope = Rope(cfg.rope, decoder.rope.dim, cfg.max_len).to(device)
+    for router in decoder.routers():
         router.bias_E.zero_()
-    model.family = family.model_type
-    _fill(model, family, files)
-    return model.eval()
+    decoder.family = family.model_type
+    _fill(decoder, family, shards, progress)
+    return decoder.eval()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -118,38 +127,12 @@ def _family_for(model: Decoder) -> Family:
     )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        files = [folder / name for name in names]
-        absent = [file.name for file in files if not file.is_file()]
-        if absent:
-            raise CheckpointError(f"{index} names files that are not there: {', '.join(absent)}")
-        return files
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-        hint = f"; {', '.join(pickles)} would have to be unpickled, which is never done" if pickles else ""
-        raise CheckpointError(f"{folder} has no .safetensors file{hint}")
-    return files
-
-
-def _without_absent_mtp(cfg: ModelConfig, files: list[Path]) -> ModelConfig:
+def _without_absent_mtp(cfg: ModelConfig, shards: Shards) -> ModelConfig:
     """Transformers keeps `num_nextn_predict_layers` in the config but drops the module's weights when it saves."""
-    prefix = f"model.layers.{cfg.n_layers}."
-    if not cfg.n_mtp or any(name.startswith(prefix) for file in files for name in _tensor_names(file)):
+    if not cfg.n_mtp or shards.has_prefix(f"model.layers.{cfg.n_layers}."):
         return cfg
-    log.warning("%s: the MTP module of config.json is not in the weights; loaded without it", files[0].parent)
+    log.warning("%s: the MTP module of config.json is not in the weights; loaded without it", shards.folder)
     return dataclasses.replace(cfg, n_mtp=0)
-
-
-def _tensor_names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return list(tensors.keys())
-    except SafetensorError as error:
-        raise CheckpointError(f"{file} is truncated or corrupt: {error}") from None
 
 
 def _saved_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -184,33 +167,37 @@ def _their_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor
 
 
 @torch.no_grad()
-def _fill(model: Decoder, family: Family, files: list[Path]) -> None:
+def _fill(model: Decoder, family: Family, shards: Shards, progress: Progress | None) -> None:
     places = dict(_places(model, family))
+    _check(model, family, shards, {name: tuple(place.shape) for name, place in places.items()})
+    done, total = 0, sum(shards.stored[name].size_bytes for name in places)
+    for name in sorted(places, key=lambda name: (shards.stored[name].file, shards.stored[name].begin)):
+        shards.read_into(name, places[name])
+        done += shards.stored[name].size_bytes
+        if progress is not None:
+            progress(done, total)
+
+
+def _check(model: Decoder, family: Family, shards: Shards, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError that names all that is missing, unexpected or of another shape."""
     copies = {pattern.replace("{m}", str(model.cfg.n_layers)) for pattern, _ in family.copies}
     if model.cfg.tied:
         copies.add("lm_head.weight")
-    found: set[str] = set()
-    left: list[str] = []
-    faults: list[str] = []
-    for file in files:
-        names = _tensor_names(file)
-        with safe_open(file, framework="pt") as tensors:
-            for name in names:
-                if name not in places:
-                    if name.startswith(family.without):
-                        left.append(name)
-                    elif name not in copies and not name.endswith(family.derived):
-                        faults.append(f"unexpected {name}")
-                    continue
-                found.add(name)
-                shape = tuple(tensors.get_slice(name).get_shape())
-                if shape != tuple(places[name].shape):
-                    faults.append(f"{name} is {shape}, the config asks for {tuple(places[name].shape)}")
-                else:
-                    places[name].copy_(tensors.get_tensor(name))
-    faults += [f"missing {name}" for name in sorted(places.keys() - found)]
+    others = [name for name in shards.names if name not in wanted]
+    left = [name for name in others if name.startswith(family.without)]
+    faults = [
+        f"unexpected {name}"
+        for name in others
+        if name not in left and name not in copies and not name.endswith(family.derived)
+    ]
+    faults += [
+        f"{name} is {shards.stored[name].shape}, the config asks for {shape}"
+        for name, shape in wanted.items()
+        if name in shards.stored and shards.stored[name].shape != shape
+    ]
+    faults += [f"missing {name}" for name in sorted(wanted.keys() - shards.stored.keys())]
     if faults:
         shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise CheckpointError(f"{files[0].parent}: the weights do not match config.json: {shown}")
+        raise CheckpointError(f"{shards.folder}: the weights do not match config.json: {shown}")
     if left:
-        log.warning("%s: loaded without %d tensors of a part not known here: %s", files[0].parent, len(left), left[0])
+        log.warning("%s: loaded without %d tensors of a part not known here: %s", shards.folder, len(left), left[0])
