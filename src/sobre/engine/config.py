@@ -19,6 +19,11 @@ class EngineConfig:
     wait or give way when memory is short, and lose nothing."""
     prefix_cache: bool = True
     """Find beginnings of prompts that were computed before."""
+    speculate: bool = False
+    """Guess tokens ahead with the model's MTP module, or from the context when it has none, and check several at
+    once."""
+    deterministic: bool = False
+    """The same bits for a request whatever runs beside it, found in the prefix cache or not, guessed ahead or not."""
     return_routes: bool = False
     """Keep the experts that every token visited, for routing replay."""
 

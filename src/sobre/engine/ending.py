@@ -44,21 +44,28 @@ class ThoughtState:
         """The token that must come next, if any."""
         if not self.is_open or self.limit is None or n_answer < self.limit:
             return None
-        return self.end_ids[n_answer - self.limit]
+        at = n_answer - self.limit
+        return self.end_ids[at] if at < len(self.end_ids) else None
 
 
 def finish_reason(request: Request, answer: Sequence[int], loops: Loops | None) -> FinishReason | None:
     """Why an answer ends with its last token, or None; raises EngineError when the request's `stop` fails."""
-    if answer[-1] in request.params.stop_ids:
-        return "stop"
+    plain = plain_reason(request, answer[-1], len(answer))
+    if plain == "stop":
+        return plain
     if request.stop is not None:
         try:
             if request.stop(answer):
                 return "stop"
         except Exception as error:
             raise EngineError(f"the stop of request {request.id!r} failed: {type(error).__name__}: {error}") from error
-    if len(answer) == request.params.max_tokens:
-        return "length"
-    if loops is not None and loops.push(answer):
+    if plain is None and loops is not None and loops.push(answer):
         return "repetition"
-    return None
+    return plain
+
+
+def plain_reason(request: Request, last: int, n_answer: int) -> FinishReason | None:
+    """The same for a request without `stop` and repetition stop, which need the whole answer."""
+    if last in request.params.stop_ids:
+        return "stop"
+    return "length" if n_answer == request.params.max_tokens else None

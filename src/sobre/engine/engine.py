@@ -8,14 +8,19 @@ One thread at a time; the server's bridge gives the engine a thread of its own.
 import math
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
-from sobre.engine.ending import finish_reason
+from sobre.engine.determinism import check_rows, fixed_shapes
+from sobre.engine.drafting import Lookup
+from sobre.engine.ending import finish_reason, plain_reason
 from sobre.engine.request import FinishReason, Output, Request, SamplingParams, Token
 from sobre.engine.runner import Model, Runner
 from sobre.engine.sampling import model_logprobs, sample
@@ -37,6 +42,10 @@ class EngineStats:
     """Of the prompts as asked."""
     found_tokens: int
     """Of these, in the cache already when the request first ran."""
+    drafted_tokens: int
+    """Guessed ahead and checked."""
+    accepted_tokens: int
+    """Of these, right."""
     preemptions: int
     """Times that a request gave its blocks back to an older one."""
     computed_tokens: int
@@ -59,9 +68,15 @@ class Engine:
         self._device = _device(model)
         n_blocks = _n_blocks(cfg, self.max_len)
         self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens, n_blocks, finds_prefixes=cfg.prefix_cache)
-        self._runner = Runner(rounded(model), cfg, self.max_len, n_blocks, self._device)
+        self._runner = Runner(rounded(model), cfg, self.max_len, n_blocks, run_seed, self._device)
+        if cfg.deterministic:
+            check_rows(self._runner.model)
+            self._runner.cache.reads_fresh = True
+        self._lookup = Lookup() if cfg.speculate and self._runner.own_head is None else None
+        self._drafted = self._accepted = 0
         self._batch: Batch | None = None
         self._warmed = 0
+        self._started: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._requests = self._prompt_tokens = self._found = self._generated = self._steps = 0
         self._seconds = 0.0
 
@@ -85,6 +100,8 @@ class Engine:
             requests=self._requests,
             prompt_tokens=self._prompt_tokens,
             found_tokens=self._found,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
             preemptions=self._scheduler.n_preempted,
             computed_tokens=runner.n_prefilled + runner.n_decoded,
             generated_tokens=self._generated,
@@ -181,82 +198,141 @@ class Engine:
         if not self.has_work:
             return [], []
         try:
-            with torch.inference_mode():
-                tokens = self._sample()
+            with torch.inference_mode(), self._kernels():
+                sampled, hidden_ND = self._sample()
+            result = self._book(sampled)
+            if self.cfg.speculate and self._batch is not None:
+                with torch.inference_mode(), self._kernels():
+                    self._draft(hidden_ND)
         except BaseException:
             self._scheduler.requeue()  # the cache may be half written; every request keeps what it has and starts anew
             self._runner.clear()
             raise
-        result = self._book(tokens)
         self._steps += 1
         self._seconds += time.perf_counter() - began
         return result
 
-    def _sample(self) -> list[Token]:
+    def _kernels(self) -> AbstractContextManager[object]:
+        return fixed_shapes() if self.cfg.deterministic else nullcontext()
+
+    def _sample(self) -> tuple[list[Token], Tensor | None]:
+        """One token after every place of the decoding rows, and the hidden states that they came of."""
         plan = self._scheduler.schedule()
         self._runner.apply(plan)
         self._scheduler.computed(plan.pieces)
         if not plan.decoding:
             self._batch = None
-            return []
-        if self._batch is None or plan.batch_changed:
+            return [], None
+        stale = self._batch is None or plan.batch_changed or self._batch.has_drafts
+        if stale or any(row.drafts for row in plan.decoding):
             self._batch = Batch(plan.decoding, self.run_seed, self.model.cfg.vocab_size, self._device)
         batch = self._batch
-        logits_RV = self._runner.decode(batch)
-        listed = {i: model_logprobs(logits_RV[i], batch.rows[i].request.params.n_logprobs or 0) for i in batch.listed}
-        errors = self._shape(logits_RV, batch)
-        tokens_R, logprobs_R = sample(logits_RV, batch.choice, batch.positions_R + 1)
+        assert batch is not None
+        logits_NV, hidden_ND = self._runner.decode(batch)
+        owners = [row for row, n in zip(batch.rows, batch.lengths, strict=True) for _ in range(n)]
+        listed = {i: model_logprobs(logits_NV[i], owners[i].request.params.n_logprobs or 0) for i in batch.listed}
+        errors = self._shape(logits_NV, batch)
+        tokens_N, logprobs_N = sample(logits_NV, batch.choice, batch.positions_N + 1)
         tokens = [
             Token(row.request.id, token_id, logprob, None)
-            for row, token_id, logprob in zip(batch.rows, tokens_R.tolist(), logprobs_R.tolist(), strict=True)
+            for row, token_id, logprob in zip(owners, tokens_N.tolist(), logprobs_N.tolist(), strict=True)
         ]
-        wrong = [token.request_id for token in tokens if token.logprob != token.logprob]
+        wrong = dict.fromkeys(token.request_id for token in tokens if token.logprob != token.logprob)
         if wrong:
             raise EngineError(f"the model gave logits that are no numbers for {', '.join(wrong)}; look at its weights")
         for i, (logprobs_V, top) in listed.items():
             tokens[i].model_logprob, tokens[i].top = float(logprobs_V[tokens[i].token_id]), tuple(top)
         for i, error in errors.items():
-            tokens[i] = _failed(batch.rows[i], error)
-        batch.advance(tokens_R)
-        return tokens
+            tokens[i] = _failed(owners[i], error)
+        self._started = batch.starts_R.copy()
+        if not batch.has_drafts:
+            batch.advance(tokens_N)
+        return tokens, hidden_ND
 
-    def _shape(self, logits_RV: Tensor, batch: Batch) -> dict[int, EngineError]:
-        """Do what the requests want done to their logits; the errors of those whose own mask failed, by row."""
+    def _shape(self, logits_NV: Tensor, batch: Batch) -> dict[int, EngineError]:
+        """Do what the requests want done to their logits; the errors of those whose own mask failed, by place.
+
+        A mask is asked about a draft only if it allows it: an answer that breaks the grammar has no next token.
+        """
         errors = {}
         for i in batch.shaped:
             row = batch.rows[i]
-            forced = None if row.thought is None else row.thought.forced(row.n_generated)
-            try:
-                shape(logits_RV[i], row.request, row.answer, forced)
-            except EngineError as error:
-                errors[i] = error
+            answer = row.answer
+            for j in range(batch.lengths[i]):
+                place = batch.firsts[i] + j
+                forced = None if row.thought is None else row.thought.forced(row.n_generated + j)
+                try:
+                    shape(logits_NV[place], row.request, answer + row.drafts[:j], forced)
+                except EngineError as error:
+                    errors[place] = error
+                    break
+                if j < len(row.drafts) and logits_NV[place, row.drafts[j]] == -torch.inf:
+                    break
         return errors
 
-    def _book(self, tokens: list[Token]) -> tuple[list[Token], list[Output]]:
+    def _book(self, sampled: list[Token]) -> tuple[list[Token], list[Output]]:
+        """Give every row the tokens that its drafts were right about, and the one after."""
+        tokens: list[Token] = []
         outputs: list[Output] = []
-        for i, row in enumerate([] if self._batch is None else self._batch.rows):
-            token, request = tokens[i], row.request
-            token.n_found = row.n_found
+        batch = self._batch
+        for i, row in enumerate([] if batch is None else batch.rows):
+            assert batch is not None
+            drafts, row.drafts = row.drafts, []
+            self._drafted += len(drafts)
+            for j in range(batch.lengths[i]):
+                token = self._take(row, sampled[batch.firsts[i] + j])
+                tokens.append(token)
+                if token.finish_reason is not None or j == len(drafts) or drafts[j] != token.token_id:
+                    self._accepted += j
+                    break
             if token.error is None:
-                if not row.logprobs:
-                    row.weight_version = self.weight_version
-                    self._found += row.n_found
-                row.context.append(token.token_id)
-                row.logprobs.append(token.logprob)
-                self._generated += 1
                 self._scheduler.grown(row)
-                answer = row.answer
-                if row.thought is not None:
-                    row.thought.push(answer)
-                try:
-                    token.finish_reason = finish_reason(request, answer, row.loops)
-                except EngineError as error:
-                    tokens[i] = token = _failed(row, error)
             if token.finish_reason is not None:
                 token.routes_LTA = self._runner.routes(row)
                 outputs.append(_output(row, token.finish_reason, token.routes_LTA, token.error))
-                self._scheduler.remove(request.id)
+                self._scheduler.remove(row.request.id)
         return tokens, outputs
+
+    def _take(self, row: Row, token: Token) -> Token:
+        """One more token for the row, with the reason if it is the last."""
+        if token.error is None:
+            if not row.logprobs:
+                row.weight_version = self.weight_version
+                self._found += row.n_found
+            row.context.append(token.token_id)
+            row.logprobs.append(token.logprob)
+            self._generated += 1
+            if row.request.stop is None and row.loops is None and row.thought is None:
+                token.finish_reason = plain_reason(row.request, token.token_id, row.n_generated)
+            else:
+                token = self._look(row, token)
+        token.n_found = row.n_found
+        return token
+
+    def _look(self, row: Row, token: Token) -> Token:
+        """What the row's whole answer says about its end, and that of its thought."""
+        answer = row.answer
+        if row.thought is not None:
+            row.thought.push(answer)
+        try:
+            token.finish_reason = finish_reason(row.request, answer, row.loops)
+        except EngineError as error:
+            return _failed(row, error)
+        return token
+
+    def _draft(self, hidden_ND: Tensor | None) -> None:
+        """Guesses for the next step, for the rows that go on."""
+        assert self._batch is not None
+        on = [(i, row) for i, row in enumerate(self._batch.rows) if row.slot >= 0 and row.request.id in self._scheduler]
+        rows = [row for _, row in on]
+        if self._lookup is not None:
+            self._lookup.draft(rows)
+        elif rows:
+            assert self._runner.own_head is not None
+            assert hidden_ND is not None
+            n_new = [len(row.context) - 1 - int(self._started[i]) for i, row in on]
+            places = [self._batch.firsts[i] + j for (i, _), n in zip(on, n_new, strict=True) for j in range(n)]
+            self._runner.own_head.draft(rows, hidden_ND[places], n_new)
 
 
 def _failed(row: Row, error: EngineError) -> Token:

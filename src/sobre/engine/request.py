@@ -133,6 +133,8 @@ class Request:
     """Given when the prompt leaves a thought open."""
     cache_key: str = ""
     """What this request computes is found again by requests of the same key alone."""
+    speculate: bool = True
+    """Guess tokens ahead, where the engine does; the answer is the same."""
 
 
 @dataclass(slots=True)

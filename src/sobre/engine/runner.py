@@ -5,13 +5,14 @@ cells of the cache (B * P).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
+from sobre.engine.drafting import OwnHead, SecondToken
 from sobre.engine.scheduler import Piece, Plan, Row
 from sobre.models.cache import BlockTables, KVCache, PagedCache
 from sobre.models.config import BLOCK, ModelConfig, MoEConfig
@@ -33,10 +34,15 @@ class Model(Protocol):
 class Runner:
     """Owns the cache and the routes; counts what it computes."""
 
-    def __init__(self, model: Model, cfg: EngineConfig, max_len: int, n_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, cfg: EngineConfig, max_len: int, n_blocks: int, run_seed: int, device: torch.device
+    ) -> None:
         self.model, self.device, self.chunk = model, device, cfg.prefill_tokens
         self.tables = BlockTables(cfg.max_batch, max_len, device)
-        self.cache = PagedCache(model.cfg, self.tables, n_blocks, model.dtype)
+        own_head = cfg.speculate and model.cfg.n_mtp > 0
+        n_layers = model.cfg.n_layers + own_head
+        self.cache = PagedCache(model.cfg, self.tables, n_blocks, model.dtype, n_layers=n_layers)
+        self.own_head = OwnHead(cast(SecondToken, model), self.cache, run_seed, device) if own_head else None
         self.routes_LMA = _route_store(model.cfg, cfg, n_blocks, device)
         self.n_prefilled = self.n_decoded = 0
         self._prefill_flops = 0.0
@@ -55,21 +61,25 @@ class Runner:
         """Bring the cache to where the plan's rows can decode."""
         for row in plan.placed:
             self.tables.place(row.slot, row.blocks)
-        for step in pack(plan.pieces, self.chunk, self.device):
-            self._keep_routes(step, self.model(step, self.cache))
+        for pieces in pack(plan.pieces, self.chunk):
+            step = _step(pieces, self.device)
+            output = self.model(step, self.cache)
+            self._keep_routes(step, output)
+            if self.own_head is not None:
+                self.own_head.read(step, output.hidden_ND, pieces)
             self.n_prefilled += step.tokens_N.numel()
             self._prefill_flops += forward_flops(self.model.cfg, step.lengths, starts=step.starts, n_logits=0)
         for source, target in plan.copies:
             self._copy(source, target)
 
-    def decode(self, batch: Batch) -> Tensor:
-        """logits_RV of the token after each row's last."""
+    def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """logits_NV of the token after each place, and the hidden_ND that they came of."""
         step = batch.step()
         output = self.model(step, self.cache)
         self._keep_routes(step, output)
-        self.n_decoded += len(batch.rows)
-        self._n_attended += int(batch.positions_R.sum()) + len(batch.rows)
-        return self.model.logits(output.hidden_ND)
+        self.n_decoded += step.tokens_N.numel()
+        self._n_attended += int(batch.positions_N.sum()) + step.tokens_N.numel()
+        return self.model.logits(output.hidden_ND), output.hidden_ND
 
     def routes(self, row: Row) -> Tensor | None:
         """routes_LTA of every token that the model read for this row."""
@@ -92,8 +102,8 @@ class Runner:
             self.routes_LMA[:, self.tables.cells_N(step)] = output.routes_LNA.to(self.routes_LMA.dtype)
 
 
-def pack(pieces: Sequence[Piece], chunk: int, device: torch.device) -> Iterator[StepInput]:
-    """Steps that compute these pieces, at most `chunk` tokens each, padding included.
+def pack(pieces: Sequence[Piece], chunk: int) -> Iterator[list[Piece]]:
+    """Groups of pieces for one forward pass each, at most `chunk` tokens, padding included.
 
     Pieces of like length go together, for attention pads to the longest of a step; those that begin a context go apart
     from those that continue one, for they need not read the cache.
@@ -101,11 +111,11 @@ def pack(pieces: Sequence[Piece], chunk: int, device: torch.device) -> Iterator[
     group: list[Piece] = []
     for piece in sorted(pieces, key=lambda piece: (piece.start > 0, piece.length)):
         if group and ((len(group) + 1) * piece.length > chunk or (group[0].start > 0) != (piece.start > 0)):
-            yield _step(group, device)
+            yield group
             group = []
         group.append(piece)
     if group:
-        yield _step(group, device)
+        yield group
 
 
 def _step(pieces: list[Piece], device: torch.device) -> StepInput:

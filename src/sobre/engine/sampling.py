@@ -92,13 +92,13 @@ def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) ->
         _filter(probs_RV, choice)
     if choice.all_greedy:
         tokens_R = logits_RV.argmax(-1)
-        return tokens_R, _pick(probs_RV, tokens_R).double().log()
+        return tokens_R, _log(_pick(probs_RV, tokens_R).double())
     uniforms_R = torch.from_numpy(uniforms(choice.keys_R, positions_R)).to(logits_RV.device)
     tokens_R, totals_R = invert(probs_RV, uniforms_R)
     if choice.greedy_R is not None:
         tokens_R = torch.where(choice.greedy_R, logits_RV.argmax(-1), tokens_R)
         totals_R = totals_R.masked_fill(choice.greedy_R, 1.0)  # as when all are greedy, to the last bit
-    return tokens_R, (_pick(probs_RV, tokens_R) / totals_R).log()
+    return tokens_R, _log(_pick(probs_RV, tokens_R) / totals_R)
 
 
 def invert(weights_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,6 +163,11 @@ def model_logprobs(logits_V: Tensor, n_top: int) -> tuple[Tensor, list[tuple[int
     logprobs_V = logits_V.double().log_softmax(-1)
     top = logprobs_V.topk(min(n_top, len(logprobs_V)))
     return logprobs_V, list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+
+
+def _log(x_R: Tensor) -> Tensor:
+    """Logarithms whose bits do not depend on how many there are: a library treats a vector's rest in another way."""
+    return F.pad(x_R, (0, -len(x_R) % 16), value=1.0).log()[: len(x_R)]
 
 
 def _pick(probs_RV: Tensor, tokens_R: Tensor) -> Tensor:

@@ -20,6 +20,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T (+ b), with W stored (out, in)."""
+    return F.linear(x, weight, bias)
+
+
+def router_scores(x_ND: Tensor, weight_ED: Tensor, score: str) -> Tensor:
+    """How well each expert fits each token: sigmoid or softmax of its affinities, in float32 whatever comes in."""
+    affinities_NE = F.linear(x_ND.float(), weight_ED.float())
+    return affinities_NE.sigmoid() if score == "sigmoid" else affinities_NE.softmax(-1)
+
+
+def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
+    """Every head of every token times the matrix of its head: y_NHW."""
+    return torch.bmm(x_NHK.transpose(0, 1), weight_HKW).transpose(0, 1)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202), in float32 at least."""
     return (F.silu(_widen(gate)) * _widen(up)).to(gate.dtype)
@@ -52,6 +68,15 @@ def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Seque
         probs_HTT = scores_HTT.masked_fill(torch.ones_like(scores_HTT[0], dtype=torch.bool).triu(1), -torch.inf)
         outs_THW.append(torch.einsum("hts,shw->thw", probs_HTT.softmax(-1), _widen(v_THW)))
     return torch.cat(outs_THW).to(v_NGW.dtype)
+
+
+def cached_attention(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGW: Tensor, later_RTS: Tensor, scale: float) -> Tensor:
+    """Attention of new tokens to cached ones; `later_RTS` is minus infinity where a token must not look, else 0."""
+    n_repeats = q_RTHK.shape[2] // k_RSGK.shape[2]
+    k_RSHK, v_RSHW = k_RSGK.repeat_interleave(n_repeats, dim=2), v_RSGW.repeat_interleave(n_repeats, dim=2)
+    scores_RHTS = torch.einsum("rthk,rshk->rhts", _widen(q_RTHK), _widen(k_RSHK)) * scale
+    probs_RHTS = (scores_RHTS + later_RTS.unsqueeze(1)).softmax(-1)
+    return torch.einsum("rhts,rshw->rthw", probs_RHTS, _widen(v_RSHW)).to(q_RTHK.dtype)
 
 
 def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence[int]) -> Tensor:

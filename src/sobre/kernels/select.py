@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sobre.errors import ConfigError
-from sobre.kernels import attention, loss, moe, pointwise, reference
+from sobre.kernels import attention, cached, loss, moe, pointwise, reference, tiled
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,21 @@ class Kernel:
 KERNELS: tuple[Kernel, ...] = (
     Kernel("rms_norm", "fused", pointwise.rms_norm, reason="one autograd node, half the passes"),
     Kernel("rms_norm", "reference", reference.rms_norm),
+    Kernel("rms_norm", "tiled", tiled.rms_norm, reason="the same bits in every batch"),
     Kernel("swiglu", "fused", pointwise.swiglu, reason="no float32 copies"),
     Kernel("swiglu", "reference", reference.swiglu),
+    Kernel("swiglu", "tiled", tiled.swiglu, reason="the same bits in every batch"),
     Kernel("rope", "fused", pointwise.rope, reason="one complex product, one autograd node"),
     Kernel("rope", "reference", reference.rope),
+    Kernel("linear", "reference", reference.linear, reason="the library's product"),
+    Kernel("linear", "tiled", tiled.linear, reason="the same bits in every batch"),
+    Kernel("router_scores", "reference", reference.router_scores, reason="the library's product"),
+    Kernel("router_scores", "tiled", tiled.router_scores, reason="the same bits in every batch"),
+    Kernel("heads_linear", "reference", reference.heads_linear, reason="the library's product"),
+    Kernel("heads_linear", "tiled", tiled.heads_linear, reason="the same bits in every batch"),
+    Kernel("cached_attention", "batched", cached.cached_attention, reason="keys are read where they lie"),
+    Kernel("cached_attention", "reference", reference.cached_attention),
+    Kernel("cached_attention", "tiled", tiled.cached_attention, reason="the same bits in every batch"),
     Kernel(
         "causal_attention",
         "block",
@@ -56,6 +67,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("grouped_linear", "reference", reference.grouped_linear),
     Kernel("moe_ffn", "routed", moe.moe_ffn, ("cpu",), reason="one sort, one autograd node, padded row counts"),
     Kernel("moe_ffn", "reference", reference.moe_ffn),
+    Kernel("moe_ffn", "tiled", tiled.moe_ffn, reason="the same bits in every batch"),
     Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
 )
@@ -130,6 +142,26 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
     """Rotate pairs of the last dimension by the angle of each token."""
     return _kernel("rope", x_NHR)(x_NHR, cos_NR2, sin_NR2, interleaved)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T (+ b), with W stored (out, in)."""
+    return _kernel("linear", x)(x, weight, bias)
+
+
+def router_scores(x_ND: Tensor, weight_ED: Tensor, score: str) -> Tensor:
+    """How well each expert fits each token: sigmoid or softmax of its affinities, in float32."""
+    return _kernel("router_scores", x_ND)(x_ND, weight_ED, score)
+
+
+def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
+    """Every head of every token times the matrix of its head."""
+    return _kernel("heads_linear", x_NHK)(x_NHK, weight_HKW)
+
+
+def cached_attention(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGW: Tensor, later_RTS: Tensor, scale: float) -> Tensor:
+    """Attention of new tokens to cached ones."""
+    return _kernel("cached_attention", q_RTHK)(q_RTHK, k_RSGK, v_RSGW, later_RTS, scale)
 
 
 def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Sequence[int], scale: float) -> Tensor:

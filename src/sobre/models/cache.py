@@ -24,6 +24,9 @@ from sobre.models.step import StepInput
 class KVCache(Protocol):
     """Where attention keeps what it must not compute again."""
 
+    reads_fresh: bool
+    """Whether attention reads even what a step that begins at 0 has just written: one way of computing for all."""
+
     def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> None:
         """Store the entries of the step's tokens at their positions."""
 
@@ -79,6 +82,7 @@ class PagedCache:
     def __init__(
         self, cfg: ModelConfig, tables: BlockTables, n_blocks: int, dtype: torch.dtype, *, n_layers: int = 0
     ) -> None:
+        self.reads_fresh = False
         self.tables, self.width = tables, cfg.attention.cache_dim
         shape = (n_layers or cfg.n_layers, n_blocks, BLOCK * self.width)
         self.entries_LB = torch.zeros(shape, dtype=dtype, device=tables.device)

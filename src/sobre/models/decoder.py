@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sobre.errors import ConfigError
+from sobre.kernels import select
 from sobre.models.cache import KVCache
 from sobre.models.config import DenseConfig, GQAConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.ffn import SwiGLU
@@ -135,17 +136,20 @@ class Decoder(nn.Module):
                 routings.append(routing)
         return _output(self.norm(x_ND), routings, step, self.cfg)
 
-    def predict_second(self, hidden_ND: Tensor, next_tokens_N: Tensor, step: StepInput) -> StepOutput:
-        """The MTP module: hidden states that predict the token after `next_tokens_N`, without a cache."""
+    def predict_second(
+        self, hidden_ND: Tensor, next_tokens_N: Tensor, step: StepInput, cache: KVCache | None = None
+    ) -> StepOutput:
+        """The MTP module: hidden states that predict the token after `next_tokens_N`. In a cache it is layer n_layers;
+        its entries stand at the positions of the hidden states."""
         assert self.mtp is not None, "the config has n_mtp = 0"
         embed_ND = self.mtp.embed_norm(self.embed(next_tokens_N).to(self.dtype))
         x_ND = self.mtp.proj(torch.cat([embed_ND, self.mtp.hidden_norm(hidden_ND)], -1))
-        x_ND, routing = self.mtp.block(x_ND, self.rope(step.positions_N), step, None, None)
+        x_ND, routing = self.mtp.block(x_ND, self.rope(step.positions_N), step, cache, None)
         return _output(self.mtp.norm(x_ND), [] if routing is None else [routing], step, self.cfg)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV in float32."""
-        return torch.nn.functional.linear(hidden_ND, self.head_VD.to(hidden_ND.dtype)).float()
+        return select.linear(hidden_ND, self.head_VD.to(hidden_ND.dtype), None).float()
 
     def computing_in(self, dtype: torch.dtype) -> "Decoder":
         """The same weights under another compute dtype: a second view of this module, not a copy."""

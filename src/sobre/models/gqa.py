@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.models.cache import KVCache
-from sobre.models.cached_attention import cached_attention
 from sobre.models.config import GQAConfig, LightningConfig, ModelConfig
 from sobre.models.layers import Linear, RMSNorm
 from sobre.models.rope import softmax_factor
@@ -50,12 +49,12 @@ class GQA(nn.Module):
         if cache is not None:
             entry_NC = torch.cat([k_NGK.flatten(1), v_NGK.flatten(1)], -1)
             cache.write(self.layer, F.pad(entry_NC, (0, self.unused)) if self.unused else entry_NC, step)
-        if cache is None or step.is_fresh:
+        if cache is None or (step.is_fresh and not cache.reads_fresh):
             out_NHK = select.causal_attention(q_NHK, k_NGK, v_NGK, step.lengths, self.scale)
         else:
             entries_RSC = cache.read(self.layer, step)[..., : gqa.cache_dim].to(x_ND.dtype)
             kv_RS2GK = entries_RSC.unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
-            out_RTHK = cached_attention(
+            out_RTHK = select.cached_attention(
                 step.pad(q_NHK), kv_RS2GK[:, :, 0], kv_RS2GK[:, :, 1], step.later_RTS, self.scale
             )
             out_NHK = step.unpad(out_RTHK)

@@ -5,7 +5,6 @@ compute over float32 weights and plain float32 alike; autograd brings the gradie
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sobre.kernels import select
@@ -21,7 +20,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return select.linear(x, self.weight.to(x.dtype), bias)
 
 
 class RMSNorm(nn.Module):

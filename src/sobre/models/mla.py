@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.models.cache import KVCache
-from sobre.models.cached_attention import cached_attention
 from sobre.models.config import MLAConfig, ModelConfig
 from sobre.models.indexer import Indexer
 from sobre.models.layers import Linear, RMSNorm
@@ -63,7 +62,7 @@ class MLA(nn.Module):
             entry_NC = torch.cat([entry_NC, self.index.key(x_ND, rope)], -1)
         if cache is not None:
             cache.write(self.layer, entry_NC, step)
-        fresh = cache is None or step.is_fresh
+        fresh = cache is None or (step.is_fresh and not cache.reads_fresh)
         chooses = mla.indexer is not None and step.context > mla.indexer.n_keys
         if fresh and not chooses:
             out_NHW = self._naive(q_NHP, q_rope_NHr, latent_NC, k_rope_Nr, step)
@@ -92,9 +91,9 @@ class MLA(nn.Module):
         mla = self.cfg
         kv_up_HC = self.kv_up.weight.to(q_NHP.dtype).unflatten(0, (mla.n_heads, mla.nope_dim + mla.v_dim))
         k_up_HPC, v_up_HWC = kv_up_HC.split([mla.nope_dim, mla.v_dim], 1)
-        q_NHC = torch.bmm(q_NHP.transpose(0, 1), k_up_HPC).transpose(0, 1)
+        q_NHC = select.heads_linear(q_NHP, k_up_HPC)
         entries_RS1C = entries_RSC.unsqueeze(2)
         q_RTHC = step.pad(torch.cat([q_NHC, q_rope_NHr], -1))
-        out_RTHC = cached_attention(q_RTHC, entries_RS1C, entries_RS1C[..., : mla.kv_rank], bias_RTS, self.scale)
+        out_RTHC = select.cached_attention(q_RTHC, entries_RS1C, entries_RS1C[..., : mla.kv_rank], bias_RTS, self.scale)
         out_NHC = step.unpad(out_RTHC)
-        return torch.bmm(out_NHC.transpose(0, 1), v_up_HWC.transpose(1, 2)).transpose(0, 1)
+        return select.heads_linear(out_NHC, v_up_HWC.transpose(1, 2))

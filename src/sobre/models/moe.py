@@ -12,7 +12,6 @@ Shapes: N tokens, R sequences, D width, E experts, A active experts, F expert wi
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sobre.kernels import select
@@ -58,8 +57,7 @@ class Router(nn.Module):
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> Routing:
         """Route every token; `experts_NA`, if given, replaces the choice and keeps the weights' gradient."""
-        affinities_NE = F.linear(x_ND.float(), self.weight_ED.float())
-        scores_NE = affinities_NE.sigmoid() if self.cfg.score == "sigmoid" else affinities_NE.softmax(-1)
+        scores_NE = select.router_scores(x_ND, self.weight_ED, self.cfg.score)
         if experts_NA is None:
             experts_NA = self._choose(scores_NE.detach())
         weights_NA = scores_NE.gather(-1, experts_NA)

@@ -1,0 +1,49 @@
+"""`EngineConfig.deterministic`: the same bits for a request, whatever runs beside it.
+
+Every product of the model gets a fixed shape (kernels/tiled.py), every token attends through the cache and never by the
+shorter way of a fresh prompt. That a row of a product does not depend on its neighbours is the library's doing, and is
+tried here on every shape of the model, once, when the engine is made.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from sobre.errors import ConfigError
+from sobre.kernels import select, tiled
+from sobre.models.indexer import Indexer
+from sobre.models.lightning import Lightning
+
+KERNELS = {
+    **dict.fromkeys(
+        ("rms_norm", "linear", "heads_linear", "router_scores", "swiglu", "cached_attention", "moe_ffn"), "tiled"
+    ),
+    "rope": "reference",  # products and sums one by one; a complex product adds in one step or two, as it comes
+}
+
+
+@contextmanager
+def fixed_shapes() -> Iterator[None]:
+    """Compute these operations with fixed shapes inside the block."""
+    with ExitStack() as stack:
+        for op, name in KERNELS.items():
+            stack.enter_context(select.override(op, name))
+        yield
+
+
+def check_rows(model: object) -> None:
+    """Raise ConfigError where this machine's products make a row depend on its neighbours."""
+    if not isinstance(model, nn.Module):
+        return
+    if any(isinstance(module, Indexer | Lightning) for module in model.modules()):
+        raise ConfigError(
+            "engine.deterministic: there are no fixed-shape forms of an indexer or of lightning attention"
+        )
+    shapes = {(p.shape[-1], p.shape[-2], p.dtype, p.device) for p in model.parameters() if p.ndim > 1}
+    for n_in, n_out, dtype, device in sorted(shapes, key=str):
+        if not tiled.rows_are_independent(n_in, n_out, dtype, device):
+            raise ConfigError(
+                f"engine.deterministic: on this machine a product of {tiled.TILE} rows of {n_in} with {n_in} x {n_out}"
+                f" in {dtype} gives a row other bits at another place; run with another number of threads, or without"
+            )
