@@ -1,5 +1,7 @@
 """What an engine may hold at once. No torch here."""
 
+from typing import Literal
+
 from sobre.config.base import config
 from sobre.errors import ConfigError
 
@@ -22,6 +24,9 @@ class EngineConfig:
     speculate: bool = False
     """Guess tokens ahead with the model's MTP module, or from the context when it has none, and check several at
     once."""
+    weights: Literal["model", "int8", "int4"] = "model"
+    """The model's own, or its matrices in 8 bits (a scale per channel) or 4 (per group of 32), on CPUs; the rest then
+    computes in bfloat16."""
     deterministic: bool = False
     """The same bits for a request whatever runs beside it, found in the prefix cache or not, guessed ahead or not."""
     return_routes: bool = False
@@ -32,6 +37,8 @@ class EngineConfig:
             raise ConfigError(f"engine.max_batch={self.max_batch} must be at least 1")
         if self.max_len < 0:
             raise ConfigError(f"engine.max_len={self.max_len} must be at least 1, or 0 for the model's own")
+        if self.deterministic and self.weights != "model":
+            raise ConfigError(f"engine.deterministic has no fixed-shape products for engine.weights={self.weights!r}")
         if self.cache_tokens < 0:
             raise ConfigError(f"engine.cache_tokens={self.cache_tokens} must be at least 1, or 0 for all that may come")
         if self.prefill_tokens < 1:

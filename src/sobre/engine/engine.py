@@ -26,7 +26,7 @@ from sobre.engine.runner import Model, Runner
 from sobre.engine.sampling import model_logprobs, sample
 from sobre.engine.scheduler import Row, Scheduler
 from sobre.engine.shaping import shape
-from sobre.engine.weights import refresh, rounded
+from sobre.engine.weights import prepared, refresh
 from sobre.errors import ConfigError, EngineError, PromptTooLong
 from sobre.models.config import BLOCK
 
@@ -68,7 +68,7 @@ class Engine:
         self._device = _device(model)
         n_blocks = _n_blocks(cfg, self.max_len)
         self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens, n_blocks, finds_prefixes=cfg.prefix_cache)
-        self._runner = Runner(rounded(model), cfg, self.max_len, n_blocks, run_seed, self._device)
+        self._runner = Runner(prepared(model, cfg.weights), cfg, self.max_len, n_blocks, run_seed, self._device)
         if cfg.deterministic:
             check_rows(self._runner.model)
             self._runner.cache.reads_fresh = True
@@ -163,6 +163,8 @@ class Engine:
 
     def weights_changed(self) -> None:
         """The weights are others now: what the old ones cached is computed anew. Call it after each update."""
+        if self.cfg.weights != "model":
+            raise EngineError(f"engine.weights={self.cfg.weights!r} were made once; build a new engine for new weights")
         self.weight_version += 1
         refresh(self._runner.model, self.model)
         self._scheduler.requeue()

@@ -1,4 +1,4 @@
-"""The weights that the engine computes with: the model's own, or a copy rounded once to the dtype of compute.
+"""The weights that the engine computes with: the model's own, a copy rounded once to its dtype, or quantised.
 
 A decoder that computes in bfloat16 over float32 masters rounds every matrix at every use: nothing beside a training
 step, most of a decode step. So the engine rounds once per change of the weights. The rounding is the same, hence
@@ -6,11 +6,24 @@ the numbers are the same to the last bit. What the model keeps in float32 (norms
 """
 
 import copy
+from typing import Literal
 
 import torch
 from torch import nn
 
 from sobre.engine.runner import Model
+from sobre.errors import EngineError
+from sobre.models.decoder import Decoder
+from sobre.models.quantised import quantised
+
+
+def prepared(model: Model, kind: Literal["model", "int8", "int4"]) -> Model:
+    """What the engine runs: `rounded`, or a quantised twin, which no `refresh` can follow."""
+    if kind == "model":
+        return rounded(model)
+    if not isinstance(model, Decoder):
+        raise EngineError(f"engine.weights={kind!r} needs a decoder with weights, not {type(model).__name__}")
+    return quantised(model, kind)
 
 
 def rounded(model: Model) -> Model:

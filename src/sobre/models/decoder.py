@@ -116,13 +116,13 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.layers = nn.ModuleList(Block(cfg, layer, dispatch) for layer in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
-        self.head = None if cfg.tied else Linear(cfg.d_model, cfg.vocab_size)
+        self.head: nn.Module | None = None if cfg.tied else Linear(cfg.d_model, cfg.vocab_size)
         self.mtp = MTP(cfg, dispatch) if cfg.n_mtp else None
 
     @property
     def head_VD(self) -> Tensor:
         """The output head's weight (the embedding's, when tied), in its own dtype."""
-        return self.embed.weight if self.head is None else self.head.weight
+        return self.embed.weight if not isinstance(self.head, Linear) else self.head.weight
 
     def forward(self, step: StepInput, cache: KVCache | None = None, routes_LNA: Tensor | None = None) -> StepOutput:
         """Run the step; `routes_LNA` replays experts chosen before (routing layers of the main model, in order)."""
@@ -149,7 +149,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV in float32."""
-        return select.linear(hidden_ND, self.head_VD.to(hidden_ND.dtype), None).float()
+        if self.head is not None:
+            return self.head(hidden_ND).float()
+        return select.linear(hidden_ND, self.embed.weight.to(hidden_ND.dtype), None).float()
 
     def computing_in(self, dtype: torch.dtype) -> "Decoder":
         """The same weights under another compute dtype: a second view of this module, not a copy."""

@@ -1,0 +1,96 @@
+"""Weights in 8 and 4 bits: the kernels against the plain formula, and what a model loses."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from sobre.engine.config import EngineConfig
+from sobre.engine.engine import Engine
+from sobre.engine.request import Request, SamplingParams
+from sobre.errors import ConfigError, EngineError
+from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.decoder import Decoder
+from sobre.models.quantised import GROUP, QuantisedLinear, quantised
+from sobre.models.step import StepInput
+
+SHAPES = {
+    "mla-moe": {
+        "attention": MLAConfig(n_heads=4, q_rank=32, kv_rank=32, nope_dim=8, rope_dim=16, v_dim=8),
+        "ffn": MoEConfig(n_experts=4, n_active=2, d_expert=32, d_ff=64),
+    },
+    "gqa-tied": {
+        "attention": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8),
+        "ffn": DenseConfig(d_ff=64),
+        "tied": True,
+    },
+}
+
+
+def build(kind, vocab_size=96):
+    decoder = Decoder(
+        ModelConfig(vocab_size=vocab_size, d_model=32, n_layers=2, max_len=64, init_std=0.15, **SHAPES[kind])
+    )
+    decoder.init_weights(1)
+    return decoder.eval()
+
+
+def rounded(weight_OI, bits):
+    """The weights that the codes stand for, by the plain formula."""
+    per = weight_OI.shape[1] if bits == "int8" else GROUP
+    top = 127 if bits == "int8" else 7
+    groups = weight_OI.unflatten(1, (-1, per))
+    scale = (groups.abs().amax(-1, keepdim=True) / top).bfloat16().float()
+    return ((groups / scale).round().clamp(-top - (bits == "int4"), top) * scale).flatten(1)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("n", [1, 7])
+def test_a_product_is_that_of_the_rounded_weights(bits, n):
+    generator = torch.Generator().manual_seed(0)
+    weight_OI, x_NI = torch.randn(48, 96, generator=generator), torch.randn(n, 96, generator=generator).bfloat16()
+    bias_O = torch.randn(48, generator=generator)
+    got = QuantisedLinear(weight_OI, bias_O, bits)(x_NI)
+    exact = x_NI.float() @ rounded(weight_OI, bits).T + bias_O.bfloat16().float()
+    assert got.dtype == torch.bfloat16
+    assert_close(got.float(), exact, rtol=0, atol=0.15)
+    assert (got.float() - exact).norm() / exact.norm() < 5e-3
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_eight_bits_lose_little_and_four_bits_more(kind):
+    model = build(kind)
+    step = StepInput(torch.randint(96, (40,), generator=torch.Generator().manual_seed(0)), (40,))
+    with torch.no_grad():
+        own = model.logits(model(step).hidden_ND).log_softmax(-1)
+
+        def divergence(bits):
+            twin = quantised(model, bits)
+            return float((own.exp() * (own - twin.logits(twin(step).hidden_ND).log_softmax(-1))).sum(-1).mean())
+
+        assert 0 < divergence("int8") < 2e-3 < divergence("int4") < 0.1
+    assert model.dtype is torch.float32
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_an_engine_decodes_with_them(kind):
+    model = build(kind)
+    requests = [Request(str(i), (i, 2, 3), SamplingParams(max_tokens=5, temperature=0.0)) for i in range(3)]
+    engine = Engine(model, EngineConfig(weights="int8", max_batch=3))
+    twin = quantised(model, "int8")
+    for asked, got in zip(requests, engine.generate(requests), strict=True):
+        context = torch.tensor([*asked.prompt_ids, *got.token_ids])
+        with torch.no_grad():
+            logits = twin.logits(twin(StepInput(context, (len(context),))).hidden_ND)[2:-1]
+        chosen = logits.gather(1, torch.tensor(got.token_ids)[:, None])[:, 0]
+        assert (logits.amax(1) - chosen < 0.05).all()  # bfloat16 rounds the two ways of attention apart
+    with pytest.raises(EngineError, match="build a new engine"):
+        engine.weights_changed()
+
+
+def test_shapes_that_the_kernels_do_not_take_are_refused_by_name():
+    with pytest.raises(ConfigError, match=r"int4 takes matrices .* head.weight has 32 and 90; int8 takes any"):
+        quantised(build("mla-moe", vocab_size=90), "int4")
+    quantised(build("mla-moe", vocab_size=90), "int8")
+    with pytest.raises(ConfigError, match="no fixed-shape products for engine.weights='int8'"):
+        EngineConfig(deterministic=True, weights="int8")
