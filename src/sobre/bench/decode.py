@@ -2,7 +2,8 @@
 
 Equal lengths: every request gets the same number of new tokens. Spread ends: each its own number; our engine retires
 finished rows, while a batch of transformers runs to its longest row; only tokens that were asked for count, on both
-sides. What is compared before: greedy tokens, up to the first difference in each row, which must be a tie.
+sides. What is compared before: greedy tokens, up to the first difference in each row, which must be a tie. Beside them
+our engine with quantised weights and with fixed shapes, against itself.
 """
 
 import random
@@ -19,11 +20,18 @@ from sobre.bench.config import DecodeBench
 from sobre.bench.result import Result, checked
 from sobre.bench.timing import Say, Work, as_json, interleave, medians, ratio
 from sobre.config.load import to_dict
+from sobre.errors import ConfigError
 from sobre.models.checkpoint import load_model, save_model
 from sobre.models.decoder import Decoder
 
 TIE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Two tokens whose logits are nearer than this may swap places."""
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "deterministic": ("float32", {"deterministic": True}),
+    "int8": ("bfloat16", {"weights": "int8"}),
+    "int4": ("bfloat16", {"weights": "int4"}),
+}
+"""What else our engine can do: compared with itself in the dtype given, at equal lengths."""
 CHECKED_ROWS = 8
 PROBE = 4
 """New tokens of the trial that chooses the peer's experts."""
@@ -60,9 +68,22 @@ def bench(cfg: DecodeBench, say: Say) -> Result:
             }
             works |= {f"{side} {ends} {batch} {dtype}": work for side, work in pair.items()}
             units |= {f"{side} {ends} {batch} {dtype}": float(sum(lengths)) for side in pair}
+    variants: list[tuple[str, str, float | None]] = []
+    for batch, (name, (dtype, options)) in product(cfg.batches, VARIANTS.items()):
+        if dtype not in cfg.dtypes:
+            continue
+        lengths, plain = new_tokens(cfg, "equal", batch), f"sobre equal {batch} {dtype}"
+        prompts = random_prompts(cfg, batch)
+        try:
+            work = ours.generation(mine[dtype], prompts, lengths, temperature=cfg.temperature, engine_options=options)
+        except ConfigError as error:
+            notes.append(f"{name} is left out: {error}")
+            continue
+        works[f"sobre {name} {batch}"], units[f"sobre {name} {batch}"] = work, float(sum(lengths))
+        variants.append((f"sobre {name} {batch}", plain, None))
     rounds = interleave(works, rounds=cfg.rounds, warmup=cfg.warmup, say=say)
     found = medians(rounds, units, "tokens")
-    pairs = [pair for ends, batch in product(ENDS, cfg.batches) for pair in _pairs(found, ends, batch)]
+    pairs = [pair for ends, batch in product(ENDS, cfg.batches) for pair in _pairs(found, ends, batch)] + variants
     body = {
         "rounds": as_json(rounds),
         "medians": found,

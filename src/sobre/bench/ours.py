@@ -3,8 +3,9 @@
 Shapes: B rows, T positions, N tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,11 +70,20 @@ def logits_at(model: Decoder, ids: Sequence[int]) -> Tensor:
 
 
 def generation(
-    model: Decoder, prompts: Sequence[Sequence[int]], n_new: Sequence[int], *, temperature: float = 0.0
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    n_new: Sequence[int],
+    *,
+    temperature: float = 0.0,
+    engine_options: Mapping[str, Any] = {},
 ) -> Work:
-    """Continue every prompt by its own number of tokens; returns them as a list of lists."""
+    """Continue every prompt by its own number of tokens; returns them as a list of lists.
+
+    Nothing is found again from one turn to the next, unless `engine_options` says so: every turn does the same work.
+    """
     room = max(len(prompt) + new for prompt, new in zip(prompts, n_new, strict=True))
-    engine = Engine(model, EngineConfig(max_batch=len(prompts), max_len=room))
+    sizes = {"max_batch": len(prompts), "max_len": room, "prefix_cache": False}
+    engine = Engine(model, EngineConfig(**(sizes | dict(engine_options))))
     requests = [
         Request(str(i), tuple(prompt), SamplingParams(max_tokens=new, temperature=temperature, seed=i))
         for i, (prompt, new) in enumerate(zip(prompts, n_new, strict=True))
