@@ -241,49 +241,55 @@ def _layer(cfg: ModelConfig, index: int, mine: dict[str, tuple[int, ...]]) -> La
     return Layer(attention=_attention(cfg, index, attn), ffn=_ffn(cfg, index, ffn), norms=norms)
 
 
-def _attention(cfg: ModelConfig, index: int, stored: dict[str, tuple[int, ...]]) -> AttentionPart:
+def _attention(cfg: ModelConfig, layer: int, stored: dict[str, tuple[int, ...]]) -> AttentionPart:
     attn = cfg.attention
     numbers = sum(map(prod, stored.values()))
     matrix = sum(prod(shape) for shape in stored.values() if len(shape) == 2)
     if isinstance(attn, MLAConfig):
+        indexer = attn.indexer
         return AttentionPart(
-            kind="sparse" if attn.indexer else "latent",
-            reach=attn.indexer.n_keys if attn.indexer else 0,
-            index_pair=2.0 * attn.indexer.n_heads * attn.indexer.dim if attn.indexer else 0.0,
+            kind="sparse" if indexer else "latent",
             n_heads=attn.n_heads,
             numbers=numbers,
             matrix=matrix,
             inner=attn.n_heads * 2 * (attn.qk_dim + attn.v_dim),
             pair=2.0 * attn.n_heads * (attn.qk_dim + attn.v_dim),
             pair_cached=2.0 * attn.n_heads * (attn.latent_dim + attn.kv_rank),
+            reach=indexer.n_keys if indexer else 0,
+            index_pair=2.0 * indexer.n_heads * indexer.dim if indexer else 0.0,
             cache=attn.cache_dim,
         )
-    if isinstance(attn, LightningConfig) and index in attn.full_layers:
-        attn = attn.full
     if isinstance(attn, LightningConfig):
+        if layer in attn.full_layers:
+            return _grouped(attn.full, numbers, matrix)
+        n_q = attn.n_heads * attn.head_dim
         return AttentionPart(
             kind="linear",
             n_heads=attn.n_heads,
             numbers=numbers,
             matrix=matrix,
-            inner=4 * attn.n_heads * attn.head_dim,
+            inner=4 * n_q,
             pair=0.0,
-            pair_cached=4.0 * attn.n_heads * attn.head_dim,
-            recurrent=4.0 * attn.n_heads * attn.head_dim**2,
-            cache=attn.cache_dim,
+            pair_cached=0.0,
+            recurrent=4.0 * n_q * attn.head_dim,
+            state=n_q * attn.head_dim,
         )
     if isinstance(attn, GQAConfig):
-        return AttentionPart(
-            kind="full",
-            n_heads=attn.n_heads,
-            numbers=numbers,
-            matrix=matrix,
-            inner=2 * (attn.n_heads + attn.n_kv_heads) * attn.head_dim,
-            pair=4.0 * attn.n_heads * attn.head_dim,
-            pair_cached=4.0 * attn.n_heads * attn.head_dim,
-            cache=attn.cache_dim,
-        )
+        return _grouped(attn, numbers, matrix)
     raise ConfigError(f"the planner cannot count attention of kind {attn.kind!r}")
+
+
+def _grouped(attn: GQAConfig, numbers: int, matrix: int) -> AttentionPart:
+    return AttentionPart(
+        kind="full",
+        n_heads=attn.n_heads,
+        numbers=numbers,
+        matrix=matrix,
+        inner=2 * (attn.n_heads + attn.n_kv_heads) * attn.head_dim,
+        pair=4.0 * attn.n_heads * attn.head_dim,
+        pair_cached=4.0 * attn.n_heads * attn.head_dim,
+        cache=attn.cache_dim,
+    )
 
 
 def _ffn(cfg: ModelConfig, index: int, stored: dict[str, tuple[int, ...]]) -> FeedForwardPart:

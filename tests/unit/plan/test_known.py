@@ -7,7 +7,15 @@ import pytest
 
 from sobre.config.load import to_json
 from sobre.errors import ConfigError
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import (
+    DenseConfig,
+    GQAConfig,
+    IndexerConfig,
+    LightningConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+)
 from sobre.plan import count
 from sobre.plan.known import known, model
 from sobre.plan.outline import outline
@@ -103,6 +111,22 @@ def test_an_outline_counts_as_the_model_itself_is_counted(cfg):
     assert drawn.decode_flops(23) == count.decode_flops(cfg, [23])
     assert drawn.cache_bytes_per_token() == count.cache_bytes_per_token(cfg)
     assert sum(drawn.by_part().values()) == drawn.total
+
+
+def test_sparse_and_linear_attention_are_outlined():
+    """A query of DeepSeek-V3.2 sees chosen keys, its indexer all of them; lightning layers keep a state, no keys."""
+    sparse = MLAConfig(q_rank=24, indexer=IndexerConfig(n_heads=2, dim=16, n_keys=8))
+    [layer] = outline(ModelConfig(vocab_size=96, d_model=32, n_layers=1, attention=sparse, ffn=DenseConfig())).layers
+    assert layer.attention.pairs(20) == sum(min(i + 1, 8) for i in range(20))
+    assert layer.attention.token_flops(100) == 8 * layer.attention.pair_cached + 100 * 2 * 2 * 16
+    mixed = ModelConfig(
+        vocab_size=96, d_model=32, n_layers=4, attention=LightningConfig(full_layers=(3,)), ffn=DenseConfig()
+    )
+    drawn = outline(mixed)
+    assert drawn.total == count.params(mixed).total
+    assert drawn.forward_flops(17) == pytest.approx(count.forward_flops(mixed, [17]))
+    grouped = next(layer.attention for layer in drawn.layers if layer.attention.kind == "full")
+    assert drawn.cache_numbers(1000) - drawn.cache_numbers(999) == grouped.cache
 
 
 def test_an_unknown_model_lists_the_near_ones():
