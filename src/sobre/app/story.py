@@ -99,6 +99,7 @@ def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float) -> 
         lr_scale=cfg.lr_scale,
         clip=cfg.clip,
         mtp_weight=cfg.mtp_weight,
+        precision=cfg.precision,
     )
 
 

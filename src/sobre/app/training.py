@@ -15,6 +15,7 @@ from sobre.app.session import Session, Spending
 from sobre.ledger.ledger import Entry
 from sobre.models.checkpoint import save_model
 from sobre.models.decoder import Decoder
+from sobre.models.low_precision import set_precision
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.optim.schedule import lr_scale as lr_at
@@ -23,6 +24,7 @@ from sobre.runtime.horizon import Horizon
 from sobre.runtime.run_folder import resume_line
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
+from sobre.train.config import Precision
 from sobre.train.loop import Source, Stage, StepRecord, dry_run, run_stage
 from sobre.train.losses import LossFn
 from sobre.train.state import load_state, save_state
@@ -167,11 +169,13 @@ class Job:
     clip: float
     mtp_weight: float = 0.0
     rebalance: bool = True
+    precision: Precision = "auto"
 
 
 def train(session: Session, name: str, model: Decoder, tokenizer: Tokenizer, job: Job) -> None:
     """Train `model` in place and write its folder; nothing to do when the stage is done."""
     optim = session.recipe.optim
+    set_precision(model, job.precision)
     names = dict(model.named_parameters())
     optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype)
     stage = Stage(

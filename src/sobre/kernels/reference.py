@@ -7,7 +7,7 @@ Shapes (docs/shapes.md): N tokens, D width, E experts, A active experts per toke
 width. In `rope` the last dimension is the rotary one, R wide, and R2 is its half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -86,16 +86,25 @@ def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence
 
 
 def moe_ffn(
-    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+    x_ND: Tensor,
+    experts_NA: Tensor,
+    weights_NA: Tensor,
+    gate_EFD: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    linear: Callable[..., Tensor] = grouped_linear,
 ) -> Tensor:
-    """Sum over the A experts of each token of weight * down(swiglu(gate(x), up(x))); no expert is ever full."""
+    """Sum over the A experts of each token of weight * down(swiglu(gate(x), up(x))); no expert is ever full.
+
+    `linear` is what multiplies the sorted rows, such as FP8's.
+    """
     n_experts, n_active = gate_EFD.shape[0], experts_NA.shape[1]
     order_M = experts_NA.flatten().argsort(stable=True)
     counts_E = experts_NA.flatten().bincount(minlength=n_experts)
     token_M = order_M // n_active
     x_MD = x_ND[token_M]
-    inner_MF = swiglu(grouped_linear(x_MD, gate_EFD, counts_E), grouped_linear(x_MD, up_EFD, counts_E))
-    y_MD = grouped_linear(inner_MF, down_EDF, counts_E) * weights_NA.flatten()[order_M, None]
+    inner_MF = swiglu(linear(x_MD, gate_EFD, counts_E), linear(x_MD, up_EFD, counts_E))
+    y_MD = linear(inner_MF, down_EDF, counts_E) * weights_NA.flatten()[order_M, None]
     return torch.zeros_like(x_ND, dtype=y_MD.dtype).index_add(0, token_M, y_MD).to(x_ND.dtype)
 
 

@@ -1,18 +1,24 @@
 """Which implementation of each operation runs: chosen once per (operation, device, dtype), stated, and overridable.
 
 The model calls the functions at the end of this page. `describe()` says what was chosen and why; `override(op, name)`
-forces one in tests and benchmarks, and asking for one that cannot run there is an error.
+forces one in tests and benchmarks, and asking for one that cannot run there is an error. Each choice is logged with the
+reasons of those that were preferred and cannot run.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sobre.errors import ConfigError
-from sobre.kernels import attention, cached, loss, moe, pointwise, reference, tiled
+from sobre.kernels import attention, cached, fp8, loss, moe, pointwise, reference, tiled
+from sobre.kernels.fp8 import Quantised
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,14 @@ class Kernel:
 
     op: str
     name: str
-    call: Callable[..., Tensor]
+    call: Callable[..., Any]
     devices: tuple[str, ...] = ()
     """Device types it runs on; empty means all."""
     dtypes: tuple[torch.dtype, ...] = ()
     """Element types it takes; empty means all."""
     reason: str = "the plain formula"
+    lacks: Callable[[], str | None] = lambda: None
+    """What this machine lacks for it (a library, a kind of GPU), or None."""
 
     def refuses(self, device: str, dtype: torch.dtype) -> str | None:
         """Why it cannot run there, or None."""
@@ -34,7 +42,7 @@ class Kernel:
             return f"runs on {', '.join(self.devices)}, not on {device}"
         if self.dtypes and dtype not in self.dtypes:
             return f"takes {', '.join(map(str, self.dtypes))}, not {dtype}"
-        return None
+        return self.lacks()
 
 
 # In order of preference: the first that does not refuse is taken.
@@ -70,23 +78,33 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("moe_ffn", "tiled", tiled.moe_ffn, reason="the same bits in every batch"),
     Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
+    Kernel("fp8_quantise", "reference", fp8.quantise),
+    Kernel("fp8_product", "reference", fp8.product),
+    Kernel("fp8_grouped_product", "reference", fp8.grouped_product),
 )
 OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))
 
-_chosen: dict[tuple[str, str, torch.dtype], Kernel] = {}
+_chosen: dict[tuple[str, str, torch.dtype], tuple[Kernel, str]] = {}
+"""With the reason, and why those before it cannot run."""
 _forced: dict[str, str] = {}
 
 
 def choose(op: str, device: str, dtype: torch.dtype) -> Kernel:
     """The kernel that runs `op` there."""
+    return _choose(op, device, dtype)[0]
+
+
+def _choose(op: str, device: str, dtype: torch.dtype) -> tuple[Kernel, str]:
+    refusals: list[str] = []
     for kernel in KERNELS:
         if kernel.op != op or (op in _forced and kernel.name != _forced[op]):
             continue
         refusal = kernel.refuses(device, dtype)
         if refusal is None:
-            return kernel
+            return kernel, "; ".join([kernel.reason, *refusals])
         if op in _forced:
             raise ConfigError(f"kernel {op}={kernel.name!r} {refusal}")
+        refusals.append(f"{kernel.name} {refusal}")
     raise ConfigError(f"no kernel for {op} on {device} in {dtype}; known operations: {', '.join(OPS)}")
 
 
@@ -108,8 +126,8 @@ def override(op: str, name: str) -> Iterator[None]:
 def describe() -> list[tuple[str, str, str]]:
     """(operation on device in dtype, implementation, reason) of everything chosen so far."""
     return [
-        (f"{op} on {device} in {str(dtype).removeprefix('torch.')}", kernel.name, kernel.reason)
-        for (op, device, dtype), kernel in sorted(_chosen.items(), key=str)
+        (f"{op} on {device} in {str(dtype).removeprefix('torch.')}", kernel.name, reason)
+        for (op, device, dtype), (kernel, reason) in sorted(_chosen.items(), key=str)
     ]
 
 
@@ -121,12 +139,13 @@ def _force(op: str, name: str | None) -> None:
         del _chosen[key]
 
 
-def _kernel(op: str, x: Tensor) -> Callable[..., Tensor]:
+def _kernel(op: str, x: Tensor) -> Callable[..., Any]:
     key = (op, x.device.type, x.dtype)
-    kernel = _chosen.get(key)
-    if kernel is None:
-        kernel = _chosen[key] = choose(*key)
-    return kernel.call
+    found = _chosen.get(key)
+    if found is None:
+        found = _chosen[key] = _choose(*key)
+        log.info("%s on %s in %s: %s (%s)", *key, found[0].name, found[1])
+    return found[0].call
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -184,3 +203,20 @@ def moe_ffn(
 def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Negative log-likelihood of each target under the output head, in float32."""
     return _kernel("linear_nll", hidden_ND)(hidden_ND, weight_VD, targets_N)
+
+
+def fp8_quantise(x_IK: Tensor, rows: int, power_of_two: bool) -> Quantised:
+    """E4M3 with a scale for each `rows` x 128 tile."""
+    return _kernel("fp8_quantise", x_IK)(x_IK, rows, power_of_two)
+
+
+def fp8_product(left: Quantised, right: Quantised, dtype: torch.dtype) -> Tensor:
+    """left right^T of two matrices in E4M3, summed in float32."""
+    return _kernel("fp8_product", left.values_IK)(left, right, dtype)
+
+
+def fp8_grouped_product(
+    left_MK: Quantised, rights_EOK: Sequence[Quantised], counts_E: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """Rows sorted by expert times the matrix of their expert, in E4M3."""
+    return _kernel("fp8_grouped_product", left_MK.values_IK)(left_MK, rights_EOK, counts_E, dtype)

@@ -8,10 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from sobre.kernels import select
+from sobre.kernels.fp8_linear import fp8_linear
+from sobre.train.config import Precision
 
 
 class Linear(nn.Module):
     """y = x W^T (+ b), with W stored (out, in)."""
+
+    precision: Precision = "auto"
+    """What training multiplies in (models/low_precision.py); auto is the dtype of the input."""
 
     def __init__(self, n_in: int, n_out: int, bias: bool = False) -> None:
         super().__init__()
@@ -20,6 +25,9 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.precision != "auto" and self.training:
+            y = fp8_linear(x, self.weight, power_of_two=self.precision == "fp8-power-of-two")
+            return y if bias is None else y + bias
         return select.linear(x, self.weight.to(x.dtype), bias)
 
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from sobre.kernels import select
+from sobre.kernels.fp8_linear import fp8_moe_ffn
 from sobre.models.config import MoEConfig
 from sobre.models.ffn import SwiGLU
 from sobre.models.step import StepInput
+from sobre.train.config import Precision
 
 
 class Routing(NamedTuple):
@@ -102,6 +104,9 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
+    precision: Precision = "auto"
+    """What training multiplies in (models/low_precision.py); auto is the dtype of the input."""
+
     def __init__(self, cfg: MoEConfig, d_model: int, dispatch: Dispatch, bias: bool = False) -> None:
         super().__init__()
         self.dispatch = dispatch
@@ -114,14 +119,13 @@ class MoE(nn.Module):
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
         routing = self.router(x_ND, step, experts_NA)
         dtype = x_ND.dtype
-        y_ND = self.dispatch(
-            x_ND,
-            routing.experts_NA,
-            routing.weights_NA,
-            self.gate_EFD.to(dtype),
-            self.up_EFD.to(dtype),
-            self.down_EDF.to(dtype),
-        )
+        masters = (self.gate_EFD, self.up_EFD, self.down_EDF)
+        if self.precision != "auto" and self.training:
+            power_of_two = self.precision == "fp8-power-of-two"
+            y_ND = fp8_moe_ffn(x_ND, routing.experts_NA, routing.weights_NA, *masters, power_of_two=power_of_two)
+        else:
+            stacked = (master.to(dtype) for master in masters)
+            y_ND = self.dispatch(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
         return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
 
 

@@ -1,7 +1,11 @@
 """How a stage of training runs. No torch here."""
 
+from typing import Literal
+
 from sobre.config.base import config
 from sobre.errors import ConfigError
+
+Precision = Literal["auto", "fp8", "fp8-power-of-two"]
 
 
 @config
@@ -20,6 +24,10 @@ class StageConfig:
     """Weight of the multi-token prediction loss (lambda); 0 leaves the module untrained."""
     clip: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down."""
+    precision: Precision = "auto"
+    """What matrices and experts multiply in: auto is what the machine is fastest in; fp8 is DeepSeek-V3's
+    (arXiv 2412.19437, 3.3), emulated on a CPU and slower there; power-of-two rounds its scales up, as V3.1 does, which
+    keeps the inputs for the backward pass in one byte."""
 
     def __post_init__(self) -> None:
         for key in ("batch_tokens", "micro_tokens"):
