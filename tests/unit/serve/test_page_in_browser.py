@@ -64,7 +64,7 @@ class Page:
         self.page.on("console", lambda said: self.problems.append(said.text) if said.type == "error" else None)
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(url)
-        self.page.wait_for_function("document.querySelector('#model').value")
+        self.page.wait_for_selector("#model option", state="attached")
 
     def ask(self, text):
         self.page.fill("#question", text)
@@ -96,9 +96,7 @@ def test_a_question_shows_the_thought_the_answer_and_their_figures(serving, writ
         one = tab(live.url)
         one.ask("3+4?")
         one.page.wait_for_selector("details.thinking[open] .thought:has-text('let')")
-        one.page.wait_for_function(
-            "/^Thinking… [0-9.]+ s, [0-9]+ tokens$/.test(document.querySelector('summary').textContent)"
-        )
+        one.page.locator("summary", has_text=re.compile(r"^Thinking… [0-9.]+ s, [0-9]+ tokens$")).wait_for()
         one.done()
         assert one.texts(".bubble") == ["3+4?"]
         assert one.texts(".answer strong") == ["7"]
@@ -175,7 +173,7 @@ def test_editing_and_regenerating_make_branches_that_survive_a_reload(serving, w
         assert one.texts(".bubble") == ["second"]
         assert live.engine.asked[-1].prompt_ids != live.engine.asked[0].prompt_ids
         one.page.reload()
-        one.page.wait_for_function("document.querySelector('#model').value")
+        one.page.wait_for_selector("#model option", state="attached")
         one.page.click("#open-side")
         one.page.click(".chat")
         assert one.texts(".bubble") == ["second"]
@@ -264,7 +262,7 @@ def test_a_server_with_keys_asks_for_one_and_keeps_it_in_the_tab(serving, writin
             page.wait_for_selector("#key-dialog[open]")
             page.fill("#key", key)
             page.keyboard.press("Enter")
-        page.wait_for_function("document.querySelector('#model').value")
+        page.wait_for_selector("#model option", state="attached")
         assert page.evaluate("Object.values(sessionStorage)") == ["the-key"]
         assert "the-key" not in page.evaluate("Object.values(localStorage).join()")
         page.context.close()
