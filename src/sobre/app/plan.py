@@ -27,6 +27,7 @@ from sobre.plan.layout import SCHEDULES
 from sobre.plan.outline import outline
 from sobre.plan.plan import Machine
 from sobre.plan.reasoning import DistillPlan, ReasoningPlan, rollout_seconds
+from sobre.plan.runs import Run, published
 from sobre.plan.schedule import Durations, bubble, order, simulate
 from sobre.plan.serving import serve
 from sobre.plan.solve import solve
@@ -87,8 +88,9 @@ class TrainOptions(ChipOptions):
     """Length of the sequences."""
     batch: str = ""
     """Tokens of a step, such as 4M."""
-    precision: str = "bf16"
-    """Of the matrix products: bf16 or fp8."""
+    precision: str = ""
+    """Of the matrix products: bf16 or fp8; bf16 if not said. A run that was published, asked for on its own chips with
+    none of these said, is planned with its published batch, precision and layout."""
     tensor: int | None = None
     pipeline: int | None = None
     expert: int | None = None
@@ -279,8 +281,10 @@ def _buy(options: BuyOptions) -> None:
 
 
 def _train(options: TrainOptions) -> None:
-    plan = training_plan(options)
+    plan, run = training_plan(options), as_published(options)
     print(json.dumps(plan.to_dict()) if options.json else show.training(plan))
+    if run is not None and not options.json:
+        print(f"note: batch, precision and layout as published ({run.source}), which took {run.hours:,.0f} hours")
 
 
 def _page(options: PageOptions) -> None:
@@ -291,19 +295,33 @@ def _page(options: PageOptions) -> None:
     print(json.dumps(plan.to_dict()) if options.json else f"wrote {path}")
 
 
+LAYOUT_FLAGS = ("tensor", "pipeline", "expert", "zero", "schedule", "recompute")
+
+
+def as_published(options: TrainOptions) -> Run | None:
+    """The published run that is asked for: its model on its chips, with nothing said of how it is to be trained."""
+    if options.batch or options.precision or any(getattr(options, name) is not None for name in LAYOUT_FLAGS):
+        return None
+    asked = (options.model, options.chip, options.chips, context(options.seq, "--seq"))
+    same = (run for run in published() if (run.name, run.chip, run.chips, run.seq_len) == asked)
+    return next(same, None)
+
+
 def training_plan(options: TrainOptions) -> TrainingPlan:
     """The plan that the flags ask for."""
-    wanted = model(options.model)
-    names = ("tensor", "pipeline", "expert", "zero", "schedule", "recompute")
-    kept = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    wanted, run = model(options.model), as_published(options)
+    kept = {name: getattr(options, name) for name in LAYOUT_FLAGS if getattr(options, name) is not None}
+    if run is not None:
+        kept = run.layout | ({"recompute": run.recompute} if run.recompute else {})
+    batch = amount(options.batch, "--batch") if options.batch else 0
     return train(
         wanted,
         chip(options.chip, options.chips_file),
         tokens=amount(options.tokens, "--tokens") if options.tokens else 20.0 * wanted.active,
         chips=_positive(options.chips),
         seq_len=context(options.seq, "--seq"),
-        batch_tokens=amount(options.batch, "--batch") if options.batch else 0,
-        precision=options.precision,
+        batch_tokens=batch if run is None else run.batch_tokens,
+        precision=options.precision or ("bf16" if run is None else run.precision),
         fixed=kept,
     )
 

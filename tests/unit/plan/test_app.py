@@ -62,6 +62,19 @@ def test_a_recipe_s_own_model_is_laid_out(capsys):
     assert document["params_total"] > 1e5
 
 
+def test_a_published_run_on_its_own_chips_is_planned_as_published(capsys):
+    asked = "--model deepseek-v3 --tokens 14.8T --chip h800 --chips 2048 --json".split()
+    main(asked)
+    published = json.loads(capsys.readouterr().out)
+    main(
+        [*asked, "--precision", "fp8", "--batch", "62914560", "--tensor", "1", "--pipeline", "16", "--expert", "64"]
+        + ["--schedule", "dualpipe", "--zero", "1", "--recompute", "selective"]
+    )
+    assert json.loads(capsys.readouterr().out) == published
+    main([*asked, "--precision", "bf16"])
+    assert json.loads(capsys.readouterr().out)["gpu_hours"] > 1.2 * published["gpu_hours"]
+
+
 def test_a_student_costs_less_than_its_teacher_s_answers(capsys):
     assert main([*ASKED["distillation"].split(), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
