@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -19,6 +20,7 @@ from sobre.data.events import Events
 from sobre.data.sources import Chat, Document, read_chats, read_documents
 from sobre.eval.score import prompt_ids
 from sobre.kernels.precision import choose_matmul_precision
+from sobre.ledger.config import PriceConfig
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
 from sobre.runtime.device import Calibration, calibrate, choose_threads
@@ -41,34 +43,50 @@ def look(session: Session) -> Machine:
 
     The plan counts on its typical speed; shares of peak are taken of the best that was seen.
     """
-    path = session.folder.state / "calibration.json"
-    if not path.is_file():
+    path, processes = session.folder.state / "calibration.json", session.processes
+    if not processes.decide(path.is_file):
         threads = choose_threads()
-        write_json(session.folder.path / "environment.json", environment(threads))
-        write_json(path, calibrate(torch.device("cpu")).to_dict())
-    stored = json.loads(path.read_text())
+        found = calibrate(torch.device("cpu"))  # every process at the same time: they share the machine
+        if processes.is_first:
+            write_json(session.folder.path / "environment.json", environment(threads))
+            write_json(path, found.to_dict())
+    stored = processes.decide(lambda: json.loads(path.read_text()))
     torch.set_num_threads(stored["threads"])
     dtype = stored.pop("dtype")
     found = Calibration(**stored)
     session.peak_flops = found.peak(dtype)
     if dtype == "float32":
         choose_matmul_precision()
-    return Machine(name=found.name, dtype=dtype, peak_flops=found.flops(dtype), memory_bytes=memory_bytes())
+    return Machine(
+        name=found.name,
+        dtype=dtype,
+        peak_flops=found.flops(dtype),
+        memory_bytes=memory_bytes(),
+        n_devices=processes.count,
+    )
 
 
 def make_tokenizer(session: Session) -> Tokenizer:
     """Train the tokenizer on the run's own text, or load it."""
-    folder = session.folder.state / "tokenizer"
-    if not (folder / "tokenizer.json").is_file():
-        recipe = session.recipe
-        tokenizer = Tokenizer.train(_tokenizer_texts(recipe), recipe.tokenizer)
-        tokenizer.save(folder)
+    folder, recipe = session.folder.state / "tokenizer", session.recipe
+
+    def train() -> None:
+        if not (folder / "tokenizer.json").is_file():
+            Tokenizer.train(_tokenizer_texts(recipe), recipe.tokenizer).save(folder)
+
+    session.processes.decide(train)
     return Tokenizer.load(folder)
 
 
 def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer, *, data_tokens: int | None = None) -> Plan:
     """What the budget buys; written to plan.json. `data_tokens` is the size of the text, where it cannot grow."""
-    recipe = session.recipe
+    return session.processes.decide(lambda: _plan(session, machine, tokenizer, data_tokens))
+
+
+def _plan(session: Session, machine: Machine, tokenizer: Tokenizer, data_tokens: int | None) -> Plan:
+    recipe, rate = session.recipe, session.price
+    own = PriceConfig(usd_per_h=rate.usd_per_h, source=rate.source)  # of all machines together
+    recipe = replace(recipe, budget=replace(recipe.budget, price=own))
     if recipe.has_tasks:
         max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer))
         recipe = replace(recipe, model=replace(recipe.model, max_len=max_len))
@@ -87,9 +105,13 @@ def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer, *, data_
 
 def make_corpus(session: Session, plan: Plan, tokenizer: Tokenizer) -> Corpus:
     """The pretraining text in token shards; written to data.json for the report."""
-    recipe, folder = session.recipe, session.folder.state / "corpus"
-    if folder.is_dir():
-        return Corpus.open(folder)
+    folder = session.folder.state / "corpus"
+    session.processes.decide(lambda: None if folder.is_dir() else _write_corpus(session, plan, tokenizer, folder))
+    return Corpus.open(folder)
+
+
+def _write_corpus(session: Session, plan: Plan, tokenizer: Tokenizer, folder: Path) -> None:
+    recipe = session.recipe
     events = Events(recipe.data.on_bad_record)
     if recipe.data.paths:
         found: Iterator[Document] = read_documents(recipe.data.paths, recipe.data, events)
@@ -100,7 +122,6 @@ def make_corpus(session: Session, plan: Plan, tokenizer: Tokenizer) -> Corpus:
     corpus = prepare(found, tokenizer, folder, recipe.data, events=events, test_prompts=prompts)
     report = {**corpus.report, "generated": not recipe.data.paths}
     write_json(session.folder.path / "data.json", report)
-    return corpus
 
 
 def make_examples(session: Session, tokenizer: Tokenizer, max_len: int) -> ChatSamples:

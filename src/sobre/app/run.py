@@ -4,12 +4,17 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sobre.config.load import Layer, decode, to_dict
 from sobre.config.recipe import Recipe, load_recipe
+from sobre.errors import RunError
 from sobre.runtime.allocator import reexec_once
 from sobre.runtime.clock import process_age_s
-from sobre.runtime.run_folder import claim, find_unfinished, resume
+from sobre.runtime.run_folder import RunFolder, claim, find_unfinished, is_unfinished, resume
+
+if TYPE_CHECKING:
+    from sobre.runtime.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -30,24 +35,60 @@ def main(argv: list[str]) -> int:
     reexec_once()
     from sobre.app.session import Session  # torch from here on
     from sobre.app.story import tell
-    from sobre.report.story import story
     from sobre.runtime.console import Console
+    from sobre.runtime.processes import Processes
 
-    if options.resume:
-        given = None if recipe == Recipe() else to_dict(recipe)  # without a recipe, the folder's own goes on
-        folder = resume(options.out or find_unfinished(recipe.name, to_dict(recipe)), given)
-        recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), folder.config)])
-    else:
-        folder = claim(recipe.name, to_dict(recipe), out=options.out)
-    with Console() as console:
-        console.say(f"run {recipe.name} in {folder.path}")
-        session = Session.open(recipe, folder, console, head_start_s=0.0 if options.resume else process_age_s())
-        tell(session)
+    processes = Processes.start()
+    folder = _folder(recipe, options, processes)
+    recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), processes.decide(lambda: folder.config))])
+    with Console(quiet=not processes.is_first) as console:
+        console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
+        head_start_s = 0.0 if folder.resumed else process_age_s()
+        tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s))
+    processes.stop()
+    if processes.is_first:
+        _show(folder, options)
+    return 0
+
+
+def _folder(recipe: Recipe, options: RunOptions, processes: "Processes") -> RunFolder:
+    """The folder of the run: the first process takes it, the others are told where it is."""
+    taken: list[RunFolder] = []
+
+    def take() -> Path:
+        if options.resume or (processes.is_restart() and _is_begun(recipe, options)):
+            given = None if recipe == Recipe() else to_dict(recipe)  # without a recipe, the folder's own goes on
+            taken.append(resume(options.out or find_unfinished(recipe.name, to_dict(recipe)), given))
+        else:
+            taken.append(claim(recipe.name, to_dict(recipe), out=options.out))
+        return taken[0].path
+
+    path = processes.decide(take)
+    return taken[0] if taken else RunFolder.joined(path)
+
+
+def _is_begun(recipe: Recipe, options: RunOptions) -> bool:
+    """Whether the processes that failed had come as far as taking a folder."""
+    try:
+        return is_unfinished(options.out or find_unfinished(recipe.name, to_dict(recipe)))
+    except RunError:
+        return False
+
+
+def _crowd(processes: "Processes") -> str:
+    if processes.count == 1:
+        return ""
+    nodes = f" on {processes.n_nodes} machines" if processes.n_nodes > 1 else ""
+    return f": {processes.count} processes{nodes}"
+
+
+def _show(folder: RunFolder, options: RunOptions) -> None:
     report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     if options.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
         from rich.console import Console as Terminal
 
+        from sobre.report.story import story
+
         Terminal(file=sys.stdout).print(story(report, folder.path))
-    return 0

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sobre.config.recipe import Recipe
 from sobre.ledger.ledger import Entry, Ledger, bill
@@ -19,12 +20,13 @@ from sobre.runtime.energy import EnergyMeter
 from sobre.runtime.events import EventLog
 from sobre.runtime.files import write_json
 from sobre.runtime.metrics import Metrics, read_metrics
+from sobre.runtime.processes import Processes
 from sobre.runtime.run_folder import RunFolder
 
 
 @dataclass
 class Session:
-    """One run in one process."""
+    """One run, as one of its processes sees it: only the first one writes."""
 
     recipe: Recipe
     folder: RunFolder
@@ -35,39 +37,47 @@ class Session:
     ledger: Ledger
     metrics: Metrics
     price: Price
+    """Of all machines of the run."""
+    processes: Processes = field(default_factory=Processes)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     peak_flops: float | None = None
-    """Measured; known once the machine was calibrated."""
+    """Of one device, measured; known once the machine was calibrated."""
+    done: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Parts that are done, in order, and the meter at the end of each."""
 
     @classmethod
     def open(
-        cls, recipe: Recipe, folder: RunFolder, console: Console, *, clock: Clock | None = None, head_start_s: float = 0
+        cls,
+        recipe: Recipe,
+        folder: RunFolder,
+        console: Console,
+        *,
+        processes: Processes | None = None,
+        clock: Clock | None = None,
+        head_start_s: float = 0,
     ) -> "Session":
         """Begin, or go on where the folder's run stopped."""
-        rate = price(recipe.budget.price)
-        budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h)
+        processes = processes or Processes()
+        writes = processes.is_first
+        rate = price(recipe.budget.price).times(processes.n_nodes)
+        budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=processes.count)
         session = cls(
             recipe=recipe,
             folder=folder,
             console=console,
             budget=budget,
             meter=Meter(budget.kind, budget.amount, clock, head_start_s=head_start_s),
-            events=EventLog(folder.events),
-            ledger=Ledger(folder.ledger),
-            metrics=Metrics(folder.metrics),
+            events=EventLog(folder.events if writes else None, processes),
+            ledger=Ledger(folder.ledger if writes else None),
+            metrics=Metrics(folder.metrics if writes else None),
             price=rate,
             energy=EnergyMeter(recipe.budget.price.watts),
+            processes=processes,
+            done=processes.decide(lambda: _done(folder)),
         )
-        if done := session.done:
-            session.meter.restore(next(reversed(done.values())))
+        if session.done:
+            session.meter.restore(next(reversed(session.done.values())))
         return session
-
-    @property
-    def done(self) -> dict[str, dict[str, float]]:
-        """Parts that are done, in order, and the meter at the end of each."""
-        path = self.folder.state / "done.json"
-        parts: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
-        return parts
 
     @contextmanager
     def part(self, name: str) -> Iterator["Spending"]:
@@ -80,7 +90,9 @@ class Session:
     def finish(self, name: str) -> None:
         """Say that part `name` is done."""
         self.metrics.flush()
-        write_json(self.folder.state / "done.json", {**self.done, name: self.meter.state()})
+        self.done[name] = self.meter.state()
+        if self.processes.is_first:
+            write_json(_done_file(self.folder), self.done)
 
     def usd(self) -> float:
         """Dollars so far."""
@@ -88,6 +100,8 @@ class Session:
 
     def note_waste(self, saved_s: float) -> None:
         """After a kill: bill the seconds between the last saved state and the last line of the metrics as waste."""
+        if not self.processes.is_first:
+            return
         last = [line["time_s"] for line in read_metrics(self.folder.metrics)[-1:]]
         lost_s = max(0.0, last[0] - saved_s) if last else 0.0
         if lost_s > 0:
@@ -114,10 +128,21 @@ class Session:
             tokens=tokens,
             flops=flops,
             price=self.price,
+            n_devices=self.processes.count,
             peak_flops=self.peak_flops,
-            energy=(energy.joules, energy.source),
+            energy=(energy.joules, energy.source) if self.processes.n_nodes == 1 else (None, "unknown"),
             wasted_s=min(wasted_s, wall_s),
         )
+
+
+def _done_file(folder: RunFolder) -> Path:
+    return folder.state / "done.json"
+
+
+def _done(folder: RunFolder) -> dict[str, dict[str, float]]:
+    path = _done_file(folder)
+    parts: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+    return parts
 
 
 class Spending:

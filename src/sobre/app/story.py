@@ -8,6 +8,7 @@ Every part is done once; `Session.done` lets a resumed run skip what is there.
 """
 
 import copy
+from functools import partial
 
 import torch
 
@@ -25,6 +26,7 @@ from sobre.plan.count import forward_flops
 from sobre.plan.plan import Plan
 from sobre.report.build import build
 from sobre.report.card import model_card
+from sobre.rl.shared_engine import SharedEngine
 from sobre.rl.source import RolloutSource
 from sobre.runtime.files import ensure_space
 from sobre.runtime.seed import key_u64
@@ -62,8 +64,15 @@ def tell(session: Session) -> None:
             used = session.meter.used()
             budget = plan.allowance(stage, used, last_evaluation=evaluation)
             train(session, stage, model, tokenizer, _job(session, stage, plan, corpus, tokenizer, model, budget))
-        took = examine(session, stage, model, tokenizer, corpus, n_problems=plan.stage(stage).eval_problems)
+        n_problems = plan.stage(stage).eval_problems
+        took = session.processes.decide(
+            partial(examine, session, stage, model, tokenizer, corpus, n_problems=n_problems)
+        )
         evaluation = took or evaluation
+    session.processes.decide(lambda: _finish(session))
+
+
+def _finish(session: Session) -> None:
     with session.part("report"):
         build(session.folder.path)
     build(session.folder.path)  # once more, so that the bill holds what the report itself took
@@ -106,8 +115,9 @@ def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float) -> 
 def _reinforced(session: Session, plan: Plan, tokenizer: Tokenizer, model: Decoder, budget: float, seed: int) -> Job:
     cfg = session.recipe.rl
     reference = copy.deepcopy(model).eval() if cfg.algorithm.kl else None
+    engine = engine_for(session, model, return_routes=model.cfg.ffn.kind == "moe")
     source = RolloutSource(
-        engine=engine_for(session, model, return_routes=model.cfg.ffn.kind == "moe"),
+        engine=SharedEngine(engine, session.processes),
         model=model,
         tokenizer=tokenizer,
         cfg=cfg,
@@ -115,6 +125,7 @@ def _reinforced(session: Session, plan: Plan, tokenizer: Tokenizer, model: Decod
         seed=seed,
         forward_flops=lambda batch: forward_flops(model.cfg, batch.step.lengths, n_logits=n_trained(batch)),
         reference=reference,
+        gather=session.processes.gather,
     )
     return Job(
         source=source,

@@ -122,13 +122,15 @@ class Trainer:
         )
 
     def _after_step(self, step: int) -> None:
-        if self._interrupted:
+        is_due = time.monotonic() - self._saved_at >= self.session.recipe.save.every_s
+        save, stop = self.session.processes.any(is_due and self.session.processes.is_first, self._interrupted)
+        if stop:
             self._save(step)
             self.session.console.close()
             self.session.console.say(f"saved after step {step:,} of {self.stage.name}; to go on:")
             self.session.console.say(f"  {resume_line(self.session.folder.path)}")
             raise KeyboardInterrupt
-        if time.monotonic() - self._saved_at >= self.session.recipe.save.every_s:
+        if save:
             self._save(step)
 
     def _save(self, step: int) -> None:
@@ -144,7 +146,8 @@ class Trainer:
             "tokens": self.tokens,
             "flops": self.flops,
         }
-        save_state(self.folder, step, self.stage.model, self.stage.optimizer, meta, keep=session.recipe.save.keep)
+        stage, keep = self.stage, session.recipe.save.keep
+        session.processes.decide(lambda: save_state(self.folder, step, stage.model, stage.optimizer, meta, keep=keep))
         session.ledger.append(entry)
         self._saved_at, self._saved_step = time.monotonic(), step
 
@@ -191,9 +194,11 @@ def train(session: Session, name: str, model: Decoder, tokenizer: Tokenizer, job
         clip=job.clip,
         mtp_weight=job.mtp_weight,
         rebalance=job.rebalance,
+        group=session.processes.data_group,
+        share=(session.processes.rank, session.processes.count),
     )
     Trainer(session, stage).run()
-    save_folder(session, name, model, tokenizer)
+    session.processes.decide(lambda: save_folder(session, name, model, tokenizer))
     session.finish(f"train:{name}")
 
 

@@ -90,12 +90,12 @@ class Total:
 
 
 class Ledger:
-    """The append-only file; opening it repairs a torn last line without losing a whole one."""
+    """The append-only file; opening it repairs a torn last line without losing a whole one. None keeps no file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
         self._entries: dict[tuple[str, int, int], Entry] = {}
-        for number, record in enumerate(lines.repair(path), start=1):
+        for number, record in enumerate(lines.repair(path) if path else [], start=1):
             try:
                 entry = Entry.from_dict(record)
             except (RunError, TypeError) as error:
@@ -112,7 +112,8 @@ class Ledger:
                     f"{self.path}: steps {entry.step_from}..{entry.step_to} of {entry.stage} overlap with"
                     f" {there.step_from}..{there.step_to}, which are paid already"
                 )
-        lines.append(self.path, entry.to_dict())
+        if self.path is not None:
+            lines.append(self.path, entry.to_dict())
         self._entries[entry.key] = entry
         return True
 

@@ -21,6 +21,12 @@ class Price:
         """What `seconds` of the machine cost."""
         return seconds / 3600 * self.usd_per_h
 
+    def times(self, n_machines: int) -> "Price":
+        """The price of as many such machines."""
+        if n_machines == 1:
+            return self
+        return Price(self.usd_per_h * n_machines, f"{n_machines} machines at {self.usd_per_h:g} usd/h: {self.source}")
+
 
 GRID_KG_PER_KWH = 0.48
 """Carbon dioxide of a kilowatt-hour: the world's mean in 2023 (Ember, Global Electricity Review 2024)."""

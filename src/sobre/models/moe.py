@@ -1,6 +1,6 @@
 """DeepSeekMoE: shared experts plus A of E routed ones, balanced by a bias (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
 
-The router works in float32. Its bias steers which experts are chosen and never touches their weights; it is a buffer,
+The router works in float32 at least. Its bias steers the choice of experts and never touches their weights; a buffer,
 moved after each optimizer step by the load of the whole batch (`rebalance`), saved with the weights, and frozen in RL.
 Groups that a token may not visit score minus infinity (zero would be wrong once biases are negative).
 DeepSeek-V2 (arXiv 2405.04434, 2.2.2), Qwen3-MoE, ERNIE 4.5 and MiniMax-01 score by softmax over all experts; V2 judges
@@ -86,7 +86,7 @@ class Router(nn.Module):
     def _balance_loss(self, scores_NE: Tensor, step: StepInput) -> Tensor:
         """alpha * sum_i f_i P_i for each sequence, summed over sequences (eqs 17-20); f carries no gradient."""
         cfg = self.cfg
-        if not cfg.balance_alpha:
+        if not cfg.balance_alpha or not step.n_sequences:
             return scores_NE.new_zeros(())
         chosen_NA = scores_NE.detach().topk(cfg.n_active, dim=-1).indices
         picked_NE = torch.zeros_like(scores_NE).scatter_(-1, chosen_NA, 1.0)

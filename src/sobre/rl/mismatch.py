@@ -6,6 +6,7 @@ and then the probabilities jump; hence the share of tokens whose experts differ,
 Shapes: N tokens, L routing layers, A active experts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +56,18 @@ class Mismatch:
         """For the log; empty when nothing was seen."""
         found = {"logp_gap_mean": self.total / self.n_tokens, "logp_gap_max": self.largest} if self.n_tokens else {}
         return found if self.route_share is None else {**found, "routes_differ": self.route_share}
+
+
+def total(parts: Sequence[Mismatch]) -> Mismatch:
+    """What several processes saw, each of its share of the batches."""
+    return Mismatch(
+        active=parts[0].active,
+        n_tokens=sum(part.n_tokens for part in parts),
+        total=sum(part.total for part in parts),
+        largest=max(part.largest for part in parts),
+        n_routed=sum(part.n_routed for part in parts),
+        n_differing=sum(part.n_differing for part in parts),
+    )
 
 
 def differing(a_LNA: Tensor, b_LNA: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from sobre.rl import curriculum
 from sobre.rl.batch import microbatches, minibatches, to_batch, to_samples
 from sobre.rl.config import RLConfig
 from sobre.rl.losses import log_probs, policy_loss
-from sobre.rl.mismatch import Mismatch, replays
+from sobre.rl.mismatch import Mismatch, replays, total
 from sobre.rl.rollout import Rollouts, collect
+from sobre.rl.shared_engine import SharedEngine
 from sobre.rl.types import Sample
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig
@@ -33,7 +34,7 @@ from sobre.train.step import StepInfo
 class RolloutSource:
     """Batches that the model itself writes. Train it with `source.loss_fn` and with the router biases frozen."""
 
-    engine: Engine
+    engine: Engine | SharedEngine
     model: Decoder
     tokenizer: Tokenizer
     cfg: RLConfig
@@ -48,6 +49,8 @@ class RolloutSource:
     pending: list[list[Sample]] = field(default_factory=list)
     """Samples of the optimizer steps still to come from the last rollouts."""
     mismatch: Mismatch = field(default_factory=Mismatch)
+    gather: Callable[[Mismatch], Sequence[Mismatch]] = lambda found: [found]
+    """What each process saw, in every process: all must decide alike."""
     _last: tuple[int, int, Rollouts] | None = None
 
     def __post_init__(self) -> None:
@@ -83,6 +86,7 @@ class RolloutSource:
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed: the engine forgets what it cached, and the next step may replay routes."""
         self.engine.weights_changed()
+        self.mismatch = total(self.gather(self.mismatch))
         self.is_replaying = replays(self.cfg, self.is_replaying, self.mismatch.route_share)
         return self.mismatch.metrics()
 

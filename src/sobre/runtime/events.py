@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sobre.errors import RunError
+from sobre.runtime.processes import Processes
 from sobre.schemas import VERSION, lines
 
 
@@ -34,14 +35,18 @@ class Event:
 
 
 class EventLog:
-    """Append-only, on the disk before `append` returns; a torn last line (never in effect) is dropped on opening."""
+    """Append-only, on the disk before `append` returns; a torn last line (never in effect) is dropped on opening.
 
-    def __init__(self, path: Path) -> None:
+    With several processes the first one decides and writes, and the others, whose `path` is None, are told.
+    """
+
+    def __init__(self, path: Path | None, processes: Processes | None = None) -> None:
         self.path = path
+        self._processes = processes or Processes()
         self._events: list[Event] = []
         self._index: dict[tuple[str, int, str], Event] = {}
         self._frontier: dict[str, int] = {}
-        for number, record in enumerate(lines.repair(path), start=1):
+        for number, record in enumerate(lines.repair(path) if path else [], start=1):
             try:
                 event = Event(record["stage"], record["step"], record["kind"], record["data"])
             except KeyError as missing:
@@ -55,7 +60,8 @@ class EventLog:
             raise RunError(f"{self.path}: {kind!r} of {stage} at step {step} was decided before")
         if step < self.frontier(stage):
             raise RunError(f"{self.path}: {kind!r} of {stage} at step {step} comes after step {self.frontier(stage)}")
-        lines.append(self.path, event.to_dict())
+        if self.path is not None:
+            lines.append(self.path, event.to_dict())
         self._remember(event)
         return event
 
@@ -63,6 +69,11 @@ class EventLog:
         self, stage: str, step: int, kind: str, choose: Callable[[], Mapping[str, Any] | None]
     ) -> Mapping[str, Any] | None:
         """What holds from `step` on: replayed where the log reaches, else chosen now and recorded (None: no change)."""
+        return self._processes.decide(lambda: self._decide(stage, step, kind, choose))
+
+    def _decide(
+        self, stage: str, step: int, kind: str, choose: Callable[[], Mapping[str, Any] | None]
+    ) -> Mapping[str, Any] | None:
         recorded = self._index.get((stage, step, kind))
         if recorded is not None:
             return recorded.data

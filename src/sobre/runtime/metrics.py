@@ -20,9 +20,10 @@ FLUSH_S = 2.0
 class Metrics:
     """Example: metrics.add("sft", 41, loss=1.23, tokens=8192); `step` counts from 0, the step that ran."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        lines.repair(path)
+        if path is not None:
+            lines.repair(path)
         self._waiting: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
 
@@ -37,13 +38,14 @@ class Metrics:
 
     def flush(self) -> None:
         """Put everything on the disk."""
-        lines.append(self.path, *self._waiting)
+        if self.path is not None:
+            lines.append(self.path, *self._waiting)
         self._waiting = []
         self._flushed_at = time.monotonic()
 
     def cut(self, done: Collection[str], stage: str, step: int) -> int:
         """Drop the lines of steps that will run again: from `step` of `stage` on, and of stages that are not `done`."""
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return 0
         kept_bytes, kept, records = 0, 0, lines.read(self.path)
         for record in records:

@@ -56,6 +56,11 @@ class RunFolder:
         """Say that everything is written: the folder is a finished run from now on."""
         write_json(self.state / "finished.json", {"schema": VERSION})
 
+    @classmethod
+    def joined(cls, path: Path) -> "RunFolder":
+        """The folder as another process of the same run sees it, whose first one holds the lock."""
+        return cls(path, os.open(os.devnull, os.O_RDONLY), resumed=False)
+
     def release(self) -> None:
         """Let another process in; the end of this one does the same."""
         os.close(self._lock)
@@ -112,6 +117,11 @@ def find_unfinished(name: str, recipe: Mapping[str, Any], *, root: Path = Path("
     if found is None:
         raise RunError(f"no unfinished run of this recipe in {root / name}, {root / name}-2, ...; say where with --out")
     return found
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a run that may go on lies there."""
+    return _look(path) == "unfinished"
 
 
 def resume_line(path: Path) -> str:

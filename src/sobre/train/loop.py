@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch.distributed as dist
+
 from sobre.errors import RunError
 from sobre.models.decoder import Decoder
 from sobre.optim.optimizer import Optimizer
@@ -15,6 +17,7 @@ from sobre.runtime.clock import Meter
 from sobre.runtime.horizon import Horizon
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn
+from sobre.train.share import share
 from sobre.train.step import StepInfo, train_step
 
 
@@ -74,6 +77,10 @@ class Stage:
     mtp_weight: float = 0.0
     rebalance: bool = True
     """Move the router biases; frozen in RL."""
+    group: dist.ProcessGroup | None = None
+    """Processes that share every batch; None for one on its own."""
+    share: tuple[int, int] = (0, 1)
+    """Which part of each batch is this process's, of how many."""
 
 
 def run_stage(
@@ -106,7 +113,8 @@ def dry_run(stage: Stage) -> None:
     feed = stage.source.feed(0)
     stage.source.restore(before)
     stage.model.train()
-    for batch in feed.batches[:1]:
+    for whole in feed.batches[:1]:
+        batch = share(whole, *stage.share)
         output = stage.model(batch.step)
         loss = stage.loss_fn(stage.model, output, batch).sum
         loss.backward()
@@ -122,12 +130,13 @@ def _step(stage: Stage, feed: Feed, lr: float, step: int) -> StepInfo:
         return train_step(
             stage.model,
             stage.optimizer,
-            feed.batches,
+            [share(batch, *stage.share) for batch in feed.batches],
             stage.loss_fn,
             lr_scale=lr,
             clip=stage.clip,
             mtp_weight=stage.mtp_weight,
             rebalance=stage.rebalance,
+            group=stage.group,
         )
     except RunError as error:
         raise RunError(f"{stage.name}, step {step}: {error}") from error

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sobre.errors import RunError
 from sobre.models.decoder import Decoder
 from sobre.optim.clip import clip_grad_norm
 from sobre.optim.optimizer import Optimizer
+from sobre.parallel.collectives import sum_over
 from sobre.train.batch import Batch, second_targets
 from sobre.train.losses import LossFn, second_token
 
@@ -51,7 +53,8 @@ def train_step(
     """Accumulate over `batches`, update once.
 
     `rebalance=False` freezes the router biases (RL). Raises RunError, with nothing updated, when loss or gradient is
-    not finite.
+    not finite. With a `group`, every process brings its share of each batch; gradients that are sharded (DTensor) are
+    summed by their own sharding, the others here.
     """
     with_mtp = mtp_weight > 0 and model.mtp is not None
     counts = _global_counts(batches, with_mtp, group)
@@ -76,7 +79,8 @@ def train_step(
         found = [load_LE for part in routing if (load_LE := part.load_LE) is not None]
         loads += [torch.cat(found)] if found else []
     if group is not None:
-        _sum_over(group, [p.grad for p in model.parameters() if p.grad is not None] + list(sums.values()) + loads)
+        replicated = [p.grad for p in model.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
+        sum_over(group, replicated + list(sums.values()) + loads)
     return _update(model, optimizer, sums, loads, counts, lr_scale=lr_scale, clip=clip, rebalance=rebalance)
 
 
@@ -128,11 +132,6 @@ def _global_counts(batches: Sequence[Batch], with_mtp: bool, group: dist.Process
     if not counts[2] > 0:
         raise RunError("a batch without a single trained token has no loss; every weight in it is 0")
     return counts
-
-
-def _sum_over(group: dist.ProcessGroup, tensors: Sequence[Tensor]) -> None:
-    for tensor in tensors:
-        dist.all_reduce(tensor, group=group)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -1,0 +1,47 @@
+"""One engine in every process: each answers its share of the requests, and all get all answers.
+
+The seed of a request makes its answer, so who samples it changes nothing but the rounding of the model's sums.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sobre.engine.engine import Engine, EngineStats
+from sobre.engine.request import Output, Request
+from sobre.runtime.processes import Processes
+
+
+class SharedEngine:
+    """What a rollout needs of an engine, over all processes; on one process, the engine itself."""
+
+    def __init__(self, engine: Engine, processes: Processes) -> None:
+        self._engine, self._processes = engine, processes
+        self.stats = engine.stats
+        """Of all processes together, but for the seconds, which are the slowest one's."""
+
+    @property
+    def weight_version(self) -> int:
+        return self._engine.weight_version
+
+    def weights_changed(self) -> None:
+        self._engine.weights_changed()
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Outputs in the order of the requests."""
+        mine = self._processes.share(range(len(requests)))
+        before = self._engine.stats
+        outputs = self._engine.generate([requests[place] for place in mine])
+        parts = self._processes.gather((mine, outputs, _difference(self._engine.stats, before)))
+        self.stats = _sum(self.stats, [stats for _, _, stats in parts])
+        answers = {place: output for places, found, _ in parts for place, output in zip(places, found, strict=True)}
+        return [answers[place] for place in range(len(requests))]
+
+
+def _difference(after: EngineStats, before: EngineStats) -> EngineStats:
+    return EngineStats(**{name: value - getattr(before, name) for name, value in vars(after).items()})
+
+
+def _sum(total: EngineStats, parts: Sequence[EngineStats]) -> EngineStats:
+    names = vars(total)
+    summed = EngineStats(**{name: names[name] + sum(getattr(part, name) for part in parts) for name in names})
+    return replace(summed, seconds=total.seconds + max(part.seconds for part in parts))

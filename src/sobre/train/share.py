@@ -1,0 +1,52 @@
+"""One process's share of a micro-batch: whole sequences, so that no loss needs to know how many processes there are.
+
+The micro-batch is the same whatever the number of processes, and so are the order of the data, the global counts and
+the number of forward passes. A process for which no sequence is left gets one filler token: it takes part in every
+exchange and counts nowhere.
+"""
+
+from itertools import accumulate
+
+import torch
+
+from sobre.models.step import StepInput
+from sobre.train.batch import Batch
+
+
+def share(batch: Batch, index: int, count: int) -> Batch:
+    """Part `index` of `count`: consecutive sequences, of about as many tokens in every part."""
+    if count == 1:
+        return batch
+    real = batch.step.real
+    ends = list(accumulate(real.lengths))
+    total = ends[-1]
+    # a sequence belongs to the part in which its middle lies
+    owners = [(2 * end - length) * count // (2 * total) for end, length in zip(ends, real.lengths, strict=True)]
+    mine = [sequence for sequence, owner in enumerate(owners) if owner == index]
+    if not mine:
+        return idle(batch)
+    begin, end = ends[mine[0]] - real.lengths[mine[0]], ends[mine[-1]]
+    return Batch(
+        StepInput(real.tokens_N[begin:end], tuple(real.lengths[sequence] for sequence in mine)),
+        batch.targets_N[begin:end],
+        batch.weights_N[begin:end],
+        None if batch.routes_LNA is None else batch.routes_LNA[:, begin:end],
+        {name: _cut(name, stream, begin, end) for name, stream in batch.streams.items()},
+    )
+
+
+def idle(batch: Batch) -> Batch:
+    """A batch of one filler token, with the streams that `batch` has."""
+    tokens_N = torch.zeros_like(batch.step.tokens_N[:1])
+    return Batch(
+        StepInput(tokens_N, lengths=(1,), n_filler=1),
+        tokens_N,
+        torch.zeros_like(batch.weights_N[:1]),
+        None if batch.routes_LNA is None else batch.routes_LNA[:, :1],
+        {name: _cut(name, stream, 0, 0 if name.endswith("LNA") else 1) for name, stream in batch.streams.items()},
+    )
+
+
+def _cut(name: str, stream: torch.Tensor, begin: int, end: int) -> torch.Tensor:
+    """Tokens begin..end of a stream; only the engine's routes have the layers before the tokens."""
+    return stream[:, begin:end] if name.endswith("LNA") else stream[begin:end]

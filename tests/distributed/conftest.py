@@ -1,0 +1,35 @@
+"""Starts torchrun on this machine, as a user does, and returns what the first process wrote."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(SRC), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "SOBRE_NO_REEXEC": "1", "PYTHONPATH": path}
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., str]:
+    return start
+
+
+def start(n_processes: int, *command: str, restarts: int = 0, timeout_s: float = 240) -> str:
+    """Run `command` (a script, or -m and a module) in `n_processes`; return standard error, or fail with its end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    done = subprocess.run(
+        [*launcher, f"--max-restarts={restarts}", *command],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
