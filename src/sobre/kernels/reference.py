@@ -26,8 +26,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def router_scores(x_ND: Tensor, weight_ED: Tensor, score: str) -> Tensor:
-    """How well each expert fits each token: sigmoid or softmax of its affinities, in float32 whatever comes in."""
-    affinities_NE = F.linear(x_ND.float(), weight_ED.float())
+    """How well each expert fits each token: sigmoid or softmax of its affinities, in float32 or wider."""
+    affinities_NE = F.linear(_widen(x_ND), _widen(weight_ED))
     return affinities_NE.sigmoid() if score == "sigmoid" else affinities_NE.softmax(-1)
 
 

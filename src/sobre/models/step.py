@@ -39,7 +39,7 @@ class StepInput:
         assert sum(self.lengths) == self.tokens_N.numel(), "lengths must sum to the number of tokens"
         assert not self.starts or len(self.starts) == len(self.lengths)
         assert not self.slots or len(self.slots) == len(self.lengths)
-        assert self.n_filler in (0, self.lengths[-1]), "the filler is the last sequence"
+        assert not self.n_filler or self.n_filler == self.lengths[-1], "the filler is the last sequence"
 
     @property
     def n_sequences(self) -> int:

@@ -60,7 +60,19 @@ class ScriptedEngine:
     @property
     def stats(self) -> EngineStats:
         n = len(self.requests)
-        return EngineStats(n, 0, 0, 0, 0, self.n_tokens, n, float(self.n_tokens), 0.0)
+        return EngineStats(
+            requests=n,
+            prompt_tokens=0,
+            found_tokens=0,
+            drafted_tokens=0,
+            accepted_tokens=0,
+            preemptions=0,
+            computed_tokens=0,
+            generated_tokens=self.n_tokens,
+            steps=n,
+            flops=float(self.n_tokens),
+            seconds=0.0,
+        )
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         outputs = []
