@@ -31,14 +31,15 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 demo: $(READY)
 	$(BIN)/sobre run demo
 
+# two at a time, a file by one worker: its tests share what they start
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check src tests scripts
 	$(BIN)/ruff format --check src tests scripts
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not gpu"
 	$(BIN)/python scripts/closure.py
 
 bench: $(READY)
