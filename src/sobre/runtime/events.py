@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sobre.errors import RunError
-from sobre.runtime.processes import Processes
 from sobre.schemas import VERSION, lines
+
+Choice = Mapping[str, Any] | None
+"""What was chosen; None: no change."""
+Choose = Callable[[], Choice]
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,12 @@ class Event:
 class EventLog:
     """Append-only, on the disk before `append` returns; a torn last line (never in effect) is dropped on opening.
 
-    With several processes the first one decides and writes, and the others, whose `path` is None, are told.
+    With several processes the first one decides and writes, and the others, whose `path` is None, are told: by
+    `agree`, which is `Processes.decide`.
     """
 
-    def __init__(self, path: Path | None, processes: Processes | None = None) -> None:
-        self.path = path
-        self._processes = processes or Processes()
+    def __init__(self, path: Path | None, agree: Callable[[Choose], Choice] = lambda choose: choose()) -> None:
+        self.path, self._agree = path, agree
         self._events: list[Event] = []
         self._index: dict[tuple[str, int, str], Event] = {}
         self._frontier: dict[str, int] = {}
@@ -65,15 +68,11 @@ class EventLog:
         self._remember(event)
         return event
 
-    def decide(
-        self, stage: str, step: int, kind: str, choose: Callable[[], Mapping[str, Any] | None]
-    ) -> Mapping[str, Any] | None:
+    def decide(self, stage: str, step: int, kind: str, choose: Choose) -> Choice:
         """What holds from `step` on: replayed where the log reaches, else chosen now and recorded (None: no change)."""
-        return self._processes.decide(lambda: self._decide(stage, step, kind, choose))
+        return self._agree(lambda: self._decide(stage, step, kind, choose))
 
-    def _decide(
-        self, stage: str, step: int, kind: str, choose: Callable[[], Mapping[str, Any] | None]
-    ) -> Mapping[str, Any] | None:
+    def _decide(self, stage: str, step: int, kind: str, choose: Choose) -> Choice:
         recorded = self._index.get((stage, step, kind))
         if recorded is not None:
             return recorded.data

@@ -2,18 +2,18 @@
 
 Every process runs the same story in the same order. What the clock, the disk or the user decides is decided by the
 first process and told to the others (`decide`), so all take the same branch; an error there reaches all of them. One
-process on its own needs no process group and pays nothing, not even the import of torch.
+process on its own needs no process group and pays nothing.
 """
 
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
 
 from sobre.errors import RunError, SobreError
-
-if TYPE_CHECKING:
-    from torch import distributed as dist
 
 T = TypeVar("T")
 WAIT = timedelta(hours=12)
@@ -23,7 +23,7 @@ WAIT = timedelta(hours=12)
 class Processes:
     """Example: folder = processes.decide(lambda: claim_a_folder())"""
 
-    def __init__(self, rank: int = 0, count: int = 1, *, per_node: int = 1, group: "dist.ProcessGroup | None" = None):
+    def __init__(self, rank: int = 0, count: int = 1, *, per_node: int = 1, group: dist.ProcessGroup | None = None):
         self.rank, self.count, self.per_node = rank, count, per_node
         self._group = group
 
@@ -32,9 +32,6 @@ class Processes:
         """Join the others when torchrun started this process; else stand alone."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
-        import torch
-        from torch import distributed as dist
-
         count = int(os.environ["WORLD_SIZE"])
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend)
@@ -51,13 +48,9 @@ class Processes:
         return self.rank == 0
 
     @property
-    def data_group(self) -> "dist.ProcessGroup | None":
+    def data_group(self) -> dist.ProcessGroup | None:
         """The group over which tensors of the training step are summed; None for one process on its own."""
-        if self._group is None:
-            return None
-        from torch import distributed as dist
-
-        return dist.group.WORLD
+        return None if self._group is None else dist.group.WORLD
 
     @property
     def n_nodes(self) -> int:
@@ -67,8 +60,6 @@ class Processes:
         """What `choose` returns in the first process, in every process; what it raises is raised in every process."""
         if self._group is None:
             return choose()
-        from torch import distributed as dist
-
         told: list[Any] = [None, None]
         error: Exception | None = None
         if self.is_first:
@@ -89,8 +80,6 @@ class Processes:
         """The value of every process, in order of rank, in every process."""
         if self._group is None:
             return [value]
-        from torch import distributed as dist
-
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self._group)
         return values
@@ -99,9 +88,6 @@ class Processes:
         """For each flag, whether any process raised it."""
         if self._group is None:
             return list(flags)
-        import torch
-        from torch import distributed as dist
-
         raised = torch.tensor([int(flag) for flag in flags])
         dist.all_reduce(raised, dist.ReduceOp.MAX, group=self._group)
         return [bool(flag) for flag in raised.tolist()]
@@ -113,8 +99,6 @@ class Processes:
     def stop(self) -> None:
         """Leave the group, once nothing is left to say."""
         if self._group is not None:
-            from torch import distributed as dist
-
             dist.destroy_process_group()
 
     def share(self, items: Sequence[T]) -> list[T]:
