@@ -120,8 +120,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
     async def count_tokens(request: Request) -> Response:
         chat = parse_messages_request(await body_of(request), counting=True)
         service = services.find(chat.model)
-        tools = [tool.plain() for tool in chat.tools] if chat.tool_choice != "none" else []
-        return JSONResponse({"input_tokens": len(service.writer.render(chat, tools))})
+        return JSONResponse({"input_tokens": len(service.writer.render(chat, chat.offered_tools))})
 
     @app.post("/v1/responses")
     async def responses(request: Request) -> Response:

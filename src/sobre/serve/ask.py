@@ -69,7 +69,7 @@ class Writer:
                 "return_experts",
                 "unsupported",
             )
-        tools = [tool.plain() for tool in chat.tools] if chat.tool_choice != "none" else []
+        tools = chat.offered_tools
         prompt_ids = self.render(chat, tools)
         limit = self.room(len(prompt_ids), chat.answer_limit, "messages")
         in_thought = chat.thinking.on and self.opens_thought(prompt_ids)

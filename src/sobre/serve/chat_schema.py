@@ -254,6 +254,11 @@ class ChatRequest(Sampling):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def offered_tools(self) -> list[dict[str, Any]]:
+        """Tools that the model is told of: none when it must not call any."""
+        return [tool.plain() for tool in self.tools] if self.tool_choice != "none" else []
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
