@@ -108,14 +108,13 @@ class Purchase:
         return f"{self.second.words()}; lost by {gap:.4f} nats with {more:.2g} times the tokens"
 
     def to_dict(self) -> dict[str, Any]:
-        usd = None if self.chip.usd_per_h is None else self.hours * self.chip.usd_per_h
         return self.best.plan.to_dict() | {
             "schema": VERSION,
             "kind": "purchase",
             "budget": self.budget.to_dict(),
             "split": dict(SPLIT),
             "gpu_hours_all": self.hours,
-            "cost_usd_all": usd,
+            "cost_usd_all": self.chip.usd(self.hours),
             "architecture": asdict(self.best.cfg),
             "dense_or_mixture": self.best.kind,
             "verdict": self.verdict,

@@ -59,6 +59,10 @@ class Chip:
     def bytes_per_s(self) -> float:
         return self.bandwidth * 1e9
 
+    def usd(self, hours: float) -> float | None:
+        """The rent of this chip for some hours; None where no price is known."""
+        return None if self.usd_per_h is None else hours * self.usd_per_h
+
     def peak(self, precision: str) -> float:
         """FLOP/s in a format; formats that the chip lacks run at the rate of 16 bits."""
         if precision not in BYTES:

@@ -43,8 +43,7 @@ class ReasoningPlan:
 
     @property
     def cost_usd(self) -> float | None:
-        price = self.plan.chip.usd_per_h
-        return None if price is None else price * self.gpu_hours
+        return self.plan.chip.usd(self.gpu_hours)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -84,8 +83,7 @@ class DistillPlan:
 
     @property
     def cost_usd(self) -> float | None:
-        price = self.plan.chip.usd_per_h
-        return None if price is None else price * self.gpu_hours
+        return self.plan.chip.usd(self.gpu_hours)
 
     def to_dict(self) -> dict[str, Any]:
         return {

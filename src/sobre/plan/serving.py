@@ -67,10 +67,8 @@ class Serving:
 
     def price(self, kind: str) -> float | None:
         """Dollars for a million tokens of `input`, `cached` or `output`, at full load."""
-        if self.chip.usd_per_h is None:
-            return None
         seconds = {"input": self.prefill_s, "cached": self.cached_s, "output": 1 / self.decode_per_chip}[kind]
-        return seconds * 1e6 / 3600 * self.chip.usd_per_h
+        return self.chip.usd(seconds * 1e6 / 3600)
 
     def chips_for(self, input_per_day: float, output_per_day: float) -> float:
         """Chips that a day's tokens keep busy, prefill and decode on chips of their own."""

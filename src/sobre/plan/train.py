@@ -58,7 +58,7 @@ class TrainingPlan:
 
     @property
     def cost_usd(self) -> float | None:
-        return None if self.chip.usd_per_h is None else self.gpu_hours * self.chip.usd_per_h
+        return self.chip.usd(self.gpu_hours)
 
     @property
     def energy_kwh(self) -> float:
