@@ -75,6 +75,7 @@ class Terminal:
     def __init__(self, *command):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a job in the background hands down that it is ignored
             os.execv(sys.executable, [sys.executable, "-m", "sobre", "chat", *command])
         self.said = ""
         self.decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
