@@ -5,13 +5,29 @@ from difflib import get_close_matches
 from sobre.errors import ConfigError
 from sobre.tasks.arithmetic import Arithmetic
 from sobre.tasks.base import Task
+from sobre.tasks.copying import COPY_PROMPTS, REVERSE_PROMPTS, Rewriting
 from sobre.tasks.countdown import Countdown
+from sobre.tasks.dates import Dates
 from sobre.tasks.equation import Equation
+from sobre.tasks.knights import Knights
 from sobre.tasks.sequence import Sequence
 from sobre.tasks.sorting import Sorting
+from sobre.tasks.sums import Sums
 from sobre.tasks.word import Word
 
-_ALL: tuple[Task, ...] = (Arithmetic(), Countdown(), Sorting(), Word(), Equation(), Sequence())
+_ALL: tuple[Task, ...] = (
+    Arithmetic(),
+    Countdown(),
+    Sorting(),
+    Word(),
+    Equation(),
+    Sequence(),
+    Rewriting("copy", COPY_PROMPTS, backwards=False),
+    Rewriting("reverse", REVERSE_PROMPTS, backwards=True),
+    Sums(),
+    Dates(),
+    Knights(),
+)
 TASKS: dict[str, Task] = {each.name: each for each in _ALL}
 
 

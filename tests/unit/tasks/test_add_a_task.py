@@ -16,29 +16,29 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "add-a-task.md"
 
 
 @pytest.fixture
-def reverse(monkeypatch):
+def doubles(monkeypatch):
     """The task of the page, registered for one test."""
     code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
     module: dict = {}
     exec(compile(code, str(PAGE), "exec"), module)
-    monkeypatch.setitem(TASKS, "reverse", module["Reverse"]())
-    return TASKS["reverse"]
+    monkeypatch.setitem(TASKS, "doubles", module["Doubles"]())
+    return TASKS["doubles"]
 
 
-def test_the_task_on_the_page_is_a_whole_task(reverse):
-    cfg = TasksConfig(names=("reverse", "sorting"))
+def test_the_task_on_the_page_is_a_whole_task(doubles):
+    cfg = TasksConfig(names=("doubles", "sorting"))
     held_out = test_set(100, cfg)
     keys = {problem.key for problem in held_out}
     for index in range(300):
         problem = mixed_problem(cfg, "sft", index)
         assert problem.key not in keys
         assert reward(problem, chat(cfg, "sft", index)[1]["content"].removeprefix("<think>\n"), True).accuracy == 1
-    for problem in (p for p in held_out if p.task == "reverse"):
-        assert reverse.score(problem, problem.answer)
-        assert not reverse.score(problem, f"{problem.answer} 1")
-    assert document(0, 0, TextConfig(names=("reverse",), facts_share=0, sentences_share=0))
+    for problem in (p for p in held_out if p.task == "doubles"):
+        assert doubles.score(problem, problem.answer)
+        assert not doubles.score(problem, f"{problem.answer} 1")
+    assert document(0, 0, TextConfig(names=("doubles",), facts_share=0, sentences_share=0))
 
 
-def test_the_key_of_the_task_on_the_page_knows_no_language(reverse):
-    drawn = [reverse.problem(random.Random(1), lang, 2) for lang in ("en", "fr", "zh")]
+def test_the_key_of_the_task_on_the_page_knows_no_language(doubles):
+    drawn = [doubles.problem(random.Random(1), lang, 2) for lang in ("en", "fr", "zh")]
     assert len({problem.key for problem in drawn}) == 1

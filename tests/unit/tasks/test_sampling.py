@@ -9,9 +9,9 @@ from dataclasses import asdict
 import pytest
 
 from sobre.errors import ConfigError
-from sobre.tasks.config import LANGS, TASK_NAMES, TasksConfig
+from sobre.tasks.config import LANGS, TasksConfig
 from sobre.tasks.format import THINK_OPEN, reward
-from sobre.tasks.registry import task
+from sobre.tasks.registry import TASKS, task
 from sobre.tasks.sampling import chat, mixed_problem, sample_problem, split_of, stream, test_set, val_set
 
 DIGEST = "51e022956b8b41116d0c30781e2c80ff2ccac1fa1f31630a4f7a9162c9e4fa63"
@@ -43,6 +43,13 @@ def test_every_reference_answer_of_the_test_set_is_right(tests):
     assert all(task(problem.task).score(problem, problem.answer) for problem in tests)
 
 
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_has_a_test_set_and_a_validation_set_of_its_own(name):
+    cfg = TasksConfig(names=(name,))
+    held_out, validation = test_set(180, cfg), val_set(100, cfg)
+    assert len({p.key for p in held_out} | {p.key for p in validation}) == 280
+
+
 def test_a_smaller_test_set_begins_a_larger_one(tests):
     assert test_set(100) == tests[:100]
 
@@ -54,8 +61,8 @@ def test_another_test_seed_is_another_test_set(tests):
 
 def test_no_problem_is_in_two_splits(tests):
     keys = {split: set() for split in ("train", "val", "test")}
-    for split, name, lang in itertools.product(keys, TASK_NAMES, LANGS):
-        keys[split] |= {sample_problem(name, lang, (1, 5), split, seed=9, index=i).key for i in range(150)}
+    for split, name, lang in itertools.product(keys, TASKS, LANGS):
+        keys[split] |= {sample_problem(name, lang, (1, 5), split, seed=9, index=i).key for i in range(60)}
     keys["test"] |= {problem.key for problem in tests}
     keys["val"] |= {problem.key for problem in val_set(300)}
     keys["train"] |= {mixed_problem(TasksConfig(), "sft", i).key for i in range(3000)}

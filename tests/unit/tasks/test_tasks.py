@@ -5,6 +5,7 @@ import itertools
 import operator
 import random
 import re
+from datetime import date, timedelta
 from fractions import Fraction
 from statistics import mean
 
@@ -12,15 +13,19 @@ import pytest
 
 from sobre.tasks.arithmetic import combine, number
 from sobre.tasks.base import DIFFICULTIES, NO, YES, Problem
-from sobre.tasks.config import LANGS, TASK_NAMES
+from sobre.tasks.config import LANGS
 from sobre.tasks.countdown import Term, attempts, made_of
+from sobre.tasks.dates import after_month
 from sobre.tasks.format import completion
+from sobre.tasks.knights import NAMES as PEOPLE
 from sobre.tasks.registry import TASKS, task
 from sobre.tasks.sequence import differences
 from sobre.tasks.steps import apply, is_easy, line
 
 BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
-ONE_NUMBER = ("arithmetic", "word", "equation", "sequence")
+NAMES = tuple(TASKS)
+ONE_NUMBER = ("arithmetic", "word", "equation", "sequence", "sums")
+NO_EQUATIONS = ("sorting", "copy", "reverse", "knights")
 
 
 def value(text: str, x: str = "") -> Fraction:
@@ -52,10 +57,10 @@ def draw(name: str, n: int, difficulty: int | None = None) -> list[tuple[Problem
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[tuple[Problem, str]]]:
-    return {name: draw(name, 900) for name in TASK_NAMES}
+    return {name: draw(name, 900) for name in NAMES}
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_equation_of_every_thought_holds(name, drawn):
     checked = 0
     for problem, thought in drawn[name]:
@@ -63,7 +68,7 @@ def test_every_equation_of_every_thought_holds(name, drawn):
             values = {value(part, problem.answer) for part in equation.split("=")}
             assert len(values) == 1, f"{problem.key}: {equation}"
             checked += 1
-    assert checked > 900 or name == "sorting"
+    assert checked > 900 or name in NO_EQUATIONS
 
 
 @pytest.mark.parametrize("name", ONE_NUMBER)
@@ -73,7 +78,7 @@ def test_a_thought_arrives_at_the_answer(name, drawn):
         assert reached[-1] == problem.answer
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_reference_answer_is_right_and_its_neighbours_are_wrong(name, drawn):
     for problem, _ in drawn[name]:
         assert task(name).score(problem, problem.answer)
@@ -95,15 +100,24 @@ def perturbed(problem: Problem) -> list[str]:
             except ZeroDivisionError:
                 wrong.append(swapped)
         return [*wrong, f"{answer}+0", f"{answer}*1", answer[:-1], str(problem.data["target"])]
-    if problem.task == "sorting":
+    if problem.task in ("sorting", "copy", "reverse"):
         numbers = answer.split()
         swapped = [numbers[1], numbers[0], *numbers[2:]]
-        return [" ".join(each) for each in (swapped, numbers[1:], [*numbers, numbers[-1]], reversed(numbers))]
+        wrong = (" ".join(each) for each in (swapped, numbers[1:], [*numbers, numbers[-1]], reversed(numbers)))
+        return [each for each in wrong if each != answer]
+    if problem.task == "dates" and "-" in answer:
+        day = date.fromisoformat(answer)
+        near = [str(day + timedelta(days=n)) for n in (-1, 1, 31, 365)]
+        return [*near, answer.replace("-0", "-"), f"{answer}."] if "-0" in answer else near
+    if problem.task == "knights":
+        present = PEOPLE[: len(problem.data["claims"])]
+        toggled = (sorted(set(answer.split()) ^ {name}) for name in present)
+        return [" ".join(each) for each in toggled] + [f"{answer} {answer[0]}", answer.lower(), "", "none"]
     number = int(answer)
     return [str(n) for n in (number + 1, number - 1, number + 10, number * 10 + 1)] + ([str(-number)] if number else [])
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_problem_has_one_key_in_every_language(name):
     for index in range(200):
         problems = [TASKS[name].problem(random.Random(index), lang, index % 5 + 1) for lang in LANGS]
@@ -112,21 +126,22 @@ def test_a_problem_has_one_key_in_every_language(name):
         assert len({problem.answer for problem in problems}) == 1
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_thought_holds_no_word_of_another_language(name, drawn):
     words = {lang: {YES[lang], NO[lang]} for lang in LANGS}
     for problem, thought in drawn[name]:
-        assert set(re.findall(r"[^\W\d_x]+", thought)) <= words[problem.lang]
+        people = set(PEOPLE) if name == "knights" else set()
+        assert set(re.findall(r"[^\W\d_x]+", thought)) <= words[problem.lang] | people
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_lower_levels_ask_for_less(name):
     lengths = [mean(len(thought) for _, thought in draw(name, 300, level)) for level in DIFFICULTIES]
     assert lengths[0] < lengths[2] < lengths[4]
     assert all(easy <= hard * 1.1 for easy, hard in itertools.pairwise(lengths))
 
 
-@pytest.mark.parametrize("name", TASK_NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_responses_at_the_tests_difficulty_are_short(name):
     lengths = [len(completion(thought, problem.answer)) for problem, thought in draw(name, 500, 3)]
     assert mean(lengths) < 115
@@ -244,6 +259,59 @@ def test_alternating_steps_differ():
     for index in range(300):
         first, second, third = differences(random.Random(index), "alternating", 3, 3)
         assert first == third != second
+
+
+def test_a_copy_and_a_reverse_take_the_numbers_one_a_line():
+    for name in ("copy", "reverse"):
+        for problem, thought in draw(name, 300):
+            shown = re.findall(r"\d+", problem.prompt)
+            assert thought.split("\n") == problem.answer.split() == (shown if name == "copy" else shown[::-1])
+
+
+def test_a_date_is_the_calendars_and_its_thought_walks_every_month():
+    kinds = set()
+    for problem, thought in draw("dates", 900):
+        kind, start, end, n = (problem.data[key] for key in ("kind", "start", "end", "n"))
+        kinds.add((problem.difficulty, kind))
+        assert end.toordinal() - start.toordinal() == (-n if kind == "earlier" else n)
+        assert str(start) in problem.prompt
+        reached = int(re.split(r"[= ]", thought)[-1])
+        assert reached == (n if kind == "between" else end.day)
+        for name, text in re.findall(r"(\d{4}-\d{2}): (.*)", thought):
+            month = date.fromisoformat(f"{name}-01")
+            assert str((after_month(month) - month).days) in re.findall(r"\d+", text.split("=")[0])
+    assert {kind for level, kind in kinds if level < 3} == {"later"}
+    assert {kind for level, kind in kinds if level in (3, 4)} == {"later", "earlier"}
+    assert {kind for level, kind in kinds if level == 5} == {"between"}
+
+
+SAID = {
+    "is": r"([A-E])(?: is a | est un |是)(knight|chevalier|骑士|knave|coquin|无赖)",
+    "alike": r"([A-E])(?: and | et |和)([A-E])(.*(?:kind|genre|类).*)",
+}
+
+
+def meant(text: str, world: dict[str, bool]) -> bool:
+    """Whether a quoted statement is true, read from its words alone."""
+    if alike := re.match(SAID["alike"], text):
+        return (world[alike[1]] == world[alike[2]]) != bool(re.search("different|différents|不", alike[3]))
+    parts = [world[who] == (kind in ("knight", "chevalier", "骑士")) for who, kind in re.findall(SAID["is"], text)]
+    return any(parts) if re.search(" or | ou |或者", text) else all(parts)
+
+
+def test_the_words_of_knights_and_knaves_have_one_solution_and_it_is_the_answer():
+    for problem, thought in draw("knights", 600):
+        said = dict(re.findall(r"([A-E])(?:: \"| : « |：“)(.+?)\.?(?:\"| »|。”)", problem.prompt))
+        assert len(said) == len(problem.data["claims"])
+        worlds = [dict(zip(said, kinds, strict=True)) for kinds in itertools.product((True, False), repeat=len(said))]
+        right = [w for w in worlds if all(meant(text.rstrip("."), w) == w[who] for who, text in said.items())]
+        assert [" ".join(who for who in said if w[who]) for w in right] == [problem.answer], problem.prompt
+        *tried, found = thought.split("\n")
+        assert found == " ".join(f"{who}{'+' if right[0][who] else '-'}" for who in said) + f" {YES[problem.lang]}"
+        for each in tried:
+            assumed, speaker = dict(re.findall(r"([A-E])([+-])", each)), each[-1]
+            world = {who: kind == "+" for who, kind in assumed.items()}
+            assert meant(said[speaker], world) != world[speaker], f"{problem.prompt} {each}"
 
 
 def test_every_word_problem_shows_all_of_its_numbers():

@@ -114,18 +114,65 @@ NOT_68 = [
         "٢٥*3-7",
     ),
 ]
+NOT_REVERSED = [
+    *("", "41 12 3", "3 12", "3 12 41 41", "12 3 41", "3  12 41", "３ 12 41", "03 12 41", "3 1241", "3\n12\n41"),
+    *("3 12 41.", "[3, 12, 41]", "3 12 41 " * 500, "-3 12 41", "3 12 41 or 41 12 3"),
+]
+NOT_A_DATE = [
+    *(
+        "",
+        "2024-3-10",
+        "2024/03/10",
+        "10-03-2024",
+        "2024-03-09",
+        "2024-03-10 2024-03-11",
+        "２024-03-10",
+        "2024-03-10.0",
+    ),
+    *("2024-02-39", "2024-03-1O", "24-03-10", "March 10", "2024-03-10\t", "20240310", "2024-03-10" * 20),
+]
+NOT_A_AND_C = [
+    *(
+        "",
+        "A",
+        "C",
+        "A B C",
+        "A C C",
+        "AC",
+        "A and C",
+        "a c",
+        "A,C,",
+        "A  C",
+        "A C B",
+        "Α C",
+        "A C A",
+        "A C.",
+        "A C none",
+    ),
+    *("A C " * 300, "[A, C]", "A\nC", "A+ B- C+"),
+]
+REVERSE = Problem("reverse", "en", 3, "Reverse: 41 12 3", "3 12 41", "k", {"wanted": [3, 12, 41]})
+DATE = Problem(
+    "dates", "en", 3, "Which date is 10 days after 2024-02-29?", "2024-03-10", "k", {"kind": "later", "n": 10}
+)
+KNIGHTS = Problem("knights", "en", 3, "Who is a knight?", "A C", "k", {})
 
 
 @pytest.mark.parametrize(
     ("problem", "wrong"),
-    [(FORTY_TWO, w) for w in NOT_42] + [(SORT, w) for w in NOT_SORTED] + [(COUNTDOWN, w) for w in NOT_68],
+    [(FORTY_TWO, w) for w in NOT_42]
+    + [(SORT, w) for w in NOT_SORTED]
+    + [(COUNTDOWN, w) for w in NOT_68]
+    + [(REVERSE, w) for w in NOT_REVERSED]
+    + [(DATE, w) for w in NOT_A_DATE]
+    + [(KNIGHTS, w) for w in NOT_A_AND_C],
     ids=lambda value: value.task if isinstance(value, Problem) else repr(value[:20]),
 )
 def test_abuse_is_never_a_right_answer(problem, wrong):
     assert TASKS[problem.task].score(problem, wrong) is False
 
 
-@pytest.mark.parametrize("name", ["word", "equation", "sequence"])
+@pytest.mark.parametrize("name", ["word", "equation", "sequence", "sums"])
 def test_every_task_with_one_number_for_an_answer_is_as_strict(name):
     problem = TASKS[name].problem(random.Random(0), "en", 3)
     assert TASKS[name].score(problem, problem.answer)
@@ -143,6 +190,7 @@ def test_every_task_with_one_number_for_an_answer_is_as_strict(name):
         (SORT, "3, 12, 41"),
         (SORT, "3,12,41"),
     ]
+    + [(DATE, "2024-03-10\n"), (KNIGHTS, "C A"), (KNIGHTS, "A, C"), (KNIGHTS, " A C "), (REVERSE, "3, 12, 41")]
     + [(COUNTDOWN, e) for e in ("25*3-7", "3*25-7", "(25 * 3) - 7", "((25))*3-7", "25*3-7\n")],
 )
 def test_other_ways_to_write_the_right_answer_count(problem, right):
