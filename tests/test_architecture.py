@@ -21,6 +21,7 @@ LAYERS = (
     {"models", "data", "parallel"},
     {"train", "engine"},
     {"rl", "eval", "serve", "report"},
+    {"distill"},
     {"bench"},
     {"app"},
     {"cli"},

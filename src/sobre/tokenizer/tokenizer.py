@@ -105,6 +105,10 @@ class Tokenizer:
         """How the special tokens are spelt."""
         return tuple(self._added)
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as the vocabulary spells it, and its id."""
+        return self._whole.get_vocab(with_added_tokens=True)
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text; a special token spelt in it stays text."""
         bpe.encode_utf8(text)

@@ -1,0 +1,1 @@
+"""A model taught by another: from the teacher's answers, or token by token on its own."""

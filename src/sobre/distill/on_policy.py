@@ -1,0 +1,144 @@
+"""On-policy distillation: the student answers, and at every token of its answer learns what the teacher would say.
+
+One engine samples with the very weights that are trained, as in RL; there is no reward, only a distance to the teacher
+at each token (`distill.divergence`), which is why a step teaches much more than a step of RL does.
+
+Shapes: N tokens, E width of the teacher.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from sobre.distill.config import DistillConfig
+from sobre.distill.divergence import head_divergence
+from sobre.engine.request import Output, Request, SamplingParams
+from sobre.errors import ConfigError
+from sobre.models.decoder import Decoder
+from sobre.models.step import StepOutput
+from sobre.rl.batch import microbatches, to_batch
+from sobre.rl.shared_engine import SharedEngine
+from sobre.rl.types import Sample
+from sobre.tasks.base import Problem
+from sobre.tasks.format import question, reward
+from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train.batch import Batch
+from sobre.train.loop import Feed
+from sobre.train.losses import Loss
+from sobre.train.step import StepInfo
+
+Draw = Callable[[int, int], list[Problem]]
+"""(step, number) -> the problems of that step."""
+
+
+def check_same_tokens(teacher: Tokenizer, student: Tokenizer) -> None:
+    """Refuse two models whose distributions are over different tokens."""
+    ours, theirs = student.vocabulary(), teacher.vocabulary()
+    if ours == theirs:
+        return
+    differing = sum(theirs.get(text) != token for text, token in ours.items()) + len(theirs.keys() - ours.keys())
+    raise ConfigError(
+        f"the student's tokenizer ({len(ours):,} tokens) is not the teacher's ({len(theirs):,}): {differing:,} tokens"
+        " differ, so their distributions cannot be compared; method=text learns from the teacher's answers instead"
+    )
+
+
+@dataclass
+class StudentSource:
+    """Batches that the student itself writes, with the teacher's hidden states. Train it with `source.loss_fn`."""
+
+    engine: SharedEngine
+    model: Decoder
+    teacher: Decoder
+    tokenizer: Tokenizer
+    cfg: DistillConfig
+    draw: Draw
+    seed: int
+    teacher_flops: Callable[[Batch], float]
+    """Model FLOPs of the teacher's forward pass over a batch."""
+    _last: tuple[int, int, Feed] | None = field(default=None, repr=False)
+
+    def feed(self, step: int) -> Feed:
+        """The batches of one optimizer step, or those that were made for this very step and weights (the dry run)."""
+        version = self.engine.weight_version
+        if self._last is not None and self._last[:2] == (step, version):
+            return self._last[2]
+        problems = self.draw(step, self.cfg.n_prompts)
+        before = self.engine.stats
+        outputs, samples = self._answers(problems, step)
+        after = self.engine.stats
+        batches = [self._taught(to_batch(part, replay=False)) for part in microbatches(samples, self.cfg.micro_tokens)]
+        flops = after.flops - before.flops
+        metrics = self._metrics(problems, outputs) | {"rollout_s": after.seconds - before.seconds}
+        feed = Feed(batches, flops + sum(map(self.teacher_flops, batches)), metrics | {"rollout_flops": flops})
+        self._last = (step, version, feed)
+        return feed
+
+    def loss_fn(self, model: Decoder, output: StepOutput, batch: Batch) -> Loss:
+        """Sum of the divergences of the answers' tokens."""
+        trained = batch.weights_N.nonzero().squeeze(1)
+        n_tokens = self.tokenizer.vocab_size  # heads may be padded, each in its own way
+        found_N = head_divergence(
+            output.hidden_ND[trained],
+            model.head_VD[:n_tokens].to(output.hidden_ND.dtype),
+            batch.streams["teacher_NE"][trained],
+            self.teacher.head_VD[:n_tokens].to(batch.streams["teacher_NE"].dtype),
+            self.cfg.beta,
+        )
+        return Loss((found_N * batch.weights_N[trained]).sum())
+
+    def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
+        """The weights have changed: the engine forgets what it cached."""
+        self.engine.weights_changed()
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the step's number makes its problems and seeds."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back, or on, to a state."""
+
+    def _answers(self, problems: Sequence[Problem], step: int) -> tuple[list[Output], list[Sample]]:
+        params = SamplingParams(
+            max_tokens=self.cfg.max_tokens, temperature=self.cfg.temperature, stop_ids=(self.tokenizer.eos_id,)
+        )
+        first = step * self.cfg.n_prompts
+        asked = [
+            tuple(self.tokenizer.render([{"role": "user", "content": question(each)}], generation_prompt=True))
+            for each in problems
+        ]
+        requests = [Request(f"{first + i}", ids, replace(params, seed=first + i)) for i, ids in enumerate(asked)]
+        outputs = self.engine.generate(requests)
+        samples = [
+            Sample(ids, tuple(output.token_ids), tuple(output.logprobs), advantage=0.0, weight=1.0)
+            for ids, output in zip(asked, outputs, strict=True)
+        ]
+        return outputs, samples
+
+    @torch.no_grad()
+    def _taught(self, batch: Batch) -> Batch:
+        """Add what the teacher thinks at each token: its hidden state, from which its head gives all probabilities."""
+        longest, most = max(batch.step.lengths), self.teacher.cfg.max_len
+        if longest > most:
+            raise ConfigError(f"the student wrote {longest:,} tokens, question included; the teacher reads {most:,}")
+        return replace(batch, streams={**batch.streams, "teacher_NE": self.teacher(batch.step).hidden_ND})
+
+    def _metrics(self, problems: Sequence[Problem], outputs: Sequence[Output]) -> dict[str, float]:
+        """Nothing of this is learned from; it says how good the answers are."""
+        earned = []
+        for problem, output in zip(problems, outputs, strict=True):
+            finished = output.finish_reason == "stop"
+            text = self.tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids)
+            earned.append(reward(problem, text, finished))
+        n, n_tokens = len(outputs), sum(len(output.token_ids) for output in outputs)
+        return {
+            "pass_rate": sum(each.accuracy for each in earned) / n,
+            "format_rate": sum(each.format for each in earned) / n,
+            "truncated": sum(output.finish_reason != "stop" for output in outputs) / n,
+            "answer_tokens": n_tokens / n,
+            "n_answers": n,
+            "rollout_tokens": n_tokens,
+        }
