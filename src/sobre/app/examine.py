@@ -19,7 +19,7 @@ from sobre.tokenizer.tokenizer import Tokenizer
 
 
 def examine(
-    session: Session, stage: str, model: Decoder, tokenizer: Tokenizer, corpus: Corpus, *, n_problems: int
+    session: Session, stage: str, model: Decoder, tokenizer: Tokenizer, corpus: Corpus | None, *, n_problems: int
 ) -> float:
     """Examine the model of a stage; return what it took of the budget (0 when it was done before)."""
     if f"eval:{stage}" in session.done:
@@ -31,7 +31,7 @@ def examine(
         if recipe.has_tasks:
             problems = test_set(min(n_problems, recipe.eval.n_problems), recipe.tasks)
             result |= _answers(session, stage, model, tokenizer, problems, spending)
-        if stage == "pretrain":
+        if stage == "pretrain" and corpus is not None:
             result |= _text(session, model, tokenizer, corpus, spending)
         session.meter.add_flops(spending.flops)
         (session.folder.path / "eval").mkdir(exist_ok=True)

@@ -18,9 +18,14 @@ from sobre.data.chats import ChatSamples, tokenize_chats
 from sobre.data.corpus import Corpus, prepare, training_texts
 from sobre.data.events import Events
 from sobre.data.sources import Chat, Document, read_chats, read_documents
+from sobre.errors import CheckpointError, ConfigError
 from sobre.eval.score import prompt_ids
 from sobre.kernels.precision import choose_matmul_precision
 from sobre.ledger.config import PriceConfig
+from sobre.models.checkpoint import load_model
+from sobre.models.config import ModelConfig
+from sobre.models.decoder import Decoder
+from sobre.models.hub import resolve
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
 from sobre.runtime.device import Calibration, calibrate, choose_threads
@@ -67,27 +72,59 @@ def look(session: Session) -> Machine:
 
 
 def make_tokenizer(session: Session) -> Tokenizer:
-    """Train the tokenizer on the run's own text, or load it."""
+    """The tokenizer of the model that the run begins with, or one trained on the run's own text."""
     folder, recipe = session.folder.state / "tokenizer", session.recipe
 
-    def train() -> None:
-        if not (folder / "tokenizer.json").is_file():
+    def make() -> None:
+        if (folder / "tokenizer.json").is_file():
+            return
+        if recipe.start.model:
+            Tokenizer.load(resolve(recipe.start.model)).save(folder)
+        else:
             Tokenizer.train(_tokenizer_texts(recipe), recipe.tokenizer).save(folder)
 
-    session.processes.decide(train)
+    session.processes.decide(make)
     return Tokenizer.load(folder)
 
 
-def make_plan(session: Session, machine: Machine, tokenizer: Tokenizer, *, data_tokens: int | None = None) -> Plan:
-    """What the budget buys; written to plan.json. `data_tokens` is the size of the text, where it cannot grow."""
-    return session.processes.decide(lambda: _plan(session, machine, tokenizer, data_tokens))
+def make_model(session: Session, machine: Machine, tokenizer: Tokenizer) -> Decoder | None:
+    """The model that the run begins with; None when it begins from nothing."""
+    name, dtype = session.recipe.start.model, getattr(torch, machine.dtype)
+    if not name:
+        return None
+    model = load_model(name, dtype=torch.float32, compute_dtype=dtype)
+    if tokenizer.vocab_size > model.cfg.vocab_size:
+        raise CheckpointError(
+            f"{name}: its tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {model.cfg.vocab_size:,};"
+            " they do not belong together"
+        )
+    return model
 
 
-def _plan(session: Session, machine: Machine, tokenizer: Tokenizer, data_tokens: int | None) -> Plan:
+def make_plan(
+    session: Session,
+    machine: Machine,
+    tokenizer: Tokenizer,
+    *,
+    model: ModelConfig | None = None,
+    data_tokens: int | None = None,
+) -> Plan:
+    """What the budget buys; written to plan.json.
+
+    `model` is the one that the run begins with; `data_tokens` is the size of the text, where it cannot grow.
+    """
+    return session.processes.decide(lambda: _plan(session, machine, tokenizer, model, data_tokens))
+
+
+def _plan(
+    session: Session, machine: Machine, tokenizer: Tokenizer, model: ModelConfig | None, data_tokens: int | None
+) -> Plan:
     recipe, rate = session.recipe, session.price
     own = PriceConfig(usd_per_h=rate.usd_per_h, source=rate.source)  # of all machines together
     recipe = replace(recipe, budget=replace(recipe.budget, price=own))
-    if recipe.has_tasks:
+    if model is not None:
+        _check_context(recipe, tokenizer, model)
+    elif recipe.has_tasks:
         max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer))
         recipe = replace(recipe, model=replace(recipe.model, max_len=max_len))
     plan = solve(
@@ -98,6 +135,7 @@ def _plan(session: Session, machine: Machine, tokenizer: Tokenizer, data_tokens:
         step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
         data_tokens=data_tokens,
         n_problems=recipe.eval.n_problems,
+        model=model,
     )
     write_json(session.folder.path / "plan.json", plan.to_dict())
     return plan
@@ -136,6 +174,16 @@ def make_examples(session: Session, tokenizer: Tokenizer, max_len: int) -> ChatS
             for index in range(recipe.sft.n_examples)
         )
     return tokenize_chats(chats, tokenizer, max_len=max_len, events=events)
+
+
+def _check_context(recipe: Recipe, tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """A model that is there has the context that it has."""
+    needs = {"data.seq_len": recipe.data.seq_len if "pretrain" in recipe.stages else 0}
+    if recipe.has_tasks:
+        needs["questions and answers of the tasks"] = _chat_len(recipe, tokenizer)
+    for what, need in needs.items():
+        if need > model.max_len:
+            raise ConfigError(f"{what} need {need:,} tokens, and {recipe.start.model} reads at most {model.max_len:,}")
 
 
 def _chat_len(recipe: Recipe, tokenizer: Tokenizer) -> int:

@@ -29,9 +29,16 @@ class RunOptions:
     """Print the report as one JSON document on standard output; progress goes to standard error."""
 
 
+MODEL_FLAG = {"--model": "--start.model"}
+
+
 def main(argv: list[str]) -> int:
     """sobre run: what does this budget become?"""
-    recipe, options = load_recipe(argv, RunOptions, prog="sobre run")
+    return run(*load_recipe(argv, RunOptions, prog="sobre run", shortcuts=MODEL_FLAG))
+
+
+def run(recipe: Recipe, options: RunOptions) -> int:
+    """Tell the story of `recipe` in its folder, and show how it ended."""
     reexec_once()
     from sobre.app.session import Session  # torch from here on
     from sobre.app.story import tell

@@ -1,6 +1,6 @@
 """The story: a budget becomes a reasoning model. Read it from top to bottom.
 
-    look at the machine, train the tokenizer, plan, make the corpus
+    look at the machine, train the tokenizer (or load a model with its own), plan, make the corpus
     pretrain, fine-tune on worked examples (the cold start), reinforce; examine after each
     write the report
 
@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from sobre.app.examine import examine
-from sobre.app.prepare import look, make_corpus, make_examples, make_plan, make_tokenizer
+from sobre.app.prepare import look, make_corpus, make_examples, make_model, make_plan, make_tokenizer
 from sobre.app.sampling import engine_for
 from sobre.app.session import Session
 from sobre.app.training import Job, n_trained, train
@@ -36,6 +36,8 @@ from sobre.train.loop import Source
 from sobre.train.losses import next_token
 from sobre.train.sources import RowSource, SampleSource
 
+START = "start"
+"""What the model is called that a run begins with."""
 BYTES_PER_PARAMETER = 12
 """Of a saved state: weights and two moments in float32."""
 
@@ -45,18 +47,24 @@ def tell(session: Session) -> None:
     with session.part("start"):
         machine = look(session)
         tokenizer = make_tokenizer(session)
-        plan = make_plan(session, machine, tokenizer)
-    with session.part("data"):
-        corpus = make_corpus(session, plan, tokenizer)
-        if session.recipe.data.paths:
-            plan = make_plan(session, machine, tokenizer, data_tokens=corpus.shards.n_tokens)
+        model = make_model(session, machine, tokenizer)
+        given = None if model is None else model.cfg
+        plan = make_plan(session, machine, tokenizer, model=given)
+    corpus = None
+    if "pretrain" in session.recipe.stages:
+        with session.part("data"):
+            corpus = make_corpus(session, plan, tokenizer)
+            if session.recipe.data.paths:
+                plan = make_plan(session, machine, tokenizer, model=given, data_tokens=corpus.shards.n_tokens)
     session.console.say(plan.table())
     states = session.recipe.save.keep + 1  # the newest is written before the oldest goes
     need_bytes = plan.params.total * BYTES_PER_PARAMETER * (states + 1) * len(session.recipe.stages)
     ensure_space(session.folder.path, need_bytes, "the saved states and models of this run")
-    model = Decoder(plan.model, dtype=getattr(torch, machine.dtype))
-    model.init_weights(key_u64(session.recipe.seed, "weights") % 2**63)
-    evaluation: float | None = None
+    if model is None:
+        model = Decoder(plan.model, dtype=getattr(torch, machine.dtype))
+        model.init_weights(key_u64(session.recipe.seed, "weights") % 2**63)
+    judge = partial(_judge, session, plan, tokenizer, corpus)
+    evaluation = judge(START, model) or None if given is not None else None
     for stage in session.recipe.stages:
         if f"train:{stage}" in session.done:
             model.load_state_dict(load_model(session.folder.model(stage)).state_dict())
@@ -64,12 +72,16 @@ def tell(session: Session) -> None:
             used = session.meter.used()
             budget = plan.allowance(stage, used, last_evaluation=evaluation)
             train(session, stage, model, tokenizer, _job(session, stage, plan, corpus, tokenizer, model, budget))
-        n_problems = plan.stage(stage).eval_problems
-        took = session.processes.decide(
-            partial(examine, session, stage, model, tokenizer, corpus, n_problems=n_problems)
-        )
-        evaluation = took or evaluation
+        evaluation = judge(stage, model) or evaluation
     session.processes.decide(lambda: _finish(session))
+
+
+def _judge(
+    session: Session, plan: Plan, tokenizer: Tokenizer, corpus: Corpus | None, stage: str, model: Decoder
+) -> float:
+    """Examine the model after a stage, or the one that the run begins with; return what it took of the budget."""
+    n_problems = plan.stages[0].eval_problems if stage == START else plan.stage(stage).eval_problems
+    return session.processes.decide(partial(examine, session, stage, model, tokenizer, corpus, n_problems=n_problems))
 
 
 def _finish(session: Session) -> None:
@@ -82,13 +94,14 @@ def _finish(session: Session) -> None:
 
 
 def _job(
-    session: Session, stage: str, plan: Plan, corpus: Corpus, tokenizer: Tokenizer, model: Decoder, budget: float
+    session: Session, stage: str, plan: Plan, corpus: Corpus | None, tokenizer: Tokenizer, model: Decoder, budget: float
 ) -> Job:
     """What a stage trains on."""
     recipe = session.recipe
     seed = key_u64(recipe.seed, stage) % 2**63
     match stage:
         case "pretrain":
+            assert corpus is not None, "whatever pretrains has read its text"
             source: Source = RowSource(PackedLoader(corpus.shards, recipe.data.seq_len, seed), recipe.pretrain)
             return _supervised(source, recipe.pretrain, plan.stage(stage).steps, budget)
         case "sft":

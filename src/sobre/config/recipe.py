@@ -1,5 +1,6 @@
 """The recipe: one tree that holds every setting of a run, one section for each part of the story. No torch here."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from sobre.config.base import config
@@ -14,7 +15,7 @@ from sobre.plan.config import BudgetConfig
 from sobre.rl.config import RLConfig
 from sobre.tasks.config import TasksConfig, TextConfig
 from sobre.tokenizer.config import TokenizerConfig
-from sobre.train.config import FineTuneConfig, SaveConfig, StageConfig
+from sobre.train.config import FineTuneConfig, SaveConfig, StageConfig, StartConfig
 
 StageName = Literal["pretrain", "sft", "rl"]
 SHORTCUTS = {"--budget": "--budget.amount", "--data": "--data.paths"}
@@ -30,6 +31,7 @@ class Recipe:
     """Every random choice of the run derives from it."""
     stages: tuple[StageName, ...] = ("pretrain", "sft", "rl")
     """What the run does, in this order; each stage starts from the model that the one before left."""
+    start: StartConfig = StartConfig()
     budget: BudgetConfig = BudgetConfig()
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
@@ -55,6 +57,8 @@ class Recipe:
         return "sft" in self.stages or "rl" in self.stages
 
 
-def load_recipe(argv: list[str], options: type[O], *, prog: str | None = None) -> tuple[Recipe, O]:
-    """Read a recipe and a verb's own flags; --budget and --data stand for budget.amount and data.paths."""
-    return load_with(Recipe, options, argv, recipes=RECIPES, shortcuts=SHORTCUTS, prog=prog)
+def load_recipe(
+    argv: list[str], options: type[O], *, prog: str | None = None, shortcuts: Mapping[str, str] | None = None
+) -> tuple[Recipe, O]:
+    """Read a recipe and a verb's own flags; short flags stand for dotted ones: SHORTCUTS, or those of the verb."""
+    return load_with(Recipe, options, argv, recipes=RECIPES, shortcuts=SHORTCUTS | dict(shortcuts or {}), prog=prog)

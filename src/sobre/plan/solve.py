@@ -87,37 +87,41 @@ def solve(
     step_tokens: Mapping[str, int] | None = None,
     data_tokens: int | None = None,
     n_problems: int = 1000,
+    model: ModelConfig | None = None,
     rules: Rules | None = None,
 ) -> Plan:
     """Plan a run.
 
     `step_tokens` keeps the recipe's tokens of one step for the stages that it names; `data_tokens` is the size of the
-    training text of the first stage, if it can end.
+    training text of the first stage, if it can end. `model` is the one that the run begins with, kept as it is and
+    examined before the first stage.
     """
     rules = rules or Rules()
     rate = price(recipe.budget.price)
     budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=machine.n_devices)
     rates = Rates(machine, seq_len, budget.kind, rules)
-    purse = divide(budget, recipe.budget, recipe.stages, rules)
-    kind = replace(recipe.model, vocab_size=vocab_size, max_len=max(recipe.model.max_len, seq_len))
+    before = 0 if model is None else 1
+    purse = divide(budget, recipe.budget, recipe.stages, rules, before=before)
+    kind = model or replace(recipe.model, vocab_size=vocab_size, max_len=max(recipe.model.max_len, seq_len))
     models, notes = [kind], list[str]()
-    if recipe.budget.choose_model:
+    if recipe.budget.choose_model and model is None:
         models, notes = _by_fit(kind, purse, rates, recipe.budget.tokens_per_active)
-    model = models[0]
-    purse = divide(budget, recipe.budget, recipe.stages, rules, need=n_problems * rates.problem(model))
-    compute = sum(rates.tokens(s, model, a) * rates.token(s, model)[0] for s, a in purse.stages.items())
+    chosen = models[0]
+    need = n_problems * rates.problem(chosen)
+    purse = divide(budget, recipe.budget, recipe.stages, rules, before=before, need=need)
+    compute = sum(rates.tokens(s, chosen, a) * rates.token(s, chosen)[0] for s, a in purse.stages.items())
     batch = max(4, round(rules.batch_scale * compute**rules.batch_power / seq_len)) * seq_len
-    stages = tuple(_stage(s, model, purse, rates, (step_tokens or {}).get(s, batch), n_problems) for s in purse.stages)
+    stages = tuple(_stage(s, chosen, purse, rates, (step_tokens or {}).get(s, batch), n_problems) for s in purse.stages)
     for stage in stages:
         _check_steps(stage, budget, rules)
     if data_tokens is not None:
         notes += _epochs(stages[0], data_tokens, rules)
-    count = params(model)
+    count = params(chosen)
     return Plan(
         budget=budget,
         price_source=rate.source,
         machine=machine,
-        model=model,
+        model=chosen,
         params=count,
         seq_len=seq_len,
         batch_tokens=batch,
@@ -131,11 +135,18 @@ def solve(
 
 
 def divide(
-    budget: Budget, cfg: BudgetConfig, stages: Sequence[str], rules: Rules, *, need: float | None = None
+    budget: Budget,
+    cfg: BudgetConfig,
+    stages: Sequence[str],
+    rules: Rules,
+    *,
+    before: int = 0,
+    need: float | None = None,
 ) -> Purse:
     """Keep what start, evaluations and end need, and split the rest by the recipe's weights.
 
-    `need` is what one evaluation should cost: the reserve is not held for more than it, with a margin.
+    `before` examinations come before the first stage, one after each. `need` is what one should cost:
+    the reserve is not held for more than it, with a margin.
     """
     weights = {stage: float(getattr(cfg.split, stage)) for stage in stages}
     if not weights or min(weights.values()) <= 0:
@@ -143,10 +154,11 @@ def divide(
         raise ConfigError(f"budget.split gives nothing to {idle}; give it a weight, or take it out of stages")
     start, end = (rules.start_s, rules.end_s) if budget.kind == "seconds" else (0.0, 0.0)
     held = max(cfg.reserve * budget.amount - start - end, rules.least_evaluation * budget.amount)
-    evaluation = held / len(stages)
+    count = before + len(stages)
+    evaluation = held / count
     if need is not None:
         evaluation = min(evaluation, need * rules.evaluation_margin)
-    left = budget.amount - start - end - evaluation * len(stages)
+    left = budget.amount - start - end - evaluation * count
     shares = {stage: left * weight / sum(weights.values()) for stage, weight in weights.items()}
     return Purse(budget, start, evaluation, end, shares)
 

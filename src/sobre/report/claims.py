@@ -5,7 +5,13 @@ from typing import Any
 from sobre.report import words
 
 Report = dict[str, Any]
-STAGE_NAMES = {"pretrain": "base", "sft": "cold start", "rl": "reinforcement learning", "distill": "distillation"}
+STAGE_NAMES = {
+    "start": "at the start",
+    "pretrain": "base",
+    "sft": "cold start",
+    "rl": "reinforcement learning",
+    "distill": "distillation",
+}
 GENERATED = (
     "The text was generated: problems, worked steps and plain sentences in a few languages, written by a grammar from "
     "a seed. A model trained on it has never read anything that a person wrote. It solves problems of the kinds that "

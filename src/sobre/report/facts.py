@@ -98,7 +98,7 @@ def _missing(files: RunFiles, document: Record) -> list[str]:
     """What a reader might look for and will not find, one sentence each."""
     found = []
     for name, stage in document["stages"].items():
-        if not stage["metrics"]["steps"]:
+        if name != "start" and not stage["metrics"]["steps"]:
             found.append(f"The stage {name} is in the recipe and left no metrics: it has not run.")
         elif "pass_at_1" not in stage and "bits_per_byte" not in stage:
             found.append(f"The stage {name} was not examined.")
@@ -110,7 +110,9 @@ def _missing(files: RunFiles, document: Record) -> list[str]:
         found.append("No expert load was recorded: a dense model has none.")
     if not document["samples"]["chosen"]:
         found.append("No answers were kept, so there are no samples.")
-    absent = {"plan": files.plan, "data": files.data, "environment": files.environment}
+    absent = {"plan": files.plan, "environment": files.environment}
+    if "pretrain" in document["stages"]:
+        absent["data"] = files.data
     found += [f"{name}.json is not in the run folder." for name, value in absent.items() if value is None]
     return found
 

@@ -27,7 +27,7 @@ from sobre.errors import RunError
 from sobre.schemas import lines
 
 Record = dict[str, Any]
-ORDER = ("pretrain", "sft", "rl", "distill")
+ORDER = ("start", "pretrain", "sft", "rl", "distill")
 """Stages in the order of the story; others follow in the order in which they appear."""
 
 

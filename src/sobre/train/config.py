@@ -9,6 +9,14 @@ Precision = Literal["auto", "fp8", "fp8-power-of-two"]
 
 
 @config
+class StartConfig:
+    """What the run begins with."""
+
+    model: str = ""
+    """Folder or hub id whose weights and tokenizer the first stage goes on from; empty begins from nothing."""
+
+
+@config
 class StageConfig:
     """One stage of gradient training: pretraining or fine-tuning."""
 

@@ -1,0 +1,25 @@
+"""One stage of the story as a verb: `sobre pretrain`, `sobre sft`, `sobre rl`.
+
+The recipe is the same; of its stages only this one runs, and it goes on from the model that --model names.
+"""
+
+from dataclasses import replace
+
+from sobre.app.run import MODEL_FLAG, RunOptions, run
+from sobre.config.recipe import Recipe, StageName, load_recipe
+from sobre.errors import ConfigError
+
+DATA_FLAG = {"pretrain": "--data.paths", "sft": "--sft.paths"}
+"""What --data stands for in each stage."""
+
+
+def run_stage(stage: StageName, argv: list[str]) -> int:
+    """Run stage `stage` of a recipe."""
+    data = {"--data": DATA_FLAG[stage]} if stage in DATA_FLAG else {}
+    recipe, options = load_recipe(argv, RunOptions, prog=f"sobre {stage}", shortcuts=MODEL_FLAG | data)
+    if recipe == Recipe() and options.resume:  # the folder's own recipe goes on
+        return run(recipe, options)
+    if not recipe.start.model and stage != "pretrain":
+        raise ConfigError(f"sobre {stage} goes on from a model: --model FOLDER (of a run: out/demo/base) or a hub id")
+    name = stage if recipe.name == Recipe().name else recipe.name
+    return run(replace(recipe, name=name, stages=(stage,)), options)
