@@ -15,11 +15,16 @@ DATA_FLAG = {"pretrain": "--data.paths", "sft": "--sft.paths"}
 
 def run_stage(stage: StageName, argv: list[str]) -> int:
     """Run stage `stage` of a recipe."""
+    return run(*read(stage, argv))
+
+
+def read(stage: StageName, argv: list[str]) -> tuple[Recipe, RunOptions]:
+    """The recipe, with this stage alone."""
     data = {"--data": DATA_FLAG[stage]} if stage in DATA_FLAG else {}
     recipe, options = load_recipe(argv, RunOptions, prog=f"sobre {stage}", shortcuts=MODEL_FLAG | data)
     if recipe == Recipe() and options.resume:  # the folder's own recipe goes on
-        return run(recipe, options)
+        return recipe, options
     if not recipe.start.model and stage != "pretrain":
         raise ConfigError(f"sobre {stage} goes on from a model: --model FOLDER (of a run: out/demo/base) or a hub id")
     name = stage if recipe.name == Recipe().name else recipe.name
-    return run(replace(recipe, name=name, stages=(stage,)), options)
+    return replace(recipe, name=name, stages=(stage,)), options
