@@ -30,7 +30,7 @@ class Rope(nn.Module):
         self.interleaved = cfg.interleaved
         self.dim = dim
         angles_T2 = torch.outer(torch.arange(max_len, dtype=torch.float32), frequencies(cfg, dim))
-        factor = 1.0 if cfg.yarn is None else _table_factor(cfg.yarn)
+        factor = 1.0 if cfg.yarn is None else table_factor(cfg.yarn)
         self.register_buffer("cos_T2", angles_T2.cos() * factor, persistent=False)
         self.register_buffer("sin_T2", angles_T2.sin() * factor, persistent=False)
 
@@ -72,7 +72,7 @@ def _llama3(plain_2: Tensor, cfg: Llama3RopeConfig) -> Tensor:
     return plain_2 / cfg.factor * (1 - kept_2) + plain_2 * kept_2
 
 
-def _table_factor(yarn: YarnConfig) -> float:
+def table_factor(yarn: YarnConfig) -> float:
     if yarn.table_factor is not None:
         return yarn.table_factor
     return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
