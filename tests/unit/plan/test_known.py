@@ -22,6 +22,8 @@ from sobre.plan.outline import outline
 
 EXACT = {
     "deepseek-v3": 671_026_419_200,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v2-lite": 15_706_484_224,
     "llama-7b": 6_738_415_616,
     "llama-13b": 13_015_864_320,
     "llama-65b": 65_285_660_672,
@@ -53,7 +55,7 @@ EXACT = {
 }
 """Parameters as the released files hold them."""
 ROUNDED = {
-    "deepseek-v2": 236e9, "deepseek-v2-lite": 15.7e9, "kimi-k2": 1.03e12,
+    "kimi-k2": 1.03e12,
     "palm-540b": 540e9, "gopher-280b": 280e9, "gpt-3-175b": 175e9,
     "opt-175b": 175e9, "bloomberg-50b": 50.6e9, "glm-130b": 130e9, "falcon-180b": 179.5e9, "llama-4-scout": 108e9,
     "llama-4-maverick": 400e9, "qwen3-235b-a22b": 235e9, "mixtral-8x22b": 141e9, "olmo-2-32b": 32.2e9,
