@@ -8,6 +8,7 @@ import pytest
 
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 
+os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # a plan of the tests knows no chip of whoever runs them
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here and in the processes that tests start
 
 if TYPE_CHECKING:

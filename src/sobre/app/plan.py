@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sobre.app.plan_options import (
     BuyOptions,
@@ -28,16 +28,15 @@ from sobre.app.plan_options import (
     ValidateOptions,
 )
 from sobre.config.load import load
-from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import ConfigError
 from sobre.plan import show
 from sobre.plan.buy import buy, recipe
-from sobre.plan.chips import chip
+from sobre.plan.chips import THIS, chip, chips
 from sobre.plan.known import model
 from sobre.plan.layout import SCHEDULES
 from sobre.plan.outline import outline
 from sobre.plan.plan import Machine
-from sobre.plan.reasoning import DistillPlan, ReasoningPlan, rollout_seconds
+from sobre.plan.reasoning import DistillPlan, reason
 from sobre.plan.runs import Run, published
 from sobre.plan.schedule import Durations, bubble, order, simulate
 from sobre.plan.serving import serve
@@ -46,6 +45,9 @@ from sobre.plan.train import TrainingPlan, train
 from sobre.plan.units import amount, context
 from sobre.plan.validate import validate
 from sobre.schemas import VERSION
+
+if TYPE_CHECKING:
+    from sobre.config.recipe import Recipe
 
 
 def main(argv: list[str]) -> int:
@@ -84,25 +86,39 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
                 rest = [argument for argument in argv if argument != flag]
                 return answer, load(schema, rest, recipes=None, prog=f"sobre plan {flag}")
         return _train, load(TrainOptions, argv, recipes=None, prog="sobre plan")
+    from sobre.config.recipe import load_recipe  # every section of a recipe, which the other questions do not need
+
     return _recipe, load_recipe(argv, PlanOptions, prog="sobre plan")
 
 
-def _recipe(asked: tuple[Recipe, PlanOptions]) -> None:
+def _recipe(asked: "tuple[Recipe, PlanOptions]") -> None:
     recipe, options = asked
-    machine = Machine(
-        name=f"a machine of {options.gflops:g} GFLOP/s",
-        dtype=options.dtype,
-        peak_flops=options.gflops * 1e9,
-    )
     plan = solve(
         recipe,
-        machine,
+        stated_machine(options.gflops),
         vocab_size=recipe.tokenizer.vocab_size,
         seq_len=recipe.data.seq_len,
         step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
         n_problems=recipe.eval.n_problems,
     )
     print(json.dumps(plan.to_dict()) if options.json else plan.table())
+
+
+ASSUMED_GFLOPS = 300.0
+"""Of a machine that nobody measured: two cores with bfloat16 products."""
+
+
+def stated_machine(gflops: float) -> Machine:
+    """The machine of a plan that measures nothing: as the user says, as `sobre doctor` found it, or assumed."""
+    if gflops < 0:
+        raise ConfigError(f"--gflops {gflops:g} must be above 0")
+    if gflops:
+        return Machine("a machine as stated", "bfloat16", gflops * 1e9, speed_is="stated")
+    if this := chips().get(THIS):
+        dtype = {"fp32": "float32", "bf16": "bfloat16"}[this.usual]
+        return Machine(this.note, dtype, peak_flops=this.peak(this.usual), memory_bytes=this.memory_bytes)
+    name = "a machine that was not measured (`sobre doctor` measures it)"
+    return Machine(name, "bfloat16", ASSUMED_GFLOPS * 1e9, speed_is="assumed")
 
 
 def _buy(options: BuyOptions) -> None:
@@ -152,19 +168,19 @@ def as_published(options: TrainOptions) -> Run | None:
 
 def training_plan(options: TrainOptions, run: Run | None) -> TrainingPlan:
     """The plan that the flags ask for, trained as `run` was, if that is what they ask for."""
-    wanted = model(options.model)
+    wanted, on = model(options.model), chip(options.chip, options.chips_file)
     kept = {name: getattr(options, name) for name in LAYOUT_FLAGS if getattr(options, name) is not None}
     if run is not None:
         kept = run.layout | ({"recompute": run.recompute} if run.recompute else {})
     batch = amount(options.batch, "--batch") if options.batch else 0
     return train(
         wanted,
-        chip(options.chip, options.chips_file),
+        on,
         tokens=amount(options.tokens, "--tokens") if options.tokens else 20.0 * wanted.active,
         chips=_positive(options.chips),
         seq_len=context(options.seq, "--seq"),
         batch_tokens=batch if run is None else run.batch_tokens,
-        precision=options.precision or ("bf16" if run is None else run.precision),
+        precision=options.precision or (on.usual if run is None else run.precision),
         fixed=kept,
     )
 
@@ -177,6 +193,7 @@ def _serve(options: ServeOptions) -> None:
         users=options.users,
         context=context(options.context, "--context"),
         hits=options.hits,
+        variety=options.variety,
         weights=options.weights,
         cache=options.cache,
     )
@@ -195,18 +212,9 @@ def _reason(options: ReasonOptions) -> None:
     mean, most = context(options.mean_tokens, "--mean-tokens"), context(options.max_tokens, "--max-tokens")
     if mean > most:
         raise ConfigError(f"--mean-tokens {options.mean_tokens} exceeds --max-tokens {options.max_tokens}")
-    tokens = float(options.rollouts * options.samples * mean)
-    update = train(learner, on, tokens=tokens, chips=chips, seq_len=mean, precision=options.precision)
-    found = ReasoningPlan(
-        plan=update,
-        samples=options.samples,
-        mean_tokens=mean,
-        rollouts=options.rollouts,
-        tokens=tokens,
-        rollout_s=rollout_seconds(
-            learner, on, chips=chips, samples=options.samples, mean_tokens=mean, max_tokens=most,
-            weights=options.precision,
-        ),
+    found = reason(
+        learner, on, chips=chips, rollouts=options.rollouts, samples=options.samples, mean_tokens=mean,
+        max_tokens=most, precision=options.precision,
     )  # fmt: skip
     print(json.dumps(found.to_dict()) if options.json else show.reasoning(found))
 
@@ -224,6 +232,8 @@ def _distill(options: DistillOptions) -> None:
 
 
 def _layout(options: LayoutOptions) -> None:
+    from sobre.config.recipe import load_recipe
+
     asked, _ = load_recipe([options.layout], PlanOptions)
     cfg = replace(asked.model, vocab_size=asked.model.vocab_size or asked.tokenizer.vocab_size)
     drawn = outline(cfg, asked.name)

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import tyro
 
+from sobre.plan.serving import VARIETY
+
 
 @dataclass(frozen=True)
 class PlanOptions:
     """Flags of `sobre plan` that are no part of the recipe."""
 
-    gflops: float = 300.0
-    """Matrix products of the machine in its training dtype, in GFLOP/s; `sobre doctor` measures it."""
-    dtype: str = "bfloat16"
-    """What training computes in."""
+    gflops: float = 0.0
+    """Matrix products of the machine in its training dtype, in GFLOP/s; 0 takes what `sobre doctor` measured."""
     json: bool = False
     """One JSON document on standard output."""
 
@@ -22,7 +22,7 @@ class ChipOptions:
     """On what."""
 
     chip: str = "h100"
-    """Name of a chip, such as h100 or rtx4090."""
+    """Name of a chip, such as h100 or rtx4090; `this` is this machine, as `sobre doctor` measured it."""
     chips: int = 8
     """How many; with --serve, 0 takes the fewest that hold the model."""
     chips_file: str = ""
@@ -89,6 +89,8 @@ class ServeOptions(ChipOptions):
     """Sequences decoded at once."""
     hits: float = 0.0
     """Share of the input that comes from the prefix cache."""
+    variety: float = VARIETY
+    """Standard deviation of the lengths of requests over their mean; 0 is requests of one length."""
     weights: str = "bf16"
     cache: str = "bf16"
     input_per_day: str = ""

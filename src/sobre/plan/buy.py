@@ -229,7 +229,7 @@ def _offers(
     kind: ModelConfig, chip: Chip, chips: int, seq_len: int, hours: float | None, flops: float | None
 ) -> list[Offer]:
     """The best sizes of a kind: first by a usual share of the peak, then planned in full."""
-    rate = chip.peak("bf16") * USUAL_SHARE
+    rate = chip.peak(chip.usual) * USUAL_SHARE
     compute = flops if flops is not None else (hours or 0.0) * 3600 * SPLIT["pretrain"] * rate
     models = []
     for rung in SIZES:
@@ -240,15 +240,16 @@ def _offers(
     models.sort(key=lambda one: one[0])
     found = []
     for _, cfg, drawn in models[:LOOKED_AT]:
-        offer = _offer(cfg, drawn, chip, chips, seq_len, "bf16", hours, flops)
-        narrow = _offer(cfg, drawn, chip, chips, seq_len, "fp8", hours, flops) if chip.fp8 else None
+        offer = _offer(cfg, drawn, chip, chips, seq_len, chip.usual, hours, flops)
+        fp8 = chip.peak("fp8") > chip.peak(chip.usual)
+        narrow = _offer(cfg, drawn, chip, chips, seq_len, "fp8", hours, flops) if fp8 else None
         if offer and narrow and narrow.rate > WORTH_FP8 * offer.rate or not offer:
             offer = narrow
         if offer:
             found.append(offer)
     if not found:  # the best do not fit: the largest that does
         for _, cfg, drawn in sorted(models, key=lambda one: -one[2].total):
-            offer = _offer(cfg, drawn, chip, chips, seq_len, "bf16", hours, flops)
+            offer = _offer(cfg, drawn, chip, chips, seq_len, chip.usual, hours, flops)
             if offer is not None:
                 return [offer]
     return found
@@ -260,7 +261,9 @@ def _offer(
 ) -> Offer | None:  # fmt: skip
     rules = Rules()
     per_token = drawn.flops_per_token(seq_len)
-    guess = flops if flops is not None else (hours or 0.0) * 3600 * SPLIT["pretrain"] * chip.peak("bf16") * USUAL_SHARE
+    guess = (
+        flops if flops is not None else (hours or 0.0) * 3600 * SPLIT["pretrain"] * chip.peak(chip.usual) * USUAL_SHARE
+    )
     batch = max(rules.batch_scale * guess**rules.batch_power, seq_len * chips)
     try:
         plan = train(drawn, chip, tokens=1e9, chips=chips, seq_len=seq_len, batch_tokens=batch, precision=precision)

@@ -7,7 +7,7 @@ n. Layouts that were not published are chosen with PRIOR, so that no run's hours
 that fit (a test says so).
 """
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,11 @@ class Efficiency:
     """Share of the time that is lost for each doubling of the number of chips that wait for each other."""
 
     def values(self) -> tuple[float, ...]:
-        return astuple(self)
+        return tuple(vars(self).values())
+
+    def where(self, measured: bool) -> "Efficiency":
+        """What remains to be lost on a chip whose rates were measured: its matrix rate is reached as it stands."""
+        return replace(self, matrix=1.0, attention=self.attention / self.matrix) if measured else self
 
     @classmethod
     def of(cls, values: "tuple[float, ...] | list[float]") -> "Efficiency":

@@ -94,6 +94,7 @@ def training_memory(
 ) -> dict[str, float]:
     """Peak bytes on the fullest chip, by part."""
     size = min(2.0, BYTES[precision])
+    weight, optimizer, wide = (4.0, 8.0, 2.0) if precision == "fp32" else (WEIGHT, OPTIMIZER, 1.0)  # no copy in 16 bits
     rest, experts = held(model, layout)
     shard_rest = layout.data * layout.context
     shard_experts = max(1, layout.data * layout.context * layout.tensor // layout.expert)
@@ -108,14 +109,14 @@ def training_memory(
     layers = [*model.layers, *([model.mtp] if model.mtp else [])]
     kept = sum(activation_bytes(layer, model.d_model, layout.recompute, size) * layer.count for layer in layers)
     widest = max(activation_bytes(layer, model.d_model, "none") for layer in layers)
-    activations = tokens / layout.tensor * (kept / layout.pipeline * in_flight)
-    working = tokens / layout.tensor * (widest if layout.recompute != "none" else 0.0)
+    activations = wide * tokens / layout.tensor * (kept / layout.pipeline * in_flight)
+    working = wide * tokens / layout.tensor * (widest if layout.recompute != "none" else 0.0)
     logits = min(tokens, 8192) * model.vocab_size * 6.0 / layout.tensor  # 16 bits and FP32, in pieces of 8,192 tokens
-    gathered = 2 * WEIGHT * (rest + experts) / max(1, model.n_layers / layout.pipeline) if layout.zero == 3 else 0.0
+    gathered = 2 * weight * (rest + experts) / max(1, model.n_layers / layout.pipeline) if layout.zero == 3 else 0.0
     parts = {
-        "weights": split(WEIGHT, 3),
+        "weights": split(weight, 3),
         "gradients": split(GRADIENT, 2),
-        "optimizer": split(OPTIMIZER, 1),
+        "optimizer": split(optimizer, 1),
         "activations": activations + working,
         "buffers": logits + gathered + RUNTIME_BYTES,
     }

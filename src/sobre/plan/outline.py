@@ -41,6 +41,10 @@ class AttentionPart:
     """FLOPs of a token with the state of linear attention."""
     cache: int = 0
     """Numbers that a token leaves in the cache."""
+    latent: int = 0
+    """Width of the cached latent that keys and values are made of; 0 where they are cached as they are."""
+    expanded: int = 0
+    """Width of the keys and values that are made of it, all heads."""
     state: int = 0
     """Numbers of a sequence's state, whatever its length."""
 
@@ -258,6 +262,8 @@ def _attention(cfg: ModelConfig, layer: int, stored: dict[str, tuple[int, ...]])
             reach=indexer.n_keys if indexer else 0,
             index_pair=2.0 * indexer.n_heads * indexer.dim if indexer else 0.0,
             cache=attn.cache_dim,
+            latent=attn.kv_rank,
+            expanded=attn.n_heads * (attn.nope_dim + attn.v_dim),
         )
     if isinstance(attn, LightningConfig):
         if layer in attn.full_layers:

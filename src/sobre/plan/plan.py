@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sobre.models.config import ModelConfig
 from sobre.plan.budget import Budget
@@ -22,6 +22,7 @@ class Machine:
     memory_bytes: float | None = None
     """None leaves the memory unchecked."""
     n_devices: int = 1
+    speed_is: Literal["measured", "stated", "assumed"] = "measured"
 
     @property
     def total_flops(self) -> float:
@@ -119,7 +120,8 @@ class Plan:
             else sum(s.seconds for s in self.stages) / 3600 * budget.price_usd_per_h
         )
         return (
-            f"budget   {budget.text} on {machine.name} ({machine.dtype}, {short(machine.total_flops)}FLOP/s measured):"
+            f"budget   {budget.text} on {machine.name}"
+            f" ({machine.dtype}, {short(machine.total_flops)}FLOP/s {machine.speed_is}):"
             f" {'' if budget.kind == 'seconds' else 'about '}{usd:.4f} usd at {budget.price_usd_per_h:g} usd/h"
             f" ({self.price_source})"
         )

@@ -11,7 +11,7 @@ from sobre.plan.chips import Chip
 from sobre.plan.efficiency import FITTED, Efficiency
 from sobre.plan.outline import Outline
 from sobre.plan.serving import Serving, decode_step
-from sobre.plan.train import TrainingPlan
+from sobre.plan.train import TrainingPlan, train
 from sobre.schemas import VERSION
 
 
@@ -100,6 +100,32 @@ class DistillPlan:
             "gpu_hours": self.gpu_hours,
             "cost_usd": self.cost_usd,
         }
+
+
+def reason(
+    model: Outline,
+    chip: Chip,
+    *,
+    chips: int,
+    rollouts: float,
+    samples: int,
+    mean_tokens: int,
+    max_tokens: int,
+    precision: str,
+) -> ReasoningPlan:
+    """Plan reinforcement learning: so many rollouts of `samples` answers, and an update on every sampled token."""
+    tokens = rollouts * samples * mean_tokens
+    return ReasoningPlan(
+        plan=train(model, chip, tokens=tokens, chips=chips, seq_len=mean_tokens, precision=precision),
+        samples=samples,
+        mean_tokens=mean_tokens,
+        rollouts=rollouts,
+        tokens=tokens,
+        rollout_s=rollout_seconds(
+            model, chip, chips=chips, samples=samples, mean_tokens=mean_tokens, max_tokens=max_tokens,
+            weights=precision,
+        ),
+    )  # fmt: skip
 
 
 def rollout_seconds(

@@ -42,7 +42,7 @@ class Run:
     phases: list[list[float]] = field(default_factory=list)
     """(tokens, length of the sequences) of each phase, if there were several."""
     mark: str
-    """P paper, R repository or official card, S secondary, M not read again."""
+    """Where tokens, hours and chips stand: P paper, R repository or official card, S secondary, M not read again."""
     source: str
     tokens_exact: bool = True
     """Within 10 %."""

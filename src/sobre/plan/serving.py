@@ -12,9 +12,21 @@ from typing import Any
 
 from sobre.errors import ConfigError
 from sobre.plan.chips import BYTES, Chip
-from sobre.plan.efficiency import FITTED, Efficiency
-from sobre.plan.layout import serving_memory
+from sobre.plan.efficiency import COMMUNICATION_UNITS, FITTED, Efficiency
+from sobre.plan.layout import Layout, serving_memory
 from sobre.plan.outline import Outline
+from sobre.plan.step import (
+    Products,
+    StepWork,
+    add,
+    all_to_all_bytes,
+    dense_products,
+    expert_products,
+    formats,
+    moved_numbers,
+    product,
+    seconds,
+)
 from sobre.schemas import VERSION
 
 BANDWIDTH = 0.85
@@ -24,6 +36,9 @@ LAYER_S = 30e-6
 """Seconds of a layer that neither bytes nor FLOPs explain: launches and small kernels, *assumed*."""
 TRAVEL_S = 77e-6
 """Least seconds of one dispatch or combine among chips: DeepEP's low-latency kernel with 8 ranks."""
+VARIETY = 1.0
+"""Standard deviation of the lengths of requests over their mean, as if they ended by chance: *assumed*. Traces of real
+services have longer tails still (arXiv 2401.17644, 2505.09999); equal lengths would be 0."""
 PREFILL_TOKENS = 16_384
 """Tokens of a prefill batch on one chip, as in DeepSeek's published profile."""
 
@@ -41,6 +56,8 @@ class Serving:
     """Tokens that a sequence holds, on average over its life."""
     hits: float
     """Share of the input that comes from a cache of prefixes."""
+    variety: float
+    """Standard deviation of the lengths of requests over their mean."""
     weights: str
     cache: str
     memory: dict[str, float]
@@ -95,6 +112,7 @@ class Serving:
             "users": self.users,
             "context": self.context,
             "cache_hits": self.hits,
+            "variety": self.variety,
             "weights": self.weights,
             "cache": self.cache,
             "cache_bytes_per_token": self.model.cache_bytes_per_token(BYTES[self.cache]),
@@ -126,11 +144,14 @@ def serve(
     hits: float = 0.0,
     weights: str = "bf16",
     cache: str = "bf16",
+    variety: float = VARIETY,
     eff: Efficiency = FITTED,
 ) -> Serving:
     """Plan a serving unit; `chips=0` takes the fewest that hold it. Raises a ConfigError that says what would fit."""
     if users < 1 or not 0 <= hits < 1:
         raise ConfigError(f"users={users} must be 1 or more and hits={hits} lie in 0..1")
+    if not 0 <= variety <= 10:
+        raise ConfigError(f"variety={variety} must lie in 0..10: 0 is requests of one length")
     for form in (weights, cache):
         if form not in BYTES:
             raise ConfigError(f"no format {form!r}; there are {', '.join(BYTES)}")
@@ -153,11 +174,12 @@ def serve(
         users=users,
         context=context,
         hits=hits,
+        variety=variety,
         weights=weights,
         cache=cache,
         memory=memory,
         decode_s=decode_step(model, chip, chips, users / chips, context, weights, cache, eff),
-        prefill_s=prefill_token(model, chip, chips, context, hits, weights, eff),
+        prefill_s=prefill_token(model, chip, chips, context, hits, weights, eff, variety),
         cached_s=model.cache_bytes_per_token(BYTES[cache]) / (chip.network / 2 * 1e9 * eff.link),
     )
 
@@ -166,7 +188,8 @@ def decode_step(
     model: Outline, chip: Chip, chips: int, batch: float, context: int, weights: str, cache: str, eff: Efficiency
 ) -> float:
     """Seconds of a step that brings one token to each of `batch` users per chip."""
-    width, memory = BYTES[weights], chip.bytes_per_s * BANDWIDTH
+    eff = eff.where(chip.measured)
+    width, memory = BYTES[weights], chip.bytes_per_s * (1.0 if chip.measured else BANDWIDTH)
     rate = chip.peak(weights) * eff.matrix
     spread = model.is_moe and chips > 1
     everybody = max(batch * chips, 1.0)
@@ -184,54 +207,78 @@ def decode_step(
     keys = batch * model.cache_numbers(context) * BYTES[cache] / memory
     products = 2.0 * model.active * batch / rate
     attention = model.decode_flops(context) - 2.0 * model.active
-    scores = attention * batch / (chip.peak("bf16") * min(0.6, 1.5 * eff.attention))
+    scores = attention * batch / (chip.peak(chip.usual) * min(0.6, 1.5 * eff.attention))
     layers = model.n_layers * LAYER_S
     if not spread:
         return reads + max(keys, scores) + products + layers + _all_reduce(model, chip, chips, batch, eff)
-    travel = _travel(model, chip, chips, batch, weights, eff, grouped=False)
+    travel = _travel(model, chip, chips, batch, weights, eff)
     two = 2 if batch >= 2 else 1  # micro-batches that take turns
     busy = two * (reads + layers) + max(keys, scores) + products
     return busy + max(0.0, travel + two * _moe_layers(model) * 2 * TRAVEL_S - eff.overlap * busy * (two - 1))
 
 
 def prefill_token(
-    model: Outline, chip: Chip, chips: int, context: int, hits: float, weights: str, eff: Efficiency
+    model: Outline, chip: Chip, chips: int, context: int, hits: float, weights: str, eff: Efficiency, variety: float
 ) -> float:
-    """Seconds of one computed input token on one chip, in batches of PREFILL_TOKENS."""
-    rate, memory = chip.peak(weights) * eff.matrix, chip.bytes_per_s
-    seen = context * (1 + hits) / 2  # computed tokens come after the cached ones
-    scores = sum(
-        layer.count * (layer.attention.pair * min(seen, layer.attention.reach or seen) + layer.attention.recurrent)
-        for layer in model.layers
-    )
-    products = 2.0 * (model.active - model.vocab_size * model.d_model) / rate
-    operands = 0.0
+    """Seconds of one computed input token on one chip, in batches of PREFILL_TOKENS: a training step's forward pass.
+
+    The products, the casts, the memory-bound work, the units set aside for the all-to-all and the links are those of
+    plan/step.py, once instead of three times. What training does not have: computed tokens see the cached ones, whose
+    latents are projected to keys and values again, and long requests hold most of the tokens.
+    """
+    spread = model.is_moe and chips > 1
+    layout = Layout(data=chips, expert=chips) if spread else Layout(tensor=chips)
+    tokens = float(PREFILL_TOKENS) if spread else float(PREFILL_TOKENS * chips)
+    wide, fmt = formats(chip, weights)
+    again = hits / (1 - hits)  # cached tokens for each computed one
+    seen = context * (1 + variety**2) * (1 + hits) / 2  # a token sits in a request of length L as often as L is long
+    dense, experts = Products(precision=fmt), Products(precision=fmt)
+    attention = elementwise = tensor = link = network = 0.0
     for layer in model.layers:
-        ffn = layer.ffn
-        wide = ffn.n_matrices * (ffn.d_inner + ffn.n_active * ffn.d_expert)
-        moved = 6.0 * model.d_model + 2.0 * ffn.n_active * model.d_model + layer.attention.inner + wide
-        operands += layer.count * (moved * (eff.elementwise * 2 + eff.traffic * BYTES[weights]))
-        share = ffn.n_experts * ffn.expert / chips if ffn.n_experts else 0.0
-        stored = (layer.attention.matrix + ffn.dense + share) * BYTES[weights]
-        operands += layer.count * eff.traffic * stored / PREFILL_TOKENS
-    busy = products + scores / (chip.peak("bf16") * eff.attention) + operands / memory
-    if model.is_moe and chips > 1:
-        travel = _travel(model, chip, chips, 1.0, weights, eff, grouped=True)
-        return busy + max(0.0, travel - eff.overlap * busy)
-    return busy + _all_reduce(model, chip, chips, float(PREFILL_TOKENS), eff) / PREFILL_TOKENS
+        part, times = layer.attention, layer.count
+        dense = add(dense, dense_products(layer, model.d_model, tokens, layout.tensor, times, fmt))
+        if part.latent:
+            made_again = product(tokens * again, part.latent, part.expanded / layout.tensor, times, fmt)
+            dense = add(dense, made_again)
+        experts = add(experts, expert_products(layer, model.d_model, tokens, layout, times, fmt))
+        scores = part.pair * min(seen, part.reach or seen) + part.index_pair * seen + part.recurrent
+        attention += times * tokens * scores / layout.tensor
+        width = moved_numbers(layer, model.d_model) / layout.tensor
+        elementwise += times * tokens * width * (BYTES[wide] + (1.0 if fmt != wide else 0.0))
+        if layout.tensor > 1:
+            tensor += times * 4.0 * (layout.tensor - 1) / layout.tensor * tokens * model.d_model * 2
+        there = all_to_all_bytes(layer, model.d_model, tokens, layout, chip, fmt != wide)
+        link, network = link + times * there[0] / 2, network + times * there[1] / 2  # forward alone
+    load = StepWork(
+        dense=dense,
+        head=Products(precision=wide),
+        experts=experts,
+        attention=attention,
+        elementwise=elementwise,
+        tensor_bytes=tensor,
+        expert_link_bytes=link,
+        expert_network_bytes=network,
+        data_link_bytes=0.0,
+        data_network_bytes=0.0,
+        optimizer_bytes=0.0,
+        bubble_share=0.0,
+        units=1 - COMMUNICATION_UNITS if spread and chips > chip.node else 1.0,
+        hidden_experts=True,  # two micro-batches take turns
+        tensor_on_link=layout.tensor <= chip.node,
+        waiting=chips,
+    )
+    return sum(seconds(load, chip, eff).values()) / PREFILL_TOKENS
 
 
 def _moe_layers(model: Outline) -> int:
     return sum(layer.count for layer in model.layers if layer.ffn.n_experts)
 
 
-def _travel(
-    model: Outline, chip: Chip, chips: int, tokens: float, weights: str, eff: Efficiency, *, grouped: bool
-) -> float:
+def _travel(model: Outline, chip: Chip, chips: int, tokens: float, weights: str, eff: Efficiency) -> float:
     """Seconds in which a chip's tokens reach their experts and come back, all layers.
 
-    `grouped`: a token goes once to each of the few nodes that its router allows, as in training and prefill; decoding
-    sends each copy straight to its expert.
+    Decoding sends each copy straight to its expert's node; training and prefill keep to the few nodes that the router
+    allows.
     """
     nodes = chips / chip.node
     total = 0.0
@@ -244,7 +291,6 @@ def _travel(
                 total += each * ffn.n_active * (1 - 1 / chips) / inside
                 continue
             visited = nodes * (1 - (1 - 1 / nodes) ** ffn.n_active)
-            visited = min(visited, ffn.n_active_groups or visited) if grouped else visited
             total += each * visited * (1 - 1 / nodes) / (chip.network / 2 * 1e9 * eff.link)
     return total
 

@@ -23,11 +23,13 @@ def training(plan: TrainingPlan) -> str:
         f"run       {short(plan.tokens)} tokens in steps of {short(plan.batch_tokens)}, {plan.precision},"
         f" on {plan.chips:,} {chip.name}",
         f"layout    {plan.layout}",
-        f"time      {short(plan.gpu_hours)} chip-hours, {plan.days:,.3g} days, {plan.mfu:.1%} of the 16-bit peak",
+        f"time      {short(plan.gpu_hours)} chip-hours, {plan.days:,.3g} days, {plan.mfu:.1%} of the"
+        f" {'32' if chip.usual == 'fp32' else '16'}-bit peak",
         f"money     {usd}{source}",
         f"energy    {short(plan.energy_kwh * 1000)}Wh, {plan.energy_kwh * GRID_KG_PER_KWH / 1000:,.3g} t CO2"
         f" at {GRID_KG_PER_KWH} kg/kWh, estimated",
         f"memory    {held / 1e9:.1f} of {chip.memory_gb:g} GB on each chip",
+        *([] if plan.saved_s is None else [f"disk      {plan.saved_s:,.3g} s to save the state"]),
         "",
     ]
     parts = {name: value for name, value in plan.parts.items() if value > 0.001 * plan.step_s}
@@ -122,6 +124,14 @@ def validation(found: Validation) -> str:
             f" worst fitted {fitted['worst']:.2f}x, left out {left_out['worst']:.2f}x"
         )
     lines.append(f"deepseek-v3 with V3 and V2 left out of the fit: {found.without_deepseek:+.1%}")
+    lines += ["", f"{'beyond pretraining':<27} {'published':>12} {'predicted':>12} {'':<8} {'error':>7}"]
+    for check in found.beyond:
+        off = "a part" if check.error is None else f"{check.error:+.1%}"
+        lines.append(
+            f"{check.what:<27} {check.published:>12,.0f} {check.predicted:>12,.0f} {check.unit:<8} {off:>7}"
+            f"  {check.note}".rstrip()
+        )
+    lines.append("")
     constants = ", ".join(f"{name} {getattr(found.fitted, name):.3g}" for name in found.fitted.__dataclass_fields__)
     return "\n".join([*lines, f"constants: {constants}"])
 

@@ -66,30 +66,30 @@ def work(model: Outline, chip: Chip, layout: Layout, *, seq_len: int, batch_toke
     n_micro = n_micro_batches(layout, batch_tokens, seq_len)
     tokens = layout.micro_batch * seq_len / layout.context
     passes = 4 if layout.recompute == "full" else 3
-    fp8 = precision in ("fp8", "fp4", "int8") and chip.peak(precision) > chip.peak("bf16")
-    fmt = precision if fp8 else "bf16"
+    wide, fmt = formats(chip, precision)
+    fp8 = fmt != wide
     layers = [*model.layers, *([model.mtp] if model.mtp else [])]
     per_chip = n_micro / layout.pipeline
     dense, experts = Products(precision=fmt), Products(precision=fmt)
     attention = elementwise = tensor = a2a_link = a2a_net = 0.0
     for layer in layers:
         times = layer.count * per_chip
-        dense = _add(dense, _dense(layer, model.d_model, tokens, layout.tensor, passes * times, fmt))
-        experts = _add(experts, _experts(layer, model.d_model, tokens, layout, passes * times, fmt))
+        dense = add(dense, dense_products(layer, model.d_model, tokens, layout.tensor, passes * times, fmt))
+        experts = add(experts, expert_products(layer, model.d_model, tokens, layout, passes * times, fmt))
         flops = layer.attention.sequence_flops(seq_len) * layout.micro_batch / layout.context / layout.tensor
         attention += times * flops * (passes + 0.5)
-        # what enters and leaves the matrices; the bytes of one pass, in 16 bits, and the casts to 8
-        width = _moved(layer, model.d_model) / layout.tensor
-        elementwise += times * tokens * width * passes * (2.0 + (1.0 if fp8 else 0.0))
+        # what enters and leaves the matrices; the bytes of one pass, and the casts to 8 bits
+        width = moved_numbers(layer, model.d_model) / layout.tensor
+        elementwise += times * tokens * width * passes * (BYTES[wide] + (1.0 if fp8 else 0.0))
         if layout.tensor > 1:
             once = 2.0 * (layout.tensor - 1) / layout.tensor * tokens * model.d_model * 2
             tensor += times * once * 2 * (3 if layout.recompute == "full" else 2)
-        link, network = _all_to_all(layer, model.d_model, tokens / layout.tensor, layout, chip, fp8)
+        link, network = all_to_all_bytes(layer, model.d_model, tokens / layout.tensor, layout, chip, fp8)
         a2a_link, a2a_net = a2a_link + times * link, a2a_net + times * network
     heads = (2 if model.mtp else 1) * per_chip
-    head = _product(tokens, model.d_model, model.vocab_size / layout.tensor, 3 * heads, "bf16")
+    head = product(tokens, model.d_model, model.vocab_size / layout.tensor, 3 * heads, wide)
     if model.mtp:
-        dense = _add(dense, _product(tokens, 2 * model.d_model, model.d_model / layout.tensor, passes * per_chip, fmt))
+        dense = add(dense, product(tokens, 2 * model.d_model, model.d_model / layout.tensor, passes * per_chip, fmt))
     data_link, data_net = _data_bytes(model, layout, chip, n_micro)
     rest, expert_numbers = held(model, layout)
     shards = layout.data * layout.context if layout.zero else 1
@@ -119,6 +119,7 @@ def work(model: Outline, chip: Chip, layout: Layout, *, seq_len: int, batch_toke
 
 def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:
     """Seconds of a step by part."""
+    eff = eff.where(chip.measured)
     rate, memory = eff.matrix * load.units, chip.bytes_per_s
 
     def products(one: Products) -> float:
@@ -128,7 +129,7 @@ def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:
     parts = {
         "matrices": products(load.dense) + products(load.head),
         "experts": products(load.experts),
-        "attention": load.attention / (chip.peak("bf16") * eff.attention * load.units),
+        "attention": load.attention / (chip.peak(load.head.precision) * eff.attention * load.units),
         "elementwise": eff.elementwise * load.elementwise / memory,
         "tensor": load.tensor_bytes / (link if load.tensor_on_link else network),
     }
@@ -143,6 +144,13 @@ def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:
     return parts
 
 
+def formats(chip: Chip, precision: str) -> tuple[str, str]:
+    """What is no matrix product is kept in, and what matrix products run in: a narrow format where it is faster."""
+    wide = "fp32" if "fp32" in (precision, chip.usual) else "bf16"
+    narrow = precision in ("fp8", "fp4", "int8") and chip.peak(precision) > chip.peak(wide)
+    return wide, precision if narrow else wide
+
+
 def overhead(chips: int, eff: Efficiency) -> float:
     """Factor on the time of the steps: chips that wait for the slowest, restarts, checkpoints."""
     doublings = max(0, chips - 1).bit_length()
@@ -150,43 +158,43 @@ def overhead(chips: int, eff: Efficiency) -> float:
     return (1 + eff.jitter * doublings) * (1 + restarts) * (1 + CHECKPOINT_SHARE)
 
 
-def _product(m: float, k: float, n: float, times: float, precision: str) -> Products:
+def product(m: float, k: float, n: float, times: float, precision: str) -> Products:
     """An (m, k) by (k, n) product, `times` over: forward, gradient of inputs, gradient of weights are alike."""
     size = BYTES[precision]
-    return Products(2 * m * k * n * times, (size * (m * k + k * n) + 2.0 * m * n) * times, precision)
+    return Products(2 * m * k * n * times, (size * (m * k + k * n) + max(2.0, size) * m * n) * times, precision)
 
 
-def _add(one: Products, other: Products) -> Products:
+def add(one: Products, other: Products) -> Products:
     return replace(one, flops=one.flops + other.flops, bytes=one.bytes + other.bytes)
 
 
-def _dense(layer: Layer, d: int, tokens: float, tensor: int, times: float, precision: str) -> Products:
+def dense_products(layer: Layer, d: int, tokens: float, tensor: int, times: float, precision: str) -> Products:
     """Attention's projections and what every token visits of the feed-forward part."""
-    found = _product(tokens, d, layer.attention.matrix / d / tensor, times, precision)
+    found = product(tokens, d, layer.attention.matrix / d / tensor, times, precision)
     if layer.ffn.dense:
-        found = _add(found, _product(tokens, d, layer.ffn.dense / d / tensor, times, precision))
+        found = add(found, product(tokens, d, layer.ffn.dense / d / tensor, times, precision))
     return found
 
 
-def _experts(layer: Layer, d: int, tokens: float, layout: Layout, times: float, precision: str) -> Products:
+def expert_products(layer: Layer, d: int, tokens: float, layout: Layout, times: float, precision: str) -> Products:
     """Routed experts: the tokens of all chips that share them, a chip's experts one product each."""
     ffn = layer.ffn
     if not ffn.n_experts:
         return Products(precision=precision)
     here = ffn.n_experts / layout.expert
     rows = tokens * ffn.n_active / layout.tensor / here
-    one = _product(rows, d, ffn.expert / d / ffn.n_matrices, times * here * ffn.n_matrices, precision)
+    one = product(rows, d, ffn.expert / d / ffn.n_matrices, times * here * ffn.n_matrices, precision)
     return one
 
 
-def _moved(layer: Layer, d: int) -> float:
+def moved_numbers(layer: Layer, d: int) -> float:
     """Numbers of a token that pass through what is no matrix product."""
     ffn = layer.ffn
     wide = ffn.n_matrices * (ffn.d_inner + ffn.n_active * ffn.d_expert)
     return 6.0 * d + 2.0 * ffn.n_active * d + layer.attention.inner + wide
 
 
-def _all_to_all(layer: Layer, d: int, tokens: float, layout: Layout, chip: Chip, fp8: bool) -> tuple[float, float]:
+def all_to_all_bytes(layer: Layer, d: int, tokens: float, layout: Layout, chip: Chip, fp8: bool) -> tuple[float, float]:
     """Bytes of a chip's tokens to their experts and back, forward and backward: (over links, over the network)."""
     ffn = layer.ffn
     if not ffn.n_experts or layout.expert == 1:

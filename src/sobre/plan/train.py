@@ -17,6 +17,8 @@ ROOM = 0.97
 """Share of a chip's memory that a plan may fill."""
 POWER_SHARE = 0.85
 """Mean draw in training over the thermal design power: *assumed*."""
+STATE = 12.0
+"""Bytes of a saved parameter: master weight and two moments."""
 PUE = 1.1
 """Energy of a data centre over that of its machines (arXiv 2302.13971, 6)."""
 
@@ -52,9 +54,14 @@ class TrainingPlan:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs over the 16-bit peak, end to end."""
+        """Model FLOPs over the peak, end to end: that of 16 bits, or of 32 where those are faster."""
         rate = self.flops_per_token * self.tokens / (self.gpu_hours * 3600)
-        return rate / self.chip.peak("bf16")
+        return rate / self.chip.peak(self.chip.usual)
+
+    @property
+    def saved_s(self) -> float | None:
+        """Seconds in which the whole state goes to one chip's disk; none where the disk's speed is unknown."""
+        return STATE * (self.model.total + self.model.mtp_total) / (self.chip.disk * 1e9) if self.chip.disk else None
 
     @property
     def cost_usd(self) -> float | None:
@@ -95,6 +102,7 @@ class TrainingPlan:
             "memory_per_chip_bytes": sum(self.memory.values()),
             "memory_by_part": self.memory,
             "step_s": self.step_s,
+            "saved_s": self.saved_s,
             "step_by_part": self.parts,
             "layout": self.layout.to_dict(),
             "runner_up": self.runner_up,

@@ -5,12 +5,14 @@ distance of each constant from its prior, in units of PRIOR_SPREAD: with 7 const
 runs do not determine stays where micro-benchmarks put it. Left out means: fitted again on the other scored rows.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from statistics import median
 from typing import Any
 
+from sobre.plan.beyond import Check, checks
 from sobre.plan.chips import chip
 from sobre.plan.efficiency import NOISE, PRIOR, PRIOR_SPREAD, Efficiency
 from sobre.plan.known import model
@@ -23,6 +25,8 @@ CHIPS_UNSTATED = 2048
 """Size of the cluster where a paper states only hours: the one that LLaMA, Llama 2 and DeepSeek name elsewhere."""
 
 BATCH_UNSTATED = 16_777_216.0
+
+Slopes = tuple[float, list[float]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Validation:
     fitted: Efficiency
     without_deepseek: float
     """DeepSeek-V3's error with V3 and V2 left out of the fit."""
+    beyond: tuple[Check, ...]
+    """Figures that are no pretraining."""
 
     def spread(self, *, left_out: bool, since: int = 0) -> dict[str, float]:
         """Median and largest absolute error of the scored rows since a year; the largest as a factor."""
@@ -103,6 +109,7 @@ class Validation:
             "fitted_since_2024": self.spread(left_out=False, since=2024),
             "left_out_since_2024": self.spread(left_out=True, since=2024),
             "deepseek_v3_without_v3_and_v2": self.without_deepseek,
+            "beyond_pretraining": [check.to_dict() for check in self.beyond],
         }
 
 
@@ -111,10 +118,12 @@ def validate() -> Validation:
     cases = [_case(run) for run in published()]
     scored = [case for case in cases if not case.run.unscored]
     full = fit(scored, PRIOR)
+    start = {case.run.name: slopes(case, full) for case in scored}  # where every fit without a row begins
     left: dict[str, Efficiency] = {}
     for case in scored:
-        left[case.run.name] = fit([other for other in scored if other is not case], full, rounds=2)
-    neither = fit([c for c in scored if not c.run.name.startswith("deepseek")], full, rounds=3)
+        left[case.run.name] = fit([other for other in scored if other is not case], full, rounds=2, start_slopes=start)
+    others = [case for case in scored if not case.run.name.startswith("deepseek")]
+    neither = fit(others, full, rounds=3, start_slopes=start)
     v3 = next(case for case in scored if case.run.name == "deepseek-v3")
     rows = tuple(
         Row(
@@ -126,33 +135,47 @@ def validate() -> Validation:
         )
         for case in cases
     )
-    return Validation(rows, full, exp(v3.miss(neither)) - 1)
+    predicted = {row.run.name: row.predicted for row in rows}
+    beyond = checks(predicted["deepseek-v3"], predicted["deepseek-v3-context"])
+    return Validation(rows, full, exp(v3.miss(neither)) - 1, beyond)
 
 
-def fit(cases: Sequence[Case], start: Efficiency, rounds: int = 6) -> Efficiency:
-    """Gauss-Newton in the logarithms of the constants, from `start`; the prior is always PRIOR."""
+def fit(
+    cases: Sequence[Case], start: Efficiency, rounds: int = 6, start_slopes: Mapping[str, Slopes] | None = None
+) -> Efficiency:
+    """Gauss-Newton in the logarithms of the constants, from `start`; the prior is always PRIOR.
+
+    `start_slopes` are the slopes at `start`, by the name of the run, where they are known already.
+    """
     logs, prior = [log(v) for v in start.values()], [log(v) for v in PRIOR.values()]
-    for _ in range(rounds):
+    papers = Counter(case.run.paper for case in cases)
+    weights = [1 / NOISE**2 / papers[case.run.paper] ** 0.5 for case in cases]
+    n = len(logs)
+    for turn in range(rounds):
         here = Efficiency.of([exp(v) for v in logs])
-        misses = [case.miss(here) for case in cases]
-        weights = [1 / NOISE**2 / len([c for c in cases if c.run.paper == case.run.paper]) ** 0.5 for case in cases]
-        slopes = []
-        for k in range(len(logs)):
-            moved = list(logs)
-            moved[k] += 1e-4
-            there = Efficiency.of([exp(v) for v in moved])
-            slopes.append([(case.miss(there) - miss) / 1e-4 for case, miss in zip(cases, misses, strict=True)])
-        n = len(logs)
-        square = [
-            [sum(w * a * b for w, a, b in zip(weights, slopes[i], slopes[j], strict=True)) for j in range(n)]
-            for i in range(n)
-        ]
-        right = [-sum(w * a * m for w, a, m in zip(weights, slopes[i], misses, strict=True)) for i in range(n)]
+        known = start_slopes if start_slopes and not turn else {}
+        square, right = [[0.0] * n for _ in range(n)], [0.0] * n
+        for case, weight in zip(cases, weights, strict=True):
+            miss, slope = known.get(case.run.name) or slopes(case, here)
+            for i in range(n):
+                right[i] -= weight * slope[i] * miss
+                for j in range(n):
+                    square[i][j] += weight * slope[i] * slope[j]
         for k in range(n):
             square[k][k] += 1 / PRIOR_SPREAD**2
             right[k] += (prior[k] - logs[k]) / PRIOR_SPREAD**2
         logs = [v + step for v, step in zip(logs, _solve(square, right), strict=True)]
     return Efficiency.of([exp(v) for v in logs])
+
+
+def slopes(case: Case, here: Efficiency) -> Slopes:
+    """The miss of a case, and how it moves with the logarithm of each constant."""
+    logs, miss = [log(v) for v in here.values()], case.miss(here)
+    found = []
+    for k in range(len(logs)):
+        moved = Efficiency.of([exp(v + 1e-4 * (i == k)) for i, v in enumerate(logs)])
+        found.append((case.miss(moved) - miss) / 1e-4)
+    return miss, found
 
 
 def _case(run: Run) -> Case:

@@ -7,16 +7,21 @@ speed of a small or rented machine moves by tens of percent within minutes.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
 from sobre.errors import ConfigError
-from sobre.runtime.environment import cpu_name
+from sobre.runtime.environment import cpu_name, memory_bytes
 
 SIZE = {"cpu": 1024, "mps": 2048, "cuda": 8192}
-"""Side of the square matrices that are multiplied."""
+"""Side of the largest square matrices that are multiplied."""
+SMALLEST = 256
+"""Side of the first ones."""
+GROWS_BELOW_S = 0.02
+"""A product faster than this is measured again at twice the side."""
 COPY_BYTES = 128 * 2**20
 """Larger than most caches; memory speed is what moving it takes."""
 THREADS_GAIN = 1.15
@@ -69,6 +74,11 @@ def pick_device(wanted: str = "auto") -> torch.device:
     return torch.device(wanted)
 
 
+def memory_of(device: str) -> int | None:
+    """Bytes that models may fill on the device: its own memory, or the machine's where it has none."""
+    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else memory_bytes()
+
+
 def choose_threads(seconds: float = 0.6) -> int:
     """Use the number of threads, one or all, with which small work goes fastest; set it and return it.
 
@@ -80,7 +90,7 @@ def choose_threads(seconds: float = 0.6) -> int:
     times = {}
     for threads in (1, everything):
         torch.set_num_threads(threads)
-        times[threads] = median(_time(_small_work, torch.device("cpu"), seconds / 2))
+        times[threads] = median(timed(_small_work, torch.device("cpu"), seconds / 2))
     chosen = everything if times[everything] * THREADS_GAIN < times[1] else 1
     torch.set_num_threads(chosen)
     return chosen
@@ -99,8 +109,8 @@ def calibrate(device: torch.device | None = None, *, seconds: float = 1.8) -> Ca
     """Measure matrix products in both dtypes and the memory, each for a third of `seconds` at most."""
     device = device or pick_device()
     start = time.perf_counter()
-    fp32 = _product_flops(device, torch.float32, seconds / 3)
-    bf16 = _product_flops(device, torch.bfloat16, seconds / 3)
+    fp32 = product_rates(device, torch.float32, seconds / 3)
+    bf16 = product_rates(device, torch.bfloat16, seconds / 3)
     moved = _copy_bytes_per_s(device, seconds / 3)
     return Calibration(
         name=_name(device),
@@ -115,21 +125,45 @@ def calibrate(device: torch.device | None = None, *, seconds: float = 1.8) -> Ca
     )
 
 
-def _product_flops(device: torch.device, dtype: torch.dtype, seconds: float) -> list[float]:
-    size = SIZE.get(device.type, 1024)
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    out = torch.empty(size, size, device=device, dtype=dtype)
-    times = _time(lambda: torch.mm(left, right, out=out), device, seconds)
-    return [2 * size**3 / each for each in times]
+def product_rates(device: torch.device, dtype: torch.dtype, seconds: float) -> list[float]:
+    """Operations per second of square matrix products; none where there is no kernel for the format.
+
+    Matrices start small and grow while they are fast: a format that the machine emulates takes seconds at full size.
+    """
+    size, largest = SMALLEST, SIZE.get(device.type, 1024)
+    while True:
+        product = partial(_product, *(_filled(size, dtype, device) for _ in range(2)))
+        try:
+            times = timed(product, device, seconds if size == largest else 0.0)
+        except (RuntimeError, NotImplementedError):
+            return []
+        if size >= largest or median(times) > GROWS_BELOW_S:
+            return [2 * size**3 / each for each in times]
+        size *= 2
+
+
+def _filled(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if dtype == torch.int8:
+        return torch.randint(-9, 9, (size, size), dtype=dtype, device=device)
+    return torch.randn(size, size, device=device).to(dtype)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    if left.dtype == torch.int8:
+        return torch._int_mm(left, right)
+    if left.dtype == torch.float8_e4m3fn:
+        one = torch.ones((), device=left.device)
+        return torch._scaled_mm(left, right.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    return torch.mm(left, right)
 
 
 def _copy_bytes_per_s(device: torch.device, seconds: float) -> list[float]:
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    return [2 * COPY_BYTES / each for each in _time(lambda: target.copy_(source), device, seconds)]
+    return [2 * COPY_BYTES / each for each in timed(lambda: target.copy_(source), device, seconds)]
 
 
-def _time(work: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
+def timed(work: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
     """Seconds of each call, after one that is not counted; at least three, then until the time is up."""
     work()
     _wait(device)

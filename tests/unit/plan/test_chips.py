@@ -1,17 +1,28 @@
 """The table of chips is complete and consistent, and wrong names, files and units say what would fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sobre.errors import ConfigError
-from sobre.plan.chips import chip, chips
+from sobre.plan.chips import Chip, chip, chips, this_file, this_text
+from sobre.plan.efficiency import FITTED
+from sobre.plan.known import model
+from sobre.plan.train import train
 from sobre.plan.units import amount, context
 
 WANTED = (
     "v100 a100-40 a100-80 a800 h100 h800 h20 h200 b200 gb200 b300 mi300x mi325x ascend-910b ascend-910c rtx4090"
     " rtx5090 m4-max tpu-v4"
 )
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user's chips are looked for; it does not exist yet."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config" / "sobre"
 
 
 def test_the_table_has_the_chips_people_ask_for():
@@ -53,6 +64,57 @@ def test_a_user_adds_a_chip_in_a_file(tmp_path: Path):
         chip("mine", str(own))
     own.write_text("[mine]\nbf16 = 100\n")
     with pytest.raises(ConfigError, match="lacks memory_gb, bandwidth"):
+        chip("mine", str(own))
+
+
+def test_a_user_s_own_folder_is_read_after_ours_and_a_named_file_after_that(tmp_path: Path, own_folder: Path):
+    own_folder.mkdir(parents=True)
+    one = "bf16 = {}\nmemory_gb = 24\nbandwidth = 900\nlink = 0\nnetwork = 1\nwatts = 300\n"
+    (own_folder / "chips.toml").write_text("[h100]\n" + one.format(7) + "[mine]\n" + one.format(8))
+    assert [chip(name).bf16 for name in ("h100", "mine", "h800")] == [7, 8, 989]
+    (tmp_path / "named.toml").write_text("[mine]\n" + one.format(9))
+    assert chip("mine", str(tmp_path / "named.toml")).bf16 == 9
+
+
+def test_this_machine_says_who_measures_it_and_keeps_what_its_user_added(own_folder: Path):
+    with pytest.raises(ConfigError, match="sobre doctor"):
+        chip("this")
+    measured = {"bf16": 0.002, "fp32": 0.05, "measured": True, "memory_gb": 8, "bandwidth": 9.5, "disk": 0.5}
+    standing = {"node": 1, "link": 0, "network": 0.25, "watts": 16, "note": "two cores"}
+    own_folder.mkdir(parents=True)
+    this_file().write_text(this_text(standing | measured) + 'usd_per_h = 0.05\nprice_source = "electricity, 2026"\n')
+    this_file().write_text(this_text({**measured, "bandwidth": 11.0}))
+    found = chip("this")
+    assert (found.usd_per_h, found.bandwidth, found.watts, found.note) == (0.05, 11.0, 16, "two cores")
+    assert found.usual == "fp32"
+
+
+def test_a_measured_rate_is_taken_as_it_is_and_a_data_sheet_s_is_not():
+    sheet = Chip(name="x", bf16=100, memory_gb=80, bandwidth=9e6, link=0, network=1, node=1, watts=1, usd_per_h=None)
+    drawn, fixed = model("smollm-135m"), {"recompute": "none"}
+    times = [
+        train(drawn, one, tokens=1e9, chips=1, batch_tokens=4096, fixed=fixed).parts["matrices"]
+        for one in (sheet, replace(sheet, measured=True))
+    ]
+    assert times[1] == pytest.approx(times[0] * FITTED.matrix, rel=1e-3)
+
+
+def test_thirty_two_bits_take_twice_the_room_and_the_rate_that_the_chip_has_for_them():
+    assert chip("a100-80").peak("fp32") == 156e12  # TF32
+    drawn, on = model("smollm-135m"), chip("h100")
+    half, whole = (train(drawn, on, tokens=1e9, chips=1, precision=p, batch_tokens=8192) for p in ("bf16", "fp32"))
+    assert whole.gpu_hours > 1.5 * half.gpu_hours
+    fixed = ("weights", "gradients", "optimizer")
+    assert sum(whole.memory[part] for part in fixed) == 16 * drawn.total
+    assert whole.memory["activations"] > 1.5 * half.memory["activations"] or whole.layout != half.layout
+
+
+@pytest.mark.parametrize(("line", "words"), [('bf16 = "fast"', "a number"), ("bf16 = true", "a number"),
+                                             ("bf16 = 1\nnote = 3", "text in quotes")])  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_named(tmp_path: Path, line: str, words: str):
+    own = tmp_path / "mine.toml"
+    own.write_text(f"[mine]\n{line}\nmemory_gb = 24\nbandwidth = 900\nlink = 0\nnetwork = 1\nwatts = 300\n")
+    with pytest.raises(ConfigError, match=words):
         chip("mine", str(own))
 
 

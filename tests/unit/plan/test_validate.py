@@ -60,6 +60,15 @@ def test_the_context_extension_is_predicted_without_being_fitted(found):
     assert abs(row.error) <= 0.20
 
 
+def test_what_is_no_pretraining_is_shown_with_its_error_or_as_the_part_that_it_is(found):
+    beyond = {check.what.partition(",")[0]: check for check in found.beyond}
+    assert [beyond[name].published for name in ("deepseek-v3", "r1-zero", "r1")] == [2_788_000, 101_000, 41_000]
+    assert all(abs(check.error) <= 0.15 for check in found.beyond if not check.is_part)
+    part = beyond["r1"]
+    assert part.error is None
+    assert 5_000 < part.predicted < part.published
+
+
 def test_the_table_is_what_its_schema_says(found):
     jsonschema.validate(json.loads(json.dumps(found.to_dict())), schema("planning"))
 
