@@ -2,8 +2,9 @@
 
 The logits are turned, in place and by chunks that fit the cache, into what the gradient needs: softmax - onehot,
 rounded to the working dtype. Where they fit `SAVE_BYTES` they are kept for the backward pass (N x V once, one large
-product, no second one); else each chunk is computed, used and computed again. The logits are rounded to the working
-dtype, as an ordinary output head would; everything after that is float32.
+product, no second one); else each chunk is computed, used and computed again. Under a frozen head the gradient of the
+hidden states, N x D, is made on the way forward and kept instead. The logits are rounded to the working dtype, as an
+ordinary output head would; everything after that is float32.
 
 Shapes: N tokens, D width, V vocabulary, C tokens of a chunk.
 """
@@ -51,6 +52,14 @@ class _HeadNLL(torch.autograd.Function):
         n_tokens, n_words = hidden_ND.shape[0], weight_VD.shape[0]
         nll_N = hidden_ND.new_empty(n_tokens, dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
         errors_NV = None
+        if not ctx.needs_input_grad[1]:
+            dhidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+            for chunk in _chunks(n_tokens, n_words, SAVE_BYTES):
+                errors_CV = _logits_to_errors(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
+                if dhidden_ND is not None:
+                    torch.mm(errors_CV, weight_VD, out=dhidden_ND[chunk])
+            ctx.save_for_backward(dhidden_ND)
+            return nll_N
         if n_tokens * n_words * hidden_ND.element_size() <= SAVE_BYTES:
             errors_NV = _logits_to_errors(F.linear(hidden_ND, weight_VD), targets_N, nll_N)
         else:
@@ -61,7 +70,10 @@ class _HeadNLL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        if not ctx.needs_input_grad[1]:
+            (dhidden_ND,) = ctx.saved_tensors
+            return dhidden_ND * dnll_N.to(dhidden_ND.dtype).unsqueeze(1), None, None
         hidden_ND, weight_VD, targets_N, errors_NV = ctx.saved_tensors
         dnll_N1 = dnll_N.to(hidden_ND.dtype).unsqueeze(1)
         if errors_NV is not None:

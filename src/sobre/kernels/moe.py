@@ -135,7 +135,9 @@ class _RoutedExperts(torch.autograd.Function):
             up_UF = torch.mm(x_PD[rows], up_EFD[expert].t(), out=up_PF[rows])
             inner_UF = F.silu(gate_UF).mul_(up_UF).mul_(weights_P1[rows])
             torch.mm(inner_UF, down_EDF[expert].t(), out=y_PD[rows])
-        ctx.save_for_backward(x_PD, weights_P1, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF)
+        # the input is kept for the gradients of gate and up, which frozen experts do without
+        kept_PD = x_PD if any(ctx.needs_input_grad[3:5]) else None
+        ctx.save_for_backward(kept_PD, weights_P1, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF)
         ctx.plan = plan
         return _sum_copies(y_PD, plan.place_NA)
 
@@ -145,21 +147,27 @@ class _RoutedExperts(torch.autograd.Function):
         x_PD, weights_P1, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF = ctx.saved_tensors
         plan: Plan = ctx.plan
         dy_PD = dy_ND.index_select(0, plan.token_P)
-        dx_PD, dweights_P = torch.empty_like(x_PD), torch.empty_like(weights_P1[:, 0])
-        dgate_EFD, dup_EFD, ddown_EDF = map(torch.zeros_like, (gate_EFD, up_EFD, down_EDF))
+        dx_PD, dweights_P = torch.empty_like(dy_PD), torch.empty_like(weights_P1[:, 0])
+        dgate_EFD, dup_EFD, ddown_EDF = (
+            torch.zeros_like(weight) if needed else None
+            for weight, needed in zip((gate_EFD, up_EFD, down_EDF), ctx.needs_input_grad[3:], strict=True)
+        )
         for expert, rows in plan.rows:
-            x_UD, dy_UD, weights_U1 = x_PD[rows], dy_PD[rows], weights_P1[rows]
+            dy_UD, weights_U1 = dy_PD[rows], weights_P1[rows]
             gate_UF, up_UF = gate_PF[rows], up_PF[rows]
             dinner_UF = torch.mm(dy_UD, down_EDF[expert])
             act_UF = F.silu(gate_UF)
             inner_UF = act_UF * up_UF
             torch.sum(dinner_UF * inner_UF, -1, out=dweights_P[rows])
-            torch.mm(dy_UD.t(), inner_UF.mul_(weights_U1), out=ddown_EDF[expert])
+            if ddown_EDF is not None:
+                torch.mm(dy_UD.t(), inner_UF.mul_(weights_U1), out=ddown_EDF[expert])
             dinner_UF.mul_(weights_U1)
             dup_UF = act_UF.mul_(dinner_UF)
             dgate_UF = torch.ops.aten.silu_backward(dinner_UF.mul_(up_UF), gate_UF)
-            torch.mm(dgate_UF.t(), x_UD, out=dgate_EFD[expert])
-            torch.mm(dup_UF.t(), x_UD, out=dup_EFD[expert])
+            if dgate_EFD is not None:
+                torch.mm(dgate_UF.t(), x_PD[rows], out=dgate_EFD[expert])
+            if dup_EFD is not None:
+                torch.mm(dup_UF.t(), x_PD[rows], out=dup_EFD[expert])
             torch.mm(dgate_UF, gate_EFD[expert], out=dx_PD[rows]).addmm_(dup_UF, up_EFD[expert])
         dx_ND = _sum_copies(dx_PD, plan.place_NA)
         dweights_NA = dweights_P[plan.place_NA]

@@ -1,4 +1,4 @@
-"""Model folders in the Hugging Face layout: config.json and model*.safetensors, in and out.
+"""Model folders in the Hugging Face layout: config.json and model*.safetensors, in and out; adapters over them.
 
 Tensors go one by one between the files and their place in the model. Nothing is unpickled or executed; a tensor that is
 missing, unexpected or of the wrong shape is named, all of them at once, and nothing is loaded half.
@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sobre.errors import CheckpointError
+from sobre.models.adapt import merge, merged_state
 from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.families.base import Family
 from sobre.models.families.table import FAMILIES
 from sobre.models.hub import resolve
+from sobre.models.peft import CONFIG, is_adapter, read_adapter, read_adapter_config, write_adapter
 from sobre.models.rope import Rope
 from sobre.models.shards import Shards
 
@@ -31,7 +33,7 @@ Progress = Callable[[int, int], None]
 def save_model(
     model: Decoder, folder: Path | str, *, dtype: torch.dtype | None = None, extra: Mapping[str, Any] | None = None
 ) -> None:
-    """Write config.json and model.safetensors; `extra` (token ids, for one) joins the config.
+    """Write config.json and model.safetensors; `extra` (token ids, for one) joins the config; adapters are merged.
 
     Raises CheckpointError when no open family can carry the model.
     """
@@ -61,10 +63,15 @@ def load_model(
     """Load a folder or a hub id: weights in `dtype` (default: as saved), the forward in `compute_dtype` (the same).
 
     Tensors are read one by one into place, so the peak is the weights in `dtype` and one tensor more; FP8 blocks are
-    multiplied out on the way. `progress` is called with the bytes done and the bytes in all.
+    multiplied out on the way. An adapter is merged into its base. `progress` is called with the bytes done and the
+    bytes in all.
     Raises CheckpointError naming what is missing, unexpected, misshapen or unreadable.
     """
     folder = resolve(model, revision=revision)
+    if is_adapter(folder):
+        decoder = load_adapted(folder, dtype=dtype, compute_dtype=compute_dtype, device=device, progress=progress)
+        merge(decoder)
+        return decoder
     theirs = read_config(folder)
     family = _family_of(theirs, folder)
     quantized = (theirs.get("quantization_config") or {}).get("quant_method", "fp8")
@@ -87,6 +94,23 @@ def load_model(
         router.bias_E.zero_()
     decoder.family = family.model_type
     _fill(decoder, family, shards, progress)
+    return decoder.eval()
+
+
+def save_adapter(model: Decoder, folder: Path | str, *, base: str) -> None:
+    """Write the adapters of an adapted model in PEFT's format, over `base`: the folder or hub id that it came from."""
+    write_adapter(model, _family_for(model), Path(folder), base)
+
+
+def load_adapted(model: Path | str, **how: Any) -> Decoder:
+    """Load an adapter's folder and its base, the adapters beside the weights; `how` is that of `load_model`."""
+    folder = resolve(model)
+    config = read_adapter_config(folder)
+    base = config["base_model_name_or_path"]
+    if not (resolved := resolve(base, revision=config.get("revision"))).is_dir():
+        raise CheckpointError(f"{folder}: its base {base} is not here; correct base_model_name_or_path in {CONFIG}")
+    decoder = load_model(resolved, **how)
+    read_adapter(decoder, _family_for(decoder), folder)
     return decoder.eval()
 
 
@@ -142,7 +166,7 @@ def _saved_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
 
 def _places(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
     """(their name, the place in our model), every tensor of the model once, experts as views of the stack."""
-    ours = model.state_dict(keep_vars=True)
+    ours = model.state_dict(keep_vars=True) if model.lora is None else merged_state(model)
     cfg = model.cfg
     n_experts = cfg.ffn.n_experts if isinstance(cfg.ffn, MoEConfig) else 0
     for their_pattern, our_pattern in family.tensors:

@@ -263,6 +263,37 @@ class ResidualConfig:
     ffn_beta: float = 1.0
 
 
+AdaptedPart = Literal["attention", "dense", "experts"]
+
+
+@config
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685): small matrices beside the weights, which stay as they are."""
+
+    rank: int = 0
+    """Rank of the adapters [r]; 0 trains all weights."""
+    alpha: float = 16.0
+    """What an adapter adds is multiplied by alpha / rank [lora_alpha]."""
+    rank_stabilised: bool = False
+    """Multiplied by alpha / sqrt(rank) instead (arXiv 2312.03732) [use_rslora]."""
+    parts: tuple[AdaptedPart, ...] = ("attention", "dense", "experts")
+    """What is adapted, where the model has it: the projections of attention; dense layers and shared experts; routed
+    experts. Router, norms, embedding, head and the MTP module stay as they are."""
+    merged: bool = False
+    """Write the merged model too, into the folder `merged` beside the adapter."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0:
+            raise ConfigError(f"lora.rank={self.rank} must be 0 or more, and lora.alpha={self.alpha} above 0")
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ConfigError(f"lora.parts={list(self.parts)} must name one part or more, each once")
+
+    @property
+    def scale(self) -> float:
+        """Factor on what an adapter adds."""
+        return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
+
+
 @config
 class ModelConfig:
     """One decoder. `vocab_size=0` and `max_len=0` mean: taken from the tokenizer and the data of the run."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sobre.errors import ConfigError
 from sobre.kernels import select
 from sobre.models.cache import KVCache
-from sobre.models.config import DenseConfig, GQAConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, LightningConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.ffn import SwiGLU
 from sobre.models.gqa import GQA
 from sobre.models.layers import Linear, RMSNorm
@@ -103,6 +103,8 @@ class Decoder(nn.Module):
 
     family: str
     """The model_type that the weights came in, and leave in again; empty for a model of our own."""
+    lora: LoraConfig | None
+    """How it is adapted (models/adapt.py); None when the weights are all there is."""
 
     def __init__(
         self, cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, dispatch: Dispatch = local_dispatch
@@ -112,6 +114,7 @@ class Decoder(nn.Module):
             raise ConfigError(f"vocab_size={cfg.vocab_size} and max_len={cfg.max_len} must be known to build a model")
         self.cfg, self.dtype = cfg, dtype
         self.family = ""
+        self.lora: LoraConfig | None = None
         self.rope = Rope(cfg.rope, cfg.attention.rotary_dim, cfg.max_len)
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.layers = nn.ModuleList(Block(cfg, layer, dispatch) for layer in range(cfg.n_layers))

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.kernels.fp8_linear import fp8_linear
+from sobre.models.lora import LoRA
 from sobre.train.config import Precision
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b), with W stored (out, in)."""
+    """y = x W^T (+ b), with W stored (out, in); with an adapter, the low-rank product is added."""
 
     precision: Precision = "auto"
     """What training multiplies in (models/low_precision.py); auto is the dtype of the input."""
@@ -22,13 +23,19 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
         self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
+        self.lora: LoRA | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.precision != "auto" and self.training:
             y = fp8_linear(x, self.weight, power_of_two=self.precision == "fp8-power-of-two")
             return y if bias is None else y + bias
-        return select.linear(x, self.weight.to(x.dtype), bias)
+        y = select.linear(x, self.weight.to(x.dtype), bias)
+        return y if self.lora is None else y + self.lora(x)
+
+    def whole_weight(self, dtype: torch.dtype) -> Tensor:
+        """W and what the adapter adds to it, as one matrix."""
+        return (self.weight if self.lora is None else self.weight + self.lora.delta()).to(dtype)
 
 
 class RMSNorm(nn.Module):

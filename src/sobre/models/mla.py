@@ -89,7 +89,7 @@ class MLA(nn.Module):
         self, q_NHP: Tensor, q_rope_NHr: Tensor, entries_RSC: Tensor, bias_RTS: Tensor, step: StepInput
     ) -> Tensor:
         mla = self.cfg
-        kv_up_HC = self.kv_up.weight.to(q_NHP.dtype).unflatten(0, (mla.n_heads, mla.nope_dim + mla.v_dim))
+        kv_up_HC = self.kv_up.whole_weight(q_NHP.dtype).unflatten(0, (mla.n_heads, mla.nope_dim + mla.v_dim))
         k_up_HPC, v_up_HWC = kv_up_HC.split([mla.nope_dim, mla.v_dim], 1)
         q_NHC = select.heads_linear(q_NHP, k_up_HPC)
         entries_RS1C = entries_RSC.unsqueeze(2)

@@ -18,6 +18,7 @@ from sobre.kernels import select
 from sobre.kernels.fp8_linear import fp8_moe_ffn
 from sobre.models.config import MoEConfig
 from sobre.models.ffn import SwiGLU
+from sobre.models.lora import ExpertsLoRA
 from sobre.models.step import StepInput
 from sobre.train.config import Precision
 
@@ -115,6 +116,7 @@ class MoE(nn.Module):
         self.up_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.down_EDF = nn.Parameter(torch.empty(cfg.n_experts, d_model, cfg.d_expert))
         self.shared = SwiGLU(d_model, cfg.n_shared * cfg.d_expert, bias) if cfg.n_shared else None
+        self.lora: ExpertsLoRA | None = None
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
         routing = self.router(x_ND, step, experts_NA)
@@ -125,7 +127,8 @@ class MoE(nn.Module):
             y_ND = fp8_moe_ffn(x_ND, routing.experts_NA, routing.weights_NA, *masters, power_of_two=power_of_two)
         else:
             stacked = (master.to(dtype) for master in masters)
-            y_ND = self.dispatch(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
+            experts = self.dispatch if self.lora is None else self.lora
+            y_ND = experts(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
         return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
 
 

@@ -1,4 +1,4 @@
-"""The optimizer: Muon for matrices and experts, AdamW for embedding, head, router, norms and biases.
+"""The optimizer: Muon for matrices and experts, AdamW for embedding, head, router, norms, biases and adapters.
 
 It works on named parameters and their roles and knows no module. Matrices of one shape go through Newton-Schulz as one
 batch. The state is saved flat, one tensor per parameter and quantity under the parameter's own name, so that it loads

@@ -5,7 +5,7 @@ from typing import Literal
 
 from sobre.errors import ConfigError
 
-Role = Literal["embedding", "head", "matrix", "experts", "router", "norm", "bias"]
+Role = Literal["embedding", "head", "matrix", "experts", "router", "norm", "bias", "adapter"]
 
 MUON_ROLES: frozenset[Role] = frozenset({"matrix", "experts"})
 DECAYED_ROLES: frozenset[Role] = frozenset({"matrix", "experts", "head"})
@@ -15,6 +15,8 @@ def role_of(name: str) -> Role:
     """The role of the parameter `name`, such as "layers.3.ffn.gate_EFD" or "layers.0.attn_norm.weight"."""
     module, _, leaf = name.rpartition(".")
     owner = module.rpartition(".")[2]
+    if leaf in ("down_RI", "up_OR", "down_ERI", "up_EOR"):
+        return "adapter"
     if leaf == "bias":
         return "bias"
     if leaf in ("gate_EFD", "up_EFD", "down_EDF"):

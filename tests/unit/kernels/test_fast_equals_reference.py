@@ -134,6 +134,21 @@ def test_experts_nobody_visits_get_zero_gradient_and_padding_leaks_nowhere():
         assert grad[:4].abs().sum((1, 2)).min() > 0
 
 
+@pytest.mark.parametrize("frozen", [(2, 3, 4), (2,), (3, 4)])
+def test_frozen_experts_get_no_gradient_and_the_rest_get_theirs(frozen):
+    tensors, experts_NA = routed(33, 8, 2, "spread", torch.float32)
+    learning = [i for i in range(5) if i not in frozen]
+
+    def partly(*some: Tensor) -> Tensor:
+        every = dict(enumerate(tensors)) | dict(zip(learning, some, strict=True))
+        return moe_call(moe.moe_ffn, experts_NA)(*(every[i] for i in range(5)))
+
+    whole = results(moe_call(moe.moe_ffn, experts_NA), tensors)
+    part = results(partly, [tensors[i] for i in learning])
+    for got, wanted in zip(part, [whole[0], *(whole[i + 1] for i in learning)], strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_rows_of_each_expert_are_padded_and_every_copy_is_found_again():
     experts_NA = torch.tensor([[0, 3], [3, 1], [3, 0]])
     plan = moe.plan_rows(experts_NA, 5, pad=4)
@@ -174,6 +189,18 @@ def test_chunked_head_is_cross_entropy(dtype, keep, n, monkeypatch):
     tensors = [randn(n, 12, dtype=dtype), randn(50, 12, dtype=dtype, seed=1)]
     targets_N = torch.randint(50, (n,), generator=torch.Generator().manual_seed(0))
     assert_same(loss.linear_nll, reference.linear_nll, tensors, targets_N)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_frozen_head_gives_the_same_gradient_to_what_is_below(keep, monkeypatch):
+    if not keep:
+        monkeypatch.setattr(loss, "SAVE_BYTES", 0)
+    hidden_ND, weight_VD = randn(70, 12, dtype=torch.float32), randn(50, 12, dtype=torch.float32, seed=1)
+    targets_N = torch.randint(50, (70,), generator=torch.Generator().manual_seed(0))
+    whole = results(loss.linear_nll, [hidden_ND, weight_VD], targets_N)
+    part = results(lambda hidden_ND: loss.linear_nll(hidden_ND, weight_VD, targets_N), [hidden_ND])
+    assert_close(part[0], whole[0])
+    assert_close(part[1], whole[1])
 
 
 def test_chunked_head_stays_finite_when_the_target_is_hopeless():
