@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     drawn = meter.read(found.seconds)
     narrow = narrow_rates(device)
     disk = disk_bytes_per_s(Path(tempfile.gettempdir()))
-    kernels = {op: select.choose(op, "cpu", getattr(torch, found.dtype)) for op in select.OPS}
+    kernels = {op: select.choose(op, device.type, getattr(torch, found.dtype)) for op in select.OPS}
     try:
         held, by = True, mechanism()
     except SandboxError as error:

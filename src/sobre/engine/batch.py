@@ -15,6 +15,7 @@ from sobre.engine.sampling import Choice
 from sobre.engine.scheduler import Row
 from sobre.engine.shaping import is_shaped
 from sobre.models.step import StepInput
+from sobre.runtime.device import carried
 
 
 class Batch:
@@ -25,7 +26,7 @@ class Batch:
         self.lengths = tuple(1 + len(row.drafts) for row in rows)
         self.firsts = np.cumsum((0, *self.lengths[:-1])).tolist()
         self.has_drafts = max(self.lengths) > 1
-        self.tokens_N = torch.tensor([t for row in rows for t in (row.context[-1], *row.drafts)], device=device)
+        self.tokens_N = carried(torch.tensor([t for row in rows for t in (row.context[-1], *row.drafts)]), device)
         self.starts_R = np.array([len(row.context) - 1 for row in rows])
         self.positions_N = np.array([len(row.context) - 1 + j for row in rows for j in range(1 + len(row.drafts))])
         params = [row.request.params for row in rows for _ in range(1 + len(row.drafts))]

@@ -25,6 +25,7 @@ from sobre.engine.shaping import is_shaped, shape
 from sobre.errors import EngineError
 from sobre.models.cache import KVCache
 from sobre.models.step import StepInput, StepOutput
+from sobre.runtime.device import carried
 
 MATCH = 3
 """Last tokens that must stand earlier in the context."""
@@ -89,14 +90,16 @@ class OwnHead:
         """See a stretch of prompts go by: hidden states and the tokens that follow."""
         following = [token for p in pieces for token in p.row.context[p.start + 1 : p.start + p.length + 1]]
         if len(following) == step.tokens_N.numel():  # a warmed prefix has no token after its last
-            self.model.predict_second(hidden_ND, torch.tensor(following, device=self.device), step, self.cache)
+            self.model.predict_second(hidden_ND, carried(torch.tensor(following), self.device), step, self.cache)
 
     def draft(self, rows: Sequence[Row], hidden_ND: Tensor, n_new: Sequence[int]) -> None:
         """Set the drafts of rows that just got `n_new` tokens each, from the hidden states that these came of."""
         lengths = tuple(n_new)
         following = [token for row, n in zip(rows, lengths, strict=True) for token in row.context[-n:]]
         starts = tuple(len(row.context) - 1 - n for row, n in zip(rows, lengths, strict=True))
-        step = StepInput(torch.tensor(following, device=self.device), lengths, starts, tuple(row.slot for row in rows))
+        step = StepInput(
+            carried(torch.tensor(following), self.device), lengths, starts, tuple(row.slot for row in rows)
+        )
         ahead_ND = self.model.predict_second(hidden_ND, step.tokens_N, step, self.cache).hidden_ND
         last_R = step.lengths_R.cumsum(0) - 1
         logits_RV = self.model.logits(ahead_ND[last_R])

@@ -235,9 +235,11 @@ class Engine:
         listed = {i: model_logprobs(logits_NV[i], owners[i].request.params.n_logprobs or 0) for i in batch.listed}
         errors = self._shape(logits_NV, batch)
         tokens_N, logprobs_N = sample(logits_NV, batch.choice, batch.positions_N + 1)
+        ids_N = tokens_N.to("cpu", non_blocking=True)  # there once the log-probabilities are: the host waits once
+        logprobs = logprobs_N.tolist()
         tokens = [
             Token(row.request.id, token_id, logprob, None)
-            for row, token_id, logprob in zip(owners, tokens_N.tolist(), logprobs_N.tolist(), strict=True)
+            for row, token_id, logprob in zip(owners, ids_N.tolist(), logprobs, strict=True)
         ]
         wrong = dict.fromkeys(token.request_id for token in tokens if token.logprob != token.logprob)
         if wrong:

@@ -18,6 +18,7 @@ from sobre.models.cache import BlockTables, KVCache, PagedCache
 from sobre.models.config import BLOCK, ModelConfig, MoEConfig
 from sobre.models.step import StepInput, StepOutput
 from sobre.plan.count import decode_flops, forward_flops
+from sobre.runtime.device import carried
 
 
 class Model(Protocol):
@@ -85,7 +86,7 @@ class Runner:
         """routes_LTA of every token that the model read for this row."""
         if self.routes_LMA is None or row.slot < 0:
             return None
-        return self.routes_LMA[:, self.tables.row_cells(row.slot, row.n_cached)]
+        return self.routes_LMA[:, self.tables.row_cells(row.slot, row.n_cached)].cpu()
 
     def clear(self) -> None:
         """After a step that failed: nothing in the cache is to be trusted."""
@@ -121,7 +122,7 @@ def pack(pieces: Sequence[Piece], chunk: int) -> Iterator[list[Piece]]:
 def _step(pieces: list[Piece], device: torch.device) -> StepInput:
     tokens = [token for piece in pieces for token in piece.row.context[piece.start : piece.start + piece.length]]
     return StepInput(
-        torch.tensor(tokens, device=device),
+        carried(torch.tensor(tokens), device),
         lengths=tuple(piece.length for piece in pieces),
         starts=tuple(piece.start for piece in pieces),
         slots=tuple(piece.row.slot for piece in pieces),

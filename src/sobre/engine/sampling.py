@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sobre.engine.request import SamplingParams
+from sobre.runtime.device import carried, exact
 
 BLOCK = 64
 """Tokens of a block: near the square root of common vocabularies, where both levels cost the same."""
@@ -66,39 +67,48 @@ class Choice:
     """Of the filtered rows; V or more means off."""
     top_p: Tensor
     min_p: Tensor
+    most_k: int
+    """The largest top_k that is not off: the shortlist must hold it."""
 
     @staticmethod
     def of(params: Sequence[SamplingParams], run_seed: int, vocab_size: int, device: str | torch.device) -> "Choice":
+        home = torch.device("cpu" if torch.device(device).type == "mps" else device)  # as `exact`
+
+        def there(values: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+            return carried(torch.tensor(values, dtype=dtype), home)
+
         greedy = [p.temperature == 0 for p in params]
         scales = [1.0 if p.temperature == 0 else 1.0 / p.temperature for p in params]
         filtered = [i for i, p in enumerate(params) if p.temperature and (p.top_k or p.top_p < 1 or p.min_p)]
         return Choice(
             keys_R=keys(run_seed, [p.seed for p in params]),
-            scale_R1=torch.tensor(scales, device=device).unsqueeze(1) if set(scales) != {1.0} else None,
-            greedy_R=torch.tensor(greedy, device=device) if any(greedy) else None,
+            scale_R1=there(scales).unsqueeze(1) if set(scales) != {1.0} else None,
+            greedy_R=there(greedy) if any(greedy) else None,
             all_greedy=all(greedy),
-            filtered=torch.tensor(filtered, device=device) if filtered else None,
-            top_k=torch.tensor([params[i].top_k or vocab_size for i in filtered], device=device),
-            top_p=torch.tensor([params[i].top_p for i in filtered], device=device, dtype=torch.float64),
-            min_p=torch.tensor([params[i].min_p for i in filtered], device=device),
+            filtered=there(filtered) if filtered else None,
+            top_k=there([params[i].top_k or vocab_size for i in filtered]),
+            top_p=there([params[i].top_p for i in filtered], torch.float64),
+            min_p=there([params[i].min_p for i in filtered]),
+            most_k=max((k for i in filtered if (k := params[i].top_k) < vocab_size), default=0),
         )
 
 
 def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """tokens_R and their logprobs_R (float64); a row of logits that is no distribution has a NaN logprob."""
+    home, logits_RV = logits_RV.device, exact(logits_RV)
     scaled_RV = logits_RV if choice.scale_R1 is None else logits_RV * choice.scale_R1
     probs_RV = scaled_RV.softmax(-1)
     if choice.filtered is not None:
         _filter(probs_RV, choice)
     if choice.all_greedy:
         tokens_R = logits_RV.argmax(-1)
-        return tokens_R, _log(_pick(probs_RV, tokens_R).double())
-    uniforms_R = torch.from_numpy(uniforms(choice.keys_R, positions_R)).to(logits_RV.device)
+        return tokens_R.to(home), _log(_pick(probs_RV, tokens_R).double())
+    uniforms_R = carried(torch.from_numpy(uniforms(choice.keys_R, positions_R)), logits_RV.device)
     tokens_R, totals_R = invert(probs_RV, uniforms_R)
     if choice.greedy_R is not None:
         tokens_R = torch.where(choice.greedy_R, logits_RV.argmax(-1), tokens_R)
         totals_R = totals_R.masked_fill(choice.greedy_R, 1.0)  # as when all are greedy, to the last bit
-    return tokens_R, _log(_pick(probs_RV, tokens_R) / totals_R)
+    return tokens_R.to(home), _log(_pick(probs_RV, tokens_R) / totals_R)
 
 
 def invert(weights_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +141,7 @@ def _first_above(sums_RJ: Tensor, targets_R1: Tensor) -> tuple[Tensor, Tensor]:
 def _filter(probs_RV: Tensor, choice: Choice) -> None:
     """Zero, in place, what the filters leave out: all tokens less probable than the last one that must stay."""
     probs_FV = probs_RV[choice.filtered]
-    shortlist = min(max(SHORTLIST, _largest(choice.top_k, probs_FV.shape[1])), probs_FV.shape[1])
+    shortlist = min(max(SHORTLIST, choice.most_k), probs_FV.shape[1])
     last_F1, open_F = _last_kept(probs_FV, choice.top_k, choice.top_p, shortlist)
     if open_F.any():
         last_F1[open_F] = _last_kept(probs_FV[open_F], choice.top_k[open_F], choice.top_p[open_F], probs_FV.shape[1])[0]
@@ -152,15 +162,9 @@ def _last_kept(probs_FV: Tensor, top_k: Tensor, top_p: Tensor, shortlist: int) -
     return ranked_FJ.gather(1, n_kept_F1.clamp(max=shortlist) - 1), open_F
 
 
-def _largest(top_k: Tensor, vocab_size: int) -> int:
-    """The largest k that is not off; the shortlist must hold it."""
-    used = top_k[top_k < vocab_size]
-    return int(used.max()) if used.numel() else 0
-
-
 def model_logprobs(logits_V: Tensor, n_top: int) -> tuple[Tensor, list[tuple[int, float]]]:
     """logprobs_V (float64) under the model's own logits, and the most probable tokens with theirs."""
-    logprobs_V = logits_V.double().log_softmax(-1)
+    logprobs_V = exact(logits_V).double().log_softmax(-1)
     top = logprobs_V.topk(min(n_top, len(logprobs_V)))
     return logprobs_V, list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sobre.engine.request import Request
 from sobre.errors import EngineError
+from sobre.runtime.device import carried
 
 
 def is_shaped(request: Request) -> bool:
@@ -33,17 +34,19 @@ def shape(logits_V: Tensor, request: Request, answer: Sequence[int], forced: int
         return
     params = request.params
     if params.repetition_penalty != 1:
-        seen = torch.tensor([*request.prompt_ids, *answer], device=logits_V.device).unique()
+        seen = carried(torch.tensor([*request.prompt_ids, *answer]).unique(), logits_V.device)
         of_seen = logits_V[seen]
         logits_V[seen] = torch.where(
             of_seen > 0, of_seen / params.repetition_penalty, of_seen * params.repetition_penalty
         )
     if answer and (params.presence_penalty or params.frequency_penalty):
-        tokens, counts = torch.tensor(answer, device=logits_V.device).unique(return_counts=True)
-        logits_V[tokens] -= params.presence_penalty + params.frequency_penalty * counts
+        tokens, counts = torch.tensor(answer).unique(return_counts=True)
+        penalties = params.presence_penalty + params.frequency_penalty * counts
+        logits_V[carried(tokens, logits_V.device)] -= carried(penalties, logits_V.device)
     if params.logit_bias:
         tokens, biases = zip(*params.logit_bias, strict=True)
-        logits_V.index_add_(0, torch.tensor(tokens, device=logits_V.device), logits_V.new_tensor(biases))
+        added = torch.tensor(biases, dtype=logits_V.dtype)
+        logits_V.index_add_(0, carried(torch.tensor(tokens), logits_V.device), carried(added, logits_V.device))
     if request.mask is not None:
         _apply_mask(logits_V, request, answer)
 
@@ -61,4 +64,4 @@ def _apply_mask(logits_V: Tensor, request: Request, answer: Sequence[int]) -> No
         raise EngineError(f"the mask of request {request.id!r} is {got}; it must be bool of shape ({len(logits_V)},)")
     if not allowed_V.any():
         raise EngineError(f"the mask of request {request.id!r} allows no token after {len(answer)} of its answer")
-    logits_V.masked_fill_(~allowed_V.to(logits_V.device), -torch.inf)
+    logits_V.masked_fill_(carried(~allowed_V, logits_V.device), -torch.inf)

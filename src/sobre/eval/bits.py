@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
+from sobre.runtime.device import carried
 from sobre.tokenizer.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096
@@ -147,11 +148,11 @@ def _batches(cut: list[Window]) -> Iterator[list[Window]]:
 def _score(model: Decoder, batch: list[Window]) -> list[float]:
     """Bits of each window's scored tokens."""
     device = next(model.parameters()).device
-    tokens_N = torch.tensor([i for piece in batch for i in piece.ids], device=device)
-    targets_N = torch.tensor([i for piece in batch for i in piece.targets], device=device)
+    tokens_N = carried(torch.tensor([i for piece in batch for i in piece.ids]), device)
+    targets_N = carried(torch.tensor([i for piece in batch for i in piece.targets]), device)
     hidden_ND = model(StepInput(tokens_N, lengths=tuple(len(piece.ids) for piece in batch))).hidden_ND
     nll_N = torch.nn.functional.cross_entropy(model.logits(hidden_ND).float(), targets_N, reduction="none")
-    pieces: tuple[Tensor, ...] = nll_N.split([len(piece.ids) for piece in batch])
+    pieces: tuple[Tensor, ...] = nll_N.cpu().split([len(piece.ids) for piece in batch])
     return [
         float(nll[len(nll) - piece.n_scored :].double().sum()) / math.log(2)
         for piece, nll in zip(batch, pieces, strict=True)

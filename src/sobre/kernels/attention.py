@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sobre.runtime.device import carried
+
 BLOCK = 128
 LENGTH_UNIT = 16
 """Lengths are padded to multiples of this, so that equal shapes come back: a new one costs oneDNN its preparation."""
@@ -117,11 +119,16 @@ def _layout(lengths: tuple[int, ...], n_heads: int, n_groups: int, device: torch
     padding_P, padding_Y = torch.cat(is_padding), torch.cat(key_padding)
     return Layout(
         tuple(spans),
-        query_P.to(device),
-        key_Y.to(device),
-        _places(query_P, padding_P).to(device),
-        _places(key_Y, padding_Y).to(device),
-        padding_P.nonzero().squeeze(1).to(device),
+        *(
+            carried(rows, device)
+            for rows in (
+                query_P,
+                key_Y,
+                _places(query_P, padding_P),
+                _places(key_Y, padding_Y),
+                padding_P.nonzero().squeeze(1),
+            )
+        ),
     )
 
 

@@ -18,13 +18,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_BYTES = 1 << 21
-"""Logits of one chunk in float32."""
+"""Logits of one chunk in float32, on a CPU: they stay in its cache."""
+WIDE_CHUNK_BYTES = 1 << 28
+"""The same on an accelerator, where a call costs more than a pass over memory."""
 SAVE_BYTES = 1 << 28
+WIDE_SAVE_BYTES = 1 << 30
 
 
 def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """The same function as `reference.linear_nll`."""
     return _HeadNLL.apply(hidden_ND, weight_VD, targets_N)
+
+
+def _save_bytes(x: Tensor) -> int:
+    return SAVE_BYTES if x.device.type == "cpu" else WIDE_SAVE_BYTES
 
 
 def _chunks(n_tokens: int, n_words: int, bytes_each: int) -> Iterator[slice]:
@@ -34,7 +41,8 @@ def _chunks(n_tokens: int, n_words: int, bytes_each: int) -> Iterator[slice]:
 
 def _logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Tensor:
     """Overwrite the logits with softmax - onehot; fill nll_N."""
-    for chunk in _chunks(logits_NV.shape[0], logits_NV.shape[1], CHUNK_BYTES):
+    bytes_each = CHUNK_BYTES if logits_NV.device.type == "cpu" else WIDE_CHUNK_BYTES
+    for chunk in _chunks(logits_NV.shape[0], logits_NV.shape[1], bytes_each):
         wide_CV = logits_NV[chunk].to(nll_N.dtype)
         target_C1 = targets_N[chunk].unsqueeze(1)
         probs_CV = torch.softmax(wide_CV, -1)
@@ -54,16 +62,16 @@ class _HeadNLL(torch.autograd.Function):
         errors_NV = None
         if not ctx.needs_input_grad[1]:
             dhidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-            for chunk in _chunks(n_tokens, n_words, SAVE_BYTES):
+            for chunk in _chunks(n_tokens, n_words, _save_bytes(hidden_ND)):
                 errors_CV = _logits_to_errors(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
                 if dhidden_ND is not None:
                     torch.mm(errors_CV, weight_VD, out=dhidden_ND[chunk])
             ctx.save_for_backward(dhidden_ND)
             return nll_N
-        if n_tokens * n_words * hidden_ND.element_size() <= SAVE_BYTES:
+        if n_tokens * n_words * hidden_ND.element_size() <= _save_bytes(hidden_ND):
             errors_NV = _logits_to_errors(F.linear(hidden_ND, weight_VD), targets_N, nll_N)
         else:
-            for chunk in _chunks(n_tokens, n_words, SAVE_BYTES):
+            for chunk in _chunks(n_tokens, n_words, _save_bytes(hidden_ND)):
                 _logits_to_errors(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, errors_NV)
         return nll_N
@@ -80,7 +88,7 @@ class _HeadNLL(torch.autograd.Function):
             dhidden_ND = torch.mm(errors_NV, weight_VD).mul_(dnll_N1)
             return dhidden_ND, torch.mm(errors_NV.t(), hidden_ND * dnll_N1), None
         dhidden_ND, dweight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
-        for chunk in _chunks(hidden_ND.shape[0], weight_VD.shape[0], SAVE_BYTES):
+        for chunk in _chunks(hidden_ND.shape[0], weight_VD.shape[0], _save_bytes(hidden_ND)):
             logits_CV = F.linear(hidden_ND[chunk], weight_VD)
             errors_CV = _logits_to_errors(logits_CV, targets_N[chunk], torch.empty_like(dnll_N[chunk]))
             dhidden_ND[chunk] = torch.mm(errors_CV, weight_VD).mul_(dnll_N1[chunk])

@@ -37,6 +37,13 @@ class Plan(NamedTuple):
     """Experts with work, and their rows."""
 
 
+def counted(values_M: Tensor, n: int) -> Tensor:
+    """How often each of 0..n-1 comes up; unlike `bincount`, without asking an accelerator what the largest is."""
+    if values_M.device.type == "cpu":
+        return values_M.bincount(minlength=n)
+    return values_M.new_zeros(n).index_add_(0, values_M, torch.ones_like(values_M))
+
+
 def plan_rows(experts_NA: Tensor, n_experts: int, pad: int) -> Plan:
     """One stable sort by expert; each visited expert gets a multiple of `pad` rows."""
     chosen_M, order_M = experts_NA.flatten().sort(stable=True)

@@ -108,6 +108,21 @@ def moe_ffn(
     return torch.zeros_like(x_ND, dtype=y_MD.dtype).index_add(0, token_M, y_MD).to(x_ND.dtype)
 
 
+def take_rows(x_ND: Tensor, token_M: Tensor, place_NA: Tensor) -> Tensor:
+    """x_MD: each token at the rows of its copies. `place_NA`, the rows of each token, is what the gradient needs."""
+    return x_ND[token_M]
+
+
+def weighted_swiglu(gate_MF: Tensor, up_MF: Tensor, weights_M: Tensor) -> Tensor:
+    """swiglu(gate, up) times one weight for each row."""
+    return (F.silu(_widen(gate_MF)) * _widen(up_MF) * _widen(weights_M).unsqueeze(1)).to(gate_MF.dtype)
+
+
+def sum_rows(y_MD: Tensor, token_M: Tensor, place_NA: Tensor) -> Tensor:
+    """y_ND: the sum of each token's A rows, in float32 at least. `token_M` is what the gradient needs."""
+    return _widen(y_MD[place_NA]).sum(1).to(y_MD.dtype)
+
+
 def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """-log softmax(hidden weight^T)[target] of each token, in float32 at least."""
     return F.cross_entropy(_widen(F.linear(hidden_ND, weight_VD)), targets_N, reduction="none")

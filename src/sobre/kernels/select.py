@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sobre.errors import ConfigError
-from sobre.kernels import attention, cached, fp8, loss, moe, pointwise, reference, tiled
+from sobre.kernels import attention, cached, experts, fp8, loss, moe, pointwise, reference, sdpa, tiled
 from sobre.kernels.fp8 import Quantised
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,17 @@ class Kernel:
         return self.lacks()
 
 
+ACCELERATORS = ("cuda", "xpu", "npu", "mps")
+
+
+def _grouped_moe(
+    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """Its memory-bound parts are operations of their own."""
+    parts = experts.Parts(take_rows, weighted_swiglu, sum_rows)
+    return experts.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, parts)
+
+
 # In order of preference: the first that does not refuse is taken.
 KERNELS: tuple[Kernel, ...] = (
     Kernel("rms_norm", "fused", pointwise.rms_norm, reason="one autograd node, half the passes"),
@@ -64,6 +75,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("cached_attention", "batched", cached.cached_attention, reason="keys are read where they lie"),
     Kernel("cached_attention", "reference", reference.cached_attention),
     Kernel("cached_attention", "tiled", tiled.cached_attention, reason="the same bits in every batch"),
+    Kernel("causal_attention", "sdpa", sdpa.causal_attention, ACCELERATORS, reason="torch's fused attention"),
     Kernel(
         "causal_attention",
         "block",
@@ -74,8 +86,14 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("grouped_linear", "grouped", moe.grouped_linear, reason="torch's grouped product"),
     Kernel("grouped_linear", "reference", reference.grouped_linear),
     Kernel("moe_ffn", "routed", moe.moe_ffn, ("cpu",), reason="one sort, one autograd node, padded row counts"),
+    Kernel("moe_ffn", "grouped", _grouped_moe, reason="grouped products, nothing asked of the device"),
     Kernel("moe_ffn", "reference", reference.moe_ffn),
     Kernel("moe_ffn", "tiled", tiled.moe_ffn, reason="the same bits in every batch"),
+    Kernel("take_rows", "gathers", experts.take_rows, reason="its gradient is a gather, too"),
+    Kernel("take_rows", "reference", reference.take_rows),
+    Kernel("weighted_swiglu", "reference", reference.weighted_swiglu),
+    Kernel("sum_rows", "gathers", experts.sum_rows, reason="its gradient is a gather, too"),
+    Kernel("sum_rows", "reference", reference.sum_rows),
     Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
     Kernel("fp8_quantise", "reference", fp8.quantise),
@@ -198,6 +216,21 @@ def moe_ffn(
 ) -> Tensor:
     """The routed experts of every token, weighted and summed."""
     return _kernel("moe_ffn", x_ND)(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+
+
+def take_rows(x_ND: Tensor, token_M: Tensor, place_NA: Tensor) -> Tensor:
+    """Each token at the rows of its copies."""
+    return _kernel("take_rows", x_ND)(x_ND, token_M, place_NA)
+
+
+def weighted_swiglu(gate_MF: Tensor, up_MF: Tensor, weights_M: Tensor) -> Tensor:
+    """silu(gate) * up times one weight for each row."""
+    return _kernel("weighted_swiglu", gate_MF)(gate_MF, up_MF, weights_M)
+
+
+def sum_rows(y_MD: Tensor, token_M: Tensor, place_NA: Tensor) -> Tensor:
+    """The sum of each token's rows."""
+    return _kernel("sum_rows", y_MD)(y_MD, token_M, place_NA)
 
 
 def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:

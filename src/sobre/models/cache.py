@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sobre.models.config import BLOCK, ModelConfig
 from sobre.models.step import StepInput
+from sobre.runtime.device import carried
 
 
 class KVCache(Protocol):
@@ -57,7 +58,7 @@ class BlockTables:
                 positions = np.repeat(positions, lengths) + np.arange(len(firsts)) - firsts
                 slots = np.repeat(slots, lengths)
             cells = self._table_RB[slots, positions // BLOCK] * BLOCK + positions % BLOCK
-            self._cells = (step, torch.from_numpy(cells).to(self.device))
+            self._cells = (step, carried(torch.from_numpy(cells), self.device))
         return self._cells[1]
 
     def blocks_B(self, step: StepInput) -> tuple[Tensor, int | None]:
@@ -66,14 +67,14 @@ class BlockTables:
         if self._blocks is None or self._blocks[0] is not step:
             blocks = self._table_RB[np.array(step.slots), : -(-step.context // BLOCK)].ravel()
             in_a_run = step.n_sequences == 1 and bool((np.diff(blocks) == 1).all())
-            self._blocks = (step, torch.from_numpy(blocks).to(self.device), int(blocks[0]) if in_a_run else None)
+            self._blocks = (step, carried(torch.from_numpy(blocks), self.device), int(blocks[0]) if in_a_run else None)
         return self._blocks[1], self._blocks[2]
 
     def row_cells(self, slot: int, length: int) -> Tensor:
         """Where the first `length` tokens of a slot lie."""
         positions = np.arange(length)
         cells = self._table_RB[slot, positions // BLOCK] * BLOCK + positions % BLOCK
-        return torch.from_numpy(cells).to(self.device)
+        return carried(torch.from_numpy(cells), self.device)
 
 
 class PagedCache:

@@ -7,11 +7,14 @@ chunk of a prefill is a sequence that starts where the last chunk ended. Only at
 Shapes (docs/shapes.md): N tokens, R sequences, D width, A active experts, E experts.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from sobre.kernels.moe import counted
+from sobre.runtime.device import carried
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class StepInput:
         assert not self.slots or len(self.slots) == len(self.lengths)
         assert not self.n_filler or self.n_filler == self.lengths[-1], "the filler is the last sequence"
 
+    def to(self, device: torch.device) -> "StepInput":
+        """The same step on another device."""
+        if self.tokens_N.device == device:
+            return self
+        return replace(self, tokens_N=carried(self.tokens_N, device))
+
     @property
     def n_sequences(self) -> int:
         return len(self.lengths)
@@ -67,16 +76,17 @@ class StepInput:
     @cached_property
     def starts_R(self) -> Tensor:
         starts = self.starts or (0,) * self.n_sequences
-        return torch.tensor(starts, device=self.tokens_N.device)
+        return carried(torch.tensor(starts), self.tokens_N.device)
 
     @cached_property
     def lengths_R(self) -> Tensor:
-        return torch.tensor(self.lengths, device=self.tokens_N.device)
+        return carried(torch.tensor(self.lengths), self.tokens_N.device)
 
     @cached_property
     def sequence_N(self) -> Tensor:
         """Which sequence each token belongs to."""
-        return torch.repeat_interleave(torch.arange(self.n_sequences, device=self.tokens_N.device), self.lengths_R)
+        sequence_R = torch.arange(self.n_sequences, device=self.tokens_N.device)
+        return torch.repeat_interleave(sequence_R, self.lengths_R, output_size=self.tokens_N.numel())
 
     @cached_property
     def offset_N(self) -> Tensor:
@@ -143,4 +153,4 @@ class StepOutput:
         """Tokens each expert received; the bias update sums it over the whole batch."""
         if not self.routes:
             return None
-        return torch.stack([experts.flatten().bincount(minlength=self.n_experts) for experts in self.routes])
+        return torch.stack([counted(experts.flatten(), self.n_experts) for experts in self.routes])

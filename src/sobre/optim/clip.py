@@ -10,11 +10,11 @@ from torch import Tensor
 def clip_grad_norm(grads: Sequence[Tensor], max_norm: float) -> Tensor:
     """Scale `grads` in place so that their joint norm is at most `max_norm`; return the norm they had.
 
-    A norm that is not finite scales nothing: the caller refuses the step.
+    Nothing is asked of the device. With a norm that is not finite the gradients are worth nothing: the caller refuses
+    the step.
     """
     if not grads:
         return torch.zeros(())
     norm = torch.stack(torch._foreach_norm(list(grads))).norm()
-    if torch.isfinite(norm) and norm > max_norm:
-        torch._foreach_mul_(list(grads), max_norm / norm)
+    torch._foreach_mul_(list(grads), (max_norm / norm).clamp(max=1.0))
     return norm

@@ -102,7 +102,7 @@ class Optimizer:
             parameter = self.params[name]
             if held:
                 self._adam.state[parameter] = {
-                    key: torch.empty_like(parameter if key != "step" else value).copy_(value)
+                    key: torch.empty_like(value if key == "step" else parameter, device=parameter.device).copy_(value)
                     for key, value in held.items()
                 }
             else:

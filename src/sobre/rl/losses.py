@@ -27,16 +27,16 @@ def policy_loss(cfg: RLConfig, watch: Watch | None = None) -> LossFn:
     """The loss function that `train_step` takes."""
 
     def loss(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
-        trained = batch.weights_N.nonzero().squeeze(1)
-        logp_N = log_probs(model, output.hidden_ND[trained], batch.targets_N[trained], cfg.temperature)
+        pick = batch.first.pick
+        logp_N = log_probs(model, pick(output.hidden_ND), pick(batch.targets_N), cfg.temperature)
 
         def stream(name: str) -> Tensor | None:
-            return batch.streams[name][trained] if name in batch.streams else None
+            return pick(batch.streams[name]) if name in batch.streams else None
 
         streams = Streams(
-            behaviour_N=batch.streams["behaviour"][trained],
-            advantage_N=batch.streams["advantage"][trained],
-            weights_N=batch.weights_N[trained],
+            behaviour_N=pick(batch.streams["behaviour"]),
+            advantage_N=pick(batch.streams["advantage"]),
+            weights_N=pick(batch.weights_N),
             reference_N=stream("reference"),
             answer_N=stream("answer"),
             scale_N=stream("scale"),

@@ -7,7 +7,7 @@ Shapes: N tokens, L routing layers, A active experts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,20 +15,24 @@ from torch import Tensor
 from sobre.models.step import StepOutput
 from sobre.rl.config import RLConfig
 from sobre.rl.objectives import Streams
+from sobre.runtime.device import exact
 from sobre.train.batch import Batch
 
 
 @dataclass
 class Mismatch:
-    """Adds up over the micro-batches of one step; give `see` to `policy_loss` as its watch."""
+    """Adds up over the micro-batches of one step; give `see` to `policy_loss` as its watch.
+
+    The sums stay on the model's device while the step runs; `settled` brings them to the host.
+    """
 
     active: bool = True
     """Off while the weights are no longer those that sampled."""
     n_tokens: int = 0
-    total: float = 0.0
-    largest: float = 0.0
+    total: float | Tensor = 0.0
+    largest: float | Tensor = 0.0
     n_routed: int = 0
-    n_differing: int = 0
+    n_differing: int | Tensor = 0
 
     def see(self, logp_N: Tensor, streams: Streams, output: StepOutput, batch: Batch) -> None:
         """Take in one micro-batch."""
@@ -36,8 +40,10 @@ class Mismatch:
             return
         gap_N = (logp_N - streams.behaviour_N).abs()
         self.n_tokens += gap_N.numel()
-        self.total += float(gap_N.sum(dtype=torch.float64))
-        self.largest = max(self.largest, float(gap_N.max()) if gap_N.numel() else 0.0)
+        self.total = self.total + exact(gap_N).sum(dtype=torch.float64)
+        if gap_N.numel():
+            worst = gap_N.max()
+            self.largest = worst.maximum(self.largest) if isinstance(self.largest, Tensor) else worst
         if batch.routes_LNA is None:  # under replay the trainer has no choice of its own to compare
             self.see_routes(output.routes_LNA, batch.streams.get("engine_routes_LNA"))
 
@@ -45,16 +51,23 @@ class Mismatch:
         """Count the tokens for which trainer and engine chose other experts."""
         if trainer_LNA is not None and engine_LNA is not None:
             self.n_routed += trainer_LNA.shape[1]
-            self.n_differing += int(differing(trainer_LNA, engine_LNA).sum())
+            self.n_differing = self.n_differing + differing(trainer_LNA, engine_LNA).sum()
+
+    def settled(self) -> "Mismatch":
+        """The same in plain numbers."""
+        total, largest, differ = float(self.total), float(self.largest), int(self.n_differing)
+        return replace(self, total=total, largest=largest, n_differing=differ)
 
     @property
     def route_share(self) -> float | None:
         """Share of tokens whose experts differ in any layer; None when there was nothing to compare."""
-        return self.n_differing / self.n_routed if self.n_routed else None
+        return int(self.n_differing) / self.n_routed if self.n_routed else None
 
     def metrics(self) -> dict[str, float]:
         """For the log; empty when nothing was seen."""
-        found = {"logp_gap_mean": self.total / self.n_tokens, "logp_gap_max": self.largest} if self.n_tokens else {}
+        found = {}
+        if self.n_tokens:
+            found = {"logp_gap_mean": float(self.total) / self.n_tokens, "logp_gap_max": float(self.largest)}
         return found if self.route_share is None else {**found, "routes_differ": self.route_share}
 
 
@@ -63,10 +76,10 @@ def total(parts: Sequence[Mismatch]) -> Mismatch:
     return Mismatch(
         active=parts[0].active,
         n_tokens=sum(part.n_tokens for part in parts),
-        total=sum(part.total for part in parts),
-        largest=max(part.largest for part in parts),
+        total=sum(float(part.total) for part in parts),
+        largest=max(float(part.largest) for part in parts),
         n_routed=sum(part.n_routed for part in parts),
-        n_differing=sum(part.n_differing for part in parts),
+        n_differing=sum(int(part.n_differing) for part in parts),
     )
 
 

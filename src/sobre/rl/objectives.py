@@ -41,7 +41,7 @@ class Streams:
     reference_N: Tensor | None = None
     """Log-probability under the reference model, if the loss has a KL term."""
     answer_N: Tensor | None = None
-    """Number of the answer that the token belongs to, for methods that look at whole answers."""
+    """Number of the answer that the token belongs to, for methods that look at whole answers; below N."""
     scale_N: Tensor | None = None
     """Factor of the loss beside the weight, which the step divides by."""
     old_N: Tensor | None = None
@@ -209,7 +209,7 @@ def k3(logp_N: Tensor, streams: Streams) -> Tensor:
 def answer_sum(values_N: Tensor, streams: Streams) -> Tensor:
     """For each token, the sum over its answer."""
     answer_N = _answers(streams)
-    sums_G = values_N.new_zeros(int(answer_N.max()) + 1).index_add(0, answer_N, values_N)
+    sums_G = torch.zeros_like(values_N).index_add(0, answer_N, values_N)  # G <= N, and N is known without looking
     return sums_G[answer_N]
 
 

@@ -86,7 +86,7 @@ class RolloutSource:
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed: the engine forgets what it cached, and the next step may replay routes."""
         self.engine.weights_changed()
-        self.mismatch = total(self.gather(self.mismatch))
+        self.mismatch = total(self.gather(self.mismatch.settled()))
         self.is_replaying = replays(self.cfg, self.is_replaying, self.mismatch.route_share)
         return self.mismatch.metrics()
 
@@ -123,9 +123,9 @@ class RolloutSource:
         self.mismatch.see(*seen)
 
     def _with_reference(self, batch: Batch, reference: Decoder) -> Batch:
-        trained = batch.weights_N.nonzero().squeeze(1)
-        logp_N = self._scored(reference, batch, trained)
-        reference_N = torch.zeros_like(batch.weights_N).index_copy(0, trained, logp_N)
+        logp_N = self._scored(reference, batch)
+        places = batch.weights_N.nonzero().squeeze(1)
+        reference_N = torch.zeros_like(batch.weights_N).index_copy(0, places, logp_N)
         return replace(batch, streams={**batch.streams, "reference": reference_N})
 
     def _with_old(self, samples: Sequence[Sample]) -> tuple[list[Sample], float]:
@@ -133,23 +133,26 @@ class RolloutSource:
         found, flops = [sample for sample in samples if not sample.weight], 0.0
         for part in microbatches([sample for sample in samples if sample.weight], self.cfg.micro_tokens):
             batch = to_batch(part, replay=self.is_replaying)
-            logp_N = self._scored(self.model, batch, batch.weights_N.nonzero().squeeze(1))
+            logp_N = self._scored(self.model, batch)
             rows = logp_N.split([len(sample.response_ids) for sample in part])
             found += [replace(sample, old=tuple(row.tolist())) for sample, row in zip(part, rows, strict=True)]
             flops += self.forward_flops(batch)
         return found, flops
 
     @torch.no_grad()
-    def _scored(self, model: Decoder, batch: Batch, trained: Tensor) -> Tensor:
-        """Log-probabilities of the trained tokens under a model, with the routes that the trainer would take."""
+    def _scored(self, model: Decoder, batch: Batch) -> Tensor:
+        """Log-probabilities of the trained tokens under a model, with the routes that the trainer would take; on the
+        host, like the batch."""
+        batch = batch.to(model.embed.weight.device)
         routes_LNA = batch.routes_LNA if model is self.model else None
-        hidden_ND = model(batch.step, routes_LNA=routes_LNA).hidden_ND[trained]
-        return log_probs(model, hidden_ND, batch.targets_N[trained], self.cfg.temperature)
+        hidden_ND, pick = model(batch.step, routes_LNA=routes_LNA).hidden_ND, batch.first.pick
+        return log_probs(model, pick(hidden_ND), pick(batch.targets_N), self.cfg.temperature).cpu()
 
     @torch.no_grad()
     def _probe_routes(self, batch: Batch) -> float:
         """Under replay, measure on one batch what the trainer would have chosen; return the FLOPs."""
-        self.mismatch.see_routes(self.model(batch.step).routes_LNA, batch.streams.get("engine_routes_LNA"))
+        there = batch.to(self.model.embed.weight.device)
+        self.mismatch.see_routes(self.model(there.step).routes_LNA, there.streams.get("engine_routes_LNA"))
         return self.forward_flops(batch)
 
 

@@ -12,12 +12,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sobre.errors import ConfigError
+from sobre.runtime.config import DEVICES
 from sobre.runtime.environment import cpu_name, memory_bytes
 
-SIZE = {"cpu": 1024, "mps": 2048, "cuda": 8192}
-"""Side of the largest square matrices that are multiplied."""
+SIZE = {"cpu": 1024, "mps": 2048}
+"""Side of the largest square matrices that are multiplied; 8192 on other accelerators."""
 SMALLEST = 256
 """Side of the first ones."""
 GROWS_BELOW_S = 0.02
@@ -63,20 +65,46 @@ class Calibration:
         return {**self.__dict__, "dtype": self.dtype}
 
 
-def pick_device(wanted: str = "auto") -> torch.device:
-    """The device asked for; "auto" takes CUDA, then MPS, then the CPU."""
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+def pick_device(wanted: str = "auto", index: int = 0) -> torch.device:
+    """The device asked for, number `index` of its kind; "auto" takes the accelerator (torch.accelerator), else the CPU.
+
+    MPS is taken only when it is named: nothing of ours was run on it, and it has no float64.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = wanted
     if wanted == "auto":
-        return torch.device(next(kind for kind in present if present[kind]))
-    if not present.get(wanted.partition(":")[0], False):
-        there = ", ".join(kind for kind in present if present[kind])
-        raise ConfigError(f"device {wanted!r} is not here; there are: auto, {there}")
-    return torch.device(wanted)
+        kind = "cpu" if found is None or found.type == "mps" else found.type
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind not in DEVICES or found is None or found.type != kind:
+        there = "cpu" if found is None else f"{found.type}, cpu"
+        raise ConfigError(f"device={wanted!r} is not here; there are: auto, {there}")
+    if index >= torch.accelerator.device_count():
+        raise ConfigError(f"device={wanted!r}: number {index} is wanted, of {torch.accelerator.device_count()} here")
+    return torch.device(kind, index)
+
+
+def carried(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`. From the host it is pinned first, so that the host does not wait for the copy."""
+    if tensor.device == device:
+        return tensor
+    if tensor.device.type == "cpu" and device.type == "cuda" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """The tensor where float64 exists: MPS has none, so its tensors come to the host."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def memory_of(device: str) -> int | None:
     """Bytes that models may fill on the device: its own memory, or the machine's where it has none."""
-    return torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else memory_bytes()
+    kind = torch.device(device).type
+    if kind in ("cpu", "mps"):
+        return memory_bytes()
+    total: int = getattr(torch, kind).mem_get_info(device)[1]
+    return total
 
 
 def choose_threads(seconds: float = 0.6) -> int:
@@ -130,7 +158,7 @@ def product_rates(device: torch.device, dtype: torch.dtype, seconds: float) -> l
 
     Matrices start small and grow while they are fast: a format that the machine emulates takes seconds at full size.
     """
-    size, largest = SMALLEST, SIZE.get(device.type, 1024)
+    size, largest = SMALLEST, SIZE.get(device.type, 8192)
     while True:
         product = partial(_product, *(_filled(size, dtype, device) for _ in range(2)))
         try:
@@ -177,14 +205,13 @@ def timed(work: Callable[[], Any], device: torch.device, seconds: float) -> list
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if device.type in ("cuda", "xpu", "npu"):
+        name: str = getattr(torch, device.type).get_device_name(device)
+        return name
     threads = torch.get_num_threads()
     return f"{threads} thread{'s' if threads > 1 else ''} of {cpu_name()}" if device.type == "cpu" else cpu_name()

@@ -5,11 +5,38 @@ Shapes: N tokens, L routing layers, A active experts.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sobre.models.step import StepInput
+from sobre.runtime.device import carried
+
+
+class Learned(NamedTuple):
+    """What to predict from each token, with which weight, and where the weight is not zero."""
+
+    targets_N: Tensor
+    weights_N: Tensor
+    places: Tensor | None
+    """Tokens with a weight; None when all have weight 1. Found on the host, so that no device is asked."""
+    total: float
+    """Sum of the weights."""
+
+    @classmethod
+    def of(cls, targets_N: Tensor, weights_N: Tensor) -> "Learned":
+        places = None if bool((weights_N == 1).all()) else weights_N.nonzero().squeeze(1)
+        return cls(targets_N, weights_N, places, float(weights_N.sum()))
+
+    def pick(self, x_N: Tensor) -> Tensor:
+        """The rows of x that are learned from."""
+        return x_N if self.places is None else x_N.index_select(0, self.places)
+
+    def to(self, device: torch.device) -> "Learned":
+        places = None if self.places is None else carried(self.places, device)
+        return Learned(carried(self.targets_N, device), carried(self.weights_N, device), places, self.total)
 
 
 @dataclass(frozen=True)
@@ -33,7 +60,28 @@ class Batch:
     @property
     def n_tokens(self) -> int:
         """Real tokens, whether or not they are trained."""
-        return self.step.real.tokens_N.numel()
+        return sum(self.step.lengths) - self.step.n_filler
+
+    @cached_property
+    def first(self) -> Learned:
+        """The next token."""
+        return Learned.of(self.targets_N, self.weights_N)
+
+    @cached_property
+    def second(self) -> Learned:
+        """The token after it (MTP)."""
+        return Learned.of(*second_targets(self))
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device; what is learned where is found before it leaves the host."""
+        if self.step.tokens_N.device == device:
+            return self
+        first, second = self.first.to(device), self.second.to(device)
+        routes_LNA = None if self.routes_LNA is None else carried(self.routes_LNA, device)
+        streams = {name: carried(stream, device) for name, stream in self.streams.items()}
+        there = Batch(self.step.to(device), first.targets_N, first.weights_N, routes_LNA, streams)
+        there.__dict__.update(first=first, second=second)  # the cached properties
+        return there
 
 
 def from_rows(rows_BT1: Tensor) -> Batch:

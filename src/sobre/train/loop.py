@@ -114,7 +114,7 @@ def dry_run(stage: Stage) -> None:
     stage.source.restore(before)
     stage.model.train()
     for whole in feed.batches[:1]:
-        batch = share(whole, *stage.share)
+        batch = share(whole, *stage.share).to(stage.model.embed.weight.device)
         output = stage.model(batch.step)
         loss = stage.loss_fn(stage.model, output, batch).sum
         loss.backward()

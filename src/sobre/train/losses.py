@@ -13,7 +13,7 @@ from torch import Tensor
 from sobre.kernels import select
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepOutput
-from sobre.train.batch import Batch, second_targets
+from sobre.train.batch import Batch, Learned
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,17 @@ class LossFn(Protocol):
 
 def next_token(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
     """Cross-entropy of the next token over the trained tokens."""
-    return Loss((target_nll(model, output.hidden_ND, batch.targets_N, batch.weights_N)).sum())
+    return Loss(target_nll(model, output.hidden_ND, batch.first).sum())
 
 
 def second_token(model: Decoder, output: StepOutput, batch: Batch) -> tuple[Loss, StepOutput]:
     """Cross-entropy of the MTP module, and the module's own output, for its routing load."""
-    targets_N, weights_N = second_targets(batch)
     ahead = model.predict_second(output.hidden_ND, batch.targets_N, batch.step)
-    return Loss(target_nll(model, ahead.hidden_ND, targets_N, weights_N).sum()), ahead
+    return Loss(target_nll(model, ahead.hidden_ND, batch.second).sum()), ahead
 
 
-def target_nll(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+def target_nll(model: Decoder, hidden_ND: Tensor, learned: Learned) -> Tensor:
     """weight * -log p(target) of the tokens whose weight is not zero (float32); the head sees no other token."""
     head_VD = model.head_VD.to(hidden_ND.dtype)
-    if bool((weights_N == 1).all()):
-        return select.linear_nll(hidden_ND, head_VD, targets_N)
-    trained = weights_N.nonzero().squeeze(1)
-    return select.linear_nll(hidden_ND[trained], head_VD, targets_N[trained]) * weights_N[trained]
+    nll_N = select.linear_nll(learned.pick(hidden_ND), head_VD, learned.pick(learned.targets_N))
+    return nll_N if learned.places is None else nll_N * learned.pick(learned.weights_N)

@@ -31,7 +31,7 @@ def share(batch: Batch, index: int, count: int) -> Batch:
         batch.targets_N[begin:end],
         batch.weights_N[begin:end],
         None if batch.routes_LNA is None else batch.routes_LNA[:, begin:end],
-        {name: _cut(name, stream, begin, end) for name, stream in batch.streams.items()},
+        {name: _cut(name, stream, begin, end, mine[0]) for name, stream in batch.streams.items()},
     )
 
 
@@ -47,6 +47,9 @@ def idle(batch: Batch) -> Batch:
     )
 
 
-def _cut(name: str, stream: torch.Tensor, begin: int, end: int) -> torch.Tensor:
-    """Tokens begin..end of a stream; only the engine's routes have the layers before the tokens."""
+def _cut(name: str, stream: torch.Tensor, begin: int, end: int, first: int = 0) -> torch.Tensor:
+    """Tokens begin..end of a stream; only the engine's routes have the layers before the tokens, and only the numbers
+    of the answers begin anew (a prompt's tokens have number 0 everywhere)."""
+    if name == "answer":
+        return (stream[begin:end] - first).clamp(min=0)
     return stream[:, begin:end] if name.endswith("LNA") else stream[begin:end]

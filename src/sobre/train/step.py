@@ -3,6 +3,9 @@
 Counts first, over all micro-batches and processes; then forward and backward of each micro-batch with its sums divided
 by those global counts, so that accumulation and data parallelism give the gradient of one large batch exactly; then
 refuse what is not finite, clip, update, and move the router biases by the load of the whole batch.
+
+Batches come from the host: what is counted is counted there, and they are carried to the model's device without
+waiting. The host waits once, for the numbers that decide whether the step is refused (`_read`).
 """
 
 from collections.abc import Sequence
@@ -18,7 +21,7 @@ from sobre.models.decoder import Decoder
 from sobre.optim.clip import clip_grad_norm
 from sobre.optim.optimizer import Optimizer
 from sobre.parallel.collectives import sum_over
-from sobre.train.batch import Batch, second_targets
+from sobre.train.batch import Batch
 from sobre.train.losses import LossFn, second_token
 
 
@@ -57,12 +60,13 @@ def train_step(
     summed by their own sharding, the others here.
     """
     with_mtp = mtp_weight > 0 and model.mtp is not None
-    counts = _global_counts(batches, with_mtp, group)
-    n_tokens, n_sequences, n_trained, n_second = counts.tolist()
+    device = model.embed.weight.device
+    counts = _global_counts(batches, with_mtp, group, device)
+    _, n_sequences, n_trained, n_second = counts
     sums: dict[str, Tensor] = {}
     loads: list[Tensor] = []
     optimizer.zero_grad()
-    for batch in batches:
+    for batch in (batch.to(device) for batch in batches):
         output = model(batch.step, routes_LNA=batch.routes_LNA)
         loss = loss_fn(model, output, batch)
         total = loss.sum / n_trained + output.balance_loss / n_sequences
@@ -89,20 +93,22 @@ def _update(
     optimizer: Optimizer,
     sums: dict[str, Tensor],
     loads: list[Tensor],
-    counts: Tensor,
+    counts: Sequence[float],
     *,
     lr_scale: float,
     clip: float,
     rebalance: bool,
 ) -> StepInfo:
-    n_tokens, _, n_trained, n_second = counts.tolist()
-    loss = float(sums["loss"]) / n_trained
+    n_tokens, _, n_trained, n_second = counts
     grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    grad_norm = float(clip_grad_norm(grads, clip))
+    norm = clip_grad_norm(grads, clip)
+    load_LE = torch.stack(loads).sum(0) if loads else None
+    seen_LE = None if load_LE is None else load_LE.to("cpu", non_blocking=True)  # there once `_read` is
+    found = _read({**sums, "norm": norm})
+    loss, grad_norm = found.pop("loss") / n_trained, found.pop("norm")
     if not (_is_finite(loss) and _is_finite(grad_norm)):
         raise RunError(f"loss={loss} and gradient norm={grad_norm} must be finite; the step was refused")
     optimizer.step(lr_scale)
-    load_LE = torch.stack(loads).sum(0) if loads else None
     if load_LE is not None and rebalance:
         for router, load_E in zip(model.routers(), load_LE, strict=False):
             router.rebalance(load_E)
@@ -111,27 +117,34 @@ def _update(
         n_tokens=int(n_tokens),
         n_trained=n_trained,
         grad_norm=grad_norm,
-        mtp_loss=float(sums["mtp"]) / max(n_second, 1.0) if "mtp" in sums else None,
-        load_LE=load_LE,
-        stats={
-            name.removeprefix("stat/"): float(v) / n_trained for name, v in sums.items() if name.startswith("stat/")
-        },
+        mtp_loss=found.pop("mtp") / max(n_second, 1.0) if "mtp" in found else None,
+        load_LE=seen_LE,
+        stats={name.removeprefix("stat/"): value / n_trained for name, value in found.items()},
     )
 
 
-def _global_counts(batches: Sequence[Batch], with_mtp: bool, group: dist.ProcessGroup | None) -> Tensor:
-    """(tokens, sequences, trained tokens, tokens trained by MTP) over micro-batches and processes, float64."""
-    counts = torch.zeros(4, dtype=torch.float64)
+def _read(sums: dict[str, Tensor]) -> dict[str, float]:
+    """The numbers, on the host: the one place of a step where it waits for the device."""
+    return dict(zip(sums, torch.cat([value.reshape(1) for value in sums.values()]).tolist(), strict=True))
+
+
+def _global_counts(
+    batches: Sequence[Batch], with_mtp: bool, group: dist.ProcessGroup | None, device: torch.device
+) -> Sequence[float]:
+    """(tokens, sequences, trained tokens, tokens trained by MTP) over micro-batches and processes."""
+    found = [0.0] * 4
     for batch in batches:
-        second = float(second_targets(batch)[1].sum()) if with_mtp else 0.0
-        counts += torch.tensor(
-            [batch.n_tokens, batch.step.real.n_sequences, float(batch.weights_N.sum()), second], dtype=torch.float64
-        )
+        n_sequences = batch.step.n_sequences - bool(batch.step.n_filler)
+        second = batch.second.total if with_mtp else 0.0
+        for i, value in enumerate((batch.n_tokens, n_sequences, batch.first.total, second)):
+            found[i] += value
     if group is not None:
+        counts = torch.tensor(found, dtype=torch.float64, device=device)
         dist.all_reduce(counts, group=group)
-    if not counts[2] > 0:
+        found = counts.tolist()
+    if not found[2] > 0:
         raise RunError("a batch without a single trained token has no loss; every weight in it is 0")
-    return counts
+    return found
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sobre.kernels import attention, loss, moe, pointwise, reference
+from sobre.kernels import attention, experts, loss, moe, pointwise, reference, sdpa, select
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
 DTYPES = list(TOLERANCE)
@@ -252,3 +252,41 @@ def test_the_two_rope_layouts_are_one_rotation_after_a_permutation():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fused_swiglu_is_swiglu(dtype):
     assert_same(pointwise.swiglu, reference.swiglu, [randn(9, 16, dtype=dtype), randn(9, 16, dtype=dtype, seed=1)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("lengths", "heads", "groups", "qk", "v"),
+    [((5, 5), 4, 2, 6, 3), ((9,), 2, 2, 8, 8), ((7, 300, 1, 16, 17, 2), 4, 2, 6, 8), ((40, 33), 2, 2, 12, 6)],
+)
+def test_fused_attention_is_attention(dtype, lengths, heads, groups, qk, v):
+    tensors = ragged(lengths, heads, groups, qk, v, dtype)
+    assert_same(sdpa.causal_attention, reference.causal_attention, tensors, lengths, qk**-0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("n", "n_experts", "n_active", "kind"),
+    [(1, 8, 2, "spread"), (100, 8, 2, "spread"), (70, 8, 1, "one"), (90, 8, 2, "half"), (40, 4, 4, "spread")],
+)
+def test_grouped_experts_are_the_sum_over_the_chosen(dtype, n, n_experts, n_active, kind):
+    tensors, experts_NA = routed(n, n_experts, n_active, kind, dtype)
+    with select.override("moe_ffn", "grouped"):
+        assert_same(moe_call(select.moe_ffn, experts_NA), moe_call(reference.moe_ffn, experts_NA), tensors)
+
+
+def test_rows_that_torch_cannot_group_are_multiplied_all_the_same():
+    x, weights = randn(9, 6, dtype=torch.float32), randn(9, 2, dtype=torch.float32, seed=1)
+    gate, up, down = (randn(*shape, dtype=torch.float32, seed=2) for shape in [(3, 5, 6), (3, 5, 6), (3, 6, 5)])
+    inputs = (x, torch.arange(18).view(9, 2) % 3, weights, gate, up, down)
+    with select.override("moe_ffn", "grouped"):
+        assert_close(select.moe_ffn(*inputs), reference.moe_ffn(*inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "width"), [("take_rows", 5), ("sum_rows", 7)])
+def test_moving_rows_to_their_experts_and_back_is_a_gather_both_ways(dtype, name, width):
+    rows = experts.order(torch.tensor([[2, 0], [2, 1], [0, 2], [2, 0], [1, 2]]), 4)
+    x = randn(10 if name == "sum_rows" else 5, width, dtype=dtype)
+    assert_same(getattr(experts, name), getattr(reference, name), [x], rows.token_M, rows.place_NA)
+    assert rows.ends_E.tolist() == [3, 5, 10, 10]

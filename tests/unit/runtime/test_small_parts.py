@@ -183,7 +183,7 @@ def test_calibration_measures_something_plausible_quickly():
 
 def test_a_device_that_is_not_here_is_refused_with_those_that_are():
     device = pytest.importorskip("sobre.runtime.device")
-    with pytest.raises(ConfigError, match="device 'tpu' is not here; there are: auto,.* cpu"):
+    with pytest.raises(ConfigError, match="device='tpu' is not here; there are: auto,.* cpu"):
         device.pick_device("tpu")
 
 
