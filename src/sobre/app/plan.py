@@ -4,6 +4,7 @@ sobre plan demo --budget 10m                      a recipe on a machine of state
 sobre plan --budget 20usd --chip h100             the best model that the budget buys on that chip
 sobre plan --model deepseek-v3 --tokens 14.8T     a known model, or the path of a config.json
 sobre plan --model qwen3-8b --serve --users 16    the same, to serve
+sobre plan engines mine.toml deepseek-v3          who will run that shape: transformers, vLLM, SGLang, llama.cpp?
 sobre plan compare, validate, schedule, page      models side by side; the model of time against published runs
 """
 
@@ -18,6 +19,7 @@ from sobre.app.plan_options import (
     BuyOptions,
     CompareOptions,
     DistillOptions,
+    EnginesOptions,
     LayoutOptions,
     PageOptions,
     PlanOptions,
@@ -27,15 +29,17 @@ from sobre.app.plan_options import (
     TrainOptions,
     ValidateOptions,
 )
-from sobre.config.load import load
+from sobre.config.load import load, recipe_names
 from sobre.errors import ConfigError
+from sobre.models.config import ModelConfig
 from sobre.plan import show
 from sobre.plan.buy import buy, recipe
 from sobre.plan.chips import THIS, chip, chips
-from sobre.plan.known import model
+from sobre.plan.engines import to_dict, verdicts
+from sobre.plan.known import model, shape
 from sobre.plan.layout import SCHEDULES
 from sobre.plan.outline import outline
-from sobre.plan.plan import Machine
+from sobre.plan.plan import Machine, Plan
 from sobre.plan.reasoning import DistillPlan, reason
 from sobre.plan.runs import Run, published
 from sobre.plan.schedule import Durations, bubble, order, simulate
@@ -63,6 +67,7 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
     questions: dict[str, tuple[Callable[..., None], type]] = {
         "validate": (_validate, ValidateOptions),
         "compare": (_compare, CompareOptions),
+        "engines": (_engines, EnginesOptions),
         "schedule": (_schedule, ScheduleOptions),
         "page": (_page, PageOptions),
     }
@@ -93,7 +98,12 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
 
 def _recipe(asked: "tuple[Recipe, PlanOptions]") -> None:
     recipe, options = asked
-    plan = solve(
+    plan = _solve(recipe, options)
+    print(json.dumps(plan.to_dict()) if options.json else plan.table())
+
+
+def _solve(recipe: "Recipe", options: PlanOptions) -> Plan:
+    return solve(
         recipe,
         stated_machine(options.gflops),
         vocab_size=recipe.tokenizer.vocab_size,
@@ -101,7 +111,27 @@ def _recipe(asked: "tuple[Recipe, PlanOptions]") -> None:
         step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
         n_problems=recipe.eval.n_problems,
     )
-    print(json.dumps(plan.to_dict()) if options.json else plan.table())
+
+
+def _engines(options: EnginesOptions) -> None:
+    if not options.models:
+        raise ConfigError("engines needs a recipe, a known model or a folder: sobre plan engines mine.toml")
+    found = {name: verdicts(*_shape(name)) for name in options.models}
+    if options.json:
+        print(json.dumps(to_dict(found)))
+        return
+    for name, said in found.items():
+        print("\n".join([name, *(f"  {line}" for verdict in said for line in verdict.lines())]))
+
+
+def _shape(name: str) -> tuple[ModelConfig, str]:
+    """Of a recipe, the model that its budget would choose; of anything else, the config that lies there."""
+    if not name.endswith(".toml") and (name not in recipe_names() or Path(name).is_dir()):
+        return shape(name)
+    from sobre.config.recipe import load_recipe
+
+    asked, options = load_recipe([name], PlanOptions)
+    return _solve(asked, options).model, ""
 
 
 ASSUMED_GFLOPS = 300.0

@@ -156,6 +156,16 @@ class CompareOptions(ChipOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnginesOptions:
+    """Who will run a shape: transformers, vLLM, SGLang, llama.cpp; and what to change where one will not."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Recipes, known models, model folders, or paths of config.json."""
+    json: bool = False
+    """One JSON document on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidateOptions:
     """The model of time against published runs."""
 

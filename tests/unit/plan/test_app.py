@@ -22,6 +22,7 @@ ASKED = {
     "distillation": "--model qwen3-8b --teacher deepseek-r1 --weights fp8 --chip h200 --chips 8",
     "comparison": "compare qwen3-8b llama-3.1-8b --chips 64",
     "validation": "validate",
+    "engines": "engines demo deepseek-v3",
 }
 
 
@@ -45,6 +46,8 @@ def test_every_question_is_answered_with_one_document(kind, capsys):
         ("--model qwen3-8b --serve --input-per-day 3B", "belong together"),
         ("--model qwen3-8b --reason --rollouts 3 --mean-tokens 9k", "exceeds"),
         ("compare qwen3-8b", "two models"),
+        ("engines", "needs a recipe"),
+        ("engines mixtral-8x7b", "none of ours"),
         ("schedule gpipe", "dualpipe"),
         ("--budget 20usd --chip m4-max", "rent"),
         ("--budget 20 --chip h100", "did you mean"),
