@@ -1,6 +1,7 @@
 """sobre chat MODEL: talk to a model in the terminal.
 
     sobre chat out/demo/rl                          a conversation; Ctrl-C stops an answer, Ctrl-D leaves
+    sobre chat Qwen/Qwen3-0.6B                      a model of the hub, fetched once
     sobre chat out/demo/rl --prompt "3 + 4 * 5 = ?"    one answer
     echo "3 + 4 * 5 = ?" | sobre chat out/demo/rl   the same: all of standard input is one question
 
@@ -44,7 +45,15 @@ def main(argv: list[str]) -> int:
     from sobre.serve.price import machine_price
 
     price = machine_price(cfg.price_usd_per_h)
-    chat = Chat(cfg, load_folder(cfg.model, n_slots=1, max_context=cfg.max_context), price, Screen(quiet=cfg.json))
+    loaded = load_folder(
+        cfg.model,
+        n_slots=1,
+        max_context=cfg.max_context,
+        dtype=cfg.dtype,
+        revision=cfg.revision,
+        quiet=cfg.json,
+    )
+    chat = Chat(cfg, loaded, price, Screen(quiet=cfg.json))
     return chat.once(question) if question else chat.converse()
 
 

@@ -65,9 +65,9 @@ def main(argv: list[str]) -> int:
 
     source = resolve(options.source, revision=options.revision)
     with Console() as console:
-        console.stage("load", total=1)
+        console.stage("load, MB", total=1)
         dtype = None if options.dtype == "saved" else getattr(torch, options.dtype)
-        model = load_model(source, dtype=dtype, progress=console.update)
+        model = load_model(source, dtype=dtype, progress=console.update_bytes)
         if options.to == "hf":
             write_folder(model, source, target, console)
         else:
@@ -111,9 +111,9 @@ def write_gguf(model: "Decoder", source: Path, file: Path, options: ConvertOptio
     from sobre.models.gguf.export import save_gguf
     from sobre.plan.llama_cpp import architecture
 
-    console.stage("write", total=1)
+    console.stage("write, MB", total=1)
     name = Path(options.source).name
-    written = save_gguf(model, source, file, type=options.type, name=name, progress=console.update)
+    written = save_gguf(model, source, file, type=options.type, name=name, progress=console.update_bytes)
     size = sum(entry.size_bytes for entry in written)
     console.say(f"{file}: {len(written)} tensors, {size / 1e6:,.1f} MB, as {architecture(model.cfg)} for llama.cpp")
     wide = [entry.name for entry in written if options.type == "q8_0" and entry.type == "f16"]

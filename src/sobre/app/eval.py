@@ -19,6 +19,7 @@ import tyro
 from sobre.config.base import config
 from sobre.config.load import load, to_dict
 from sobre.errors import ConfigError, DataError
+from sobre.serve.config import Dtype
 
 if TYPE_CHECKING:
     from sobre.eval.answer import Answerer
@@ -30,7 +31,11 @@ class EvalOptions:
     """Measure a model, or a service, on tasks."""
 
     model: tyro.conf.Positional[str] = ""
-    """Folder of a model; or leave it out and give --endpoint and --model-name."""
+    """Folder of a model, or its id on the hub; or leave it out and give --endpoint and --model-name."""
+    dtype: Dtype = "saved"
+    """Of weights and computing; saved keeps that of the files."""
+    revision: str = ""
+    """Branch, tag or commit of a model on the hub; left out, its main branch."""
     tasks: str = "arithmetic,countdown,sorting,word,equation,sequence"
     """Tasks, with commas between them: generated ones, well-known sets, or NAME=PATH."""
     files: str = "data"
@@ -141,7 +146,14 @@ def _answerer(options: EvalOptions) -> "Answerer":
             raise ConfigError(f"--key-env={options.key_env}: there is no such environment variable")
         key = os.environ[options.key_env] if options.key_env else ""
         return Endpoint(options.endpoint, options.model_name, key, options.api)
-    loaded = load_folder(options.model, n_slots=16, max_context=0)
+    loaded = load_folder(
+        options.model,
+        n_slots=16,
+        max_context=0,
+        dtype=options.dtype,
+        revision=options.revision,
+        quiet=options.json,
+    )
     return Local(loaded.engine, loaded.tokenizer)
 
 

@@ -63,7 +63,7 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     from sobre.serve.bridge import Bridge
     from sobre.serve.examples import example_problems
     from sobre.serve.grammar import Grammars
-    from sobre.serve.load import check_folder, load_folder, measure_speed, memory_bytes
+    from sobre.serve.load import find_folder, load_folder, measure_speed, memory_bytes
     from sobre.serve.metrics import Metrics
     from sobre.serve.price import machine_price, usd_per_million
     from sobre.serve.server import bind, run_server
@@ -71,15 +71,16 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
 
     if cfg.engine != "sobre":
         return serve_other(cfg, keys)
-    for folder in cfg.model:
-        check_folder(Path(folder))
+    folders = [find_folder(model, cfg.revision) for model in cfg.model]
     names = model_names(cfg)
     price = machine_price(cfg.price_usd_per_h)
     listener = bind(cfg.host, cfg.port)
     metrics = Metrics()
     services = []
-    for name, folder in zip(names, cfg.model, strict=True):
-        loaded = load_folder(folder, n_slots=cfg.n_slots, max_context=cfg.max_context, experts=cfg.experts)
+    for name, folder in zip(names, folders, strict=True):
+        loaded = load_folder(
+            str(folder), n_slots=cfg.n_slots, max_context=cfg.max_context, experts=cfg.experts, dtype=cfg.dtype
+        )
         speed = measure_speed(loaded.engine, cfg.n_slots)
         per_million = usd_per_million(price, speed.busy)
         say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens")

@@ -52,6 +52,10 @@ class Console:
             self._plain_at = time.monotonic()
             self._rich.print(f"{self._stage}  {line}", markup=False)
 
+    def update_bytes(self, done: int, total: int) -> None:
+        """Show where a stage of reading or writing is, in megabytes."""
+        self.update(done // 1_000_000, total // 1_000_000)
+
     def say(self, text: str, *, style: str = "") -> None:
         """One line that stays."""
         if not self._quiet:

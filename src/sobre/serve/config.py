@@ -1,9 +1,14 @@
 """What `sobre serve` and `sobre chat` may be told. No torch here."""
 
+from typing import Literal
+
 import tyro
 
 from sobre.config.base import config
 from sobre.errors import ConfigError
+
+Dtype = Literal["saved", "float32", "bfloat16", "float16"]
+"""What weights are held and computed with; `saved` is as they lie in the files."""
 
 
 def check_answering(temperature: float, top_p: float, price_usd_per_h: float | None) -> None:
@@ -21,7 +26,12 @@ class ServeConfig:
     """Answer OpenAI's and Anthropic's APIs and show a chat page, from model folders."""
 
     model: tyro.conf.Positional[tuple[str, ...]]
-    """Folders of the models (config.json, *.safetensors, tokenizer.json); the page compares any two of them."""
+    """Folders of the models (config.json, *.safetensors, tokenizer.json) or their ids on the hub, such as
+    Qwen/Qwen3-0.6B; the page compares any two of them."""
+    dtype: Dtype = "saved"
+    """Of weights and computing; saved keeps that of the files."""
+    revision: str = ""
+    """Branch, tag or commit of a model on the hub; left out, its main branch."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 listens on every network this machine is in."""
     port: int = 8000
@@ -77,8 +87,12 @@ class ServeConfig:
             raise ConfigError(f"engine={self.engine} must be sobre, vllm, sglang, or the http address of a server")
         if self.engine != "sobre" and len(self.model) != 1:
             raise ConfigError(f"engine={self.engine} serves one model, not {len(self.model)}")
+        if self.engine != "sobre" and (self.dtype != "saved" or self.revision):
+            raise ConfigError(f"dtype and revision are for our own engine, not for engine={self.engine}")
+        if self.revision and len(self.model) != 1:
+            raise ConfigError(f"revision={self.revision} is for one model, not {len(self.model)}")
         if not self.model:
-            raise ConfigError("model: name the folder of a model")
+            raise ConfigError("model: name the folder of a model, or its id on the hub")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must lie in 0..65535 (0 picks a free one)")
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_key):
@@ -102,7 +116,12 @@ class ChatConfig:
     """Talk to a model in the terminal: thoughts dimmed, answer plain, tokens per second and cost."""
 
     model: tyro.conf.Positional[str]
-    """Folder of the model (config.json, *.safetensors, tokenizer.json)."""
+    """Folder of the model (config.json, *.safetensors, tokenizer.json), or its id on the hub, such as
+    Qwen/Qwen3-0.6B."""
+    dtype: Dtype = "saved"
+    """Of weights and computing; saved keeps that of the files."""
+    revision: str = ""
+    """Branch, tag or commit of a model on the hub; left out, its main branch."""
     prompt: str = ""
     """Answer this once and leave; left out, a conversation (or standard input, when it is piped)."""
     system: str = ""

@@ -7,16 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import torch
+
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.errors import CheckpointError
 from sobre.models.checkpoint import load_model
+from sobre.models.decoder import Decoder
+from sobre.models.hub import is_hub_id, resolve
 from sobre.plan.count import cache_bytes_per_token
+from sobre.runtime.console import Console
+from sobre.serve.config import Dtype
 from sobre.tokenizer.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 512
 """Prompt tokens of one step: running answers wait no longer than these take."""
+LARGE_BYTES = 100_000_000
+"""Weights from which on loading is shown as it goes."""
 PROBE_TOKENS = 32
 """Tokens of each answer that the speed is measured with."""
 
@@ -44,22 +52,50 @@ class Speed:
     n_slots: int
 
 
-def load_folder(folder: str, *, n_slots: int, max_context: int, experts: bool = False) -> Loaded:
-    """Load a model folder; raises CheckpointError when it is none, naming model folders near it."""
-    path = Path(folder)
-    check_folder(path)
-    model = load_model(path)
+def load_folder(
+    model: str,
+    *,
+    n_slots: int,
+    max_context: int,
+    experts: bool = False,
+    dtype: Dtype = "saved",
+    revision: str = "",
+    quiet: bool = False,
+) -> Loaded:
+    """Load a model folder or a hub id; raises CheckpointError when it is neither, naming model folders near it.
+
+    Weights are held and computed with in `dtype`. A bar on standard error follows large ones unless `quiet`.
+    """
+    path = find_folder(model, revision)
+    weights = _weights(path, dtype, quiet)
     tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size > model.cfg.vocab_size:
+    known = weights.cfg.vocab_size
+    if tokenizer.vocab_size > known:
         raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {model.cfg.vocab_size:,};"
-            " they do not belong together"
+            f"{model}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {known:,}; they do not"
+            " belong together"
         )
     cfg = EngineConfig(max_batch=n_slots, max_len=max_context, prefill_tokens=PREFILL_TOKENS, return_routes=experts)
-    engine = Engine(model, cfg)
-    n_params = sum(parameter.numel() for parameter in model.parameters())
-    per_token = cache_bytes_per_token(model.cfg, model.dtype.itemsize)
+    engine = Engine(weights, cfg)
+    n_params = sum(parameter.numel() for parameter in weights.parameters())
+    per_token = cache_bytes_per_token(weights.cfg, weights.dtype.itemsize)
     return Loaded(path, tokenizer, engine, n_params, per_token * n_slots * engine.max_len)
+
+
+def find_folder(model: str, revision: str = "") -> Path:
+    """The folder of a path or of a hub id (fetched if need be), with all that a model needs in it."""
+    path = resolve(model, revision=revision) if is_hub_id(model) else Path(model)
+    check_folder(path)
+    return path
+
+
+def _weights(path: Path, dtype: Dtype, quiet: bool) -> Decoder:
+    wanted = None if dtype == "saved" else getattr(torch, dtype)
+    if sum(file.stat().st_size for file in path.glob("*.safetensors")) < LARGE_BYTES:
+        return load_model(path, dtype=wanted)
+    with Console(quiet=quiet) as console:
+        console.stage("load, MB", total=1)
+        return load_model(path, dtype=wanted, progress=console.update_bytes)
 
 
 def check_folder(path: Path) -> None:

@@ -43,6 +43,11 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, str, str, str, str]:
     return backend, _read_template(path, settings), bos, eos, pad
 
 
+def model_type(path: Path) -> str:
+    """What the config.json beside the vocabulary says that the model is; "" where there is none."""
+    return str(_read_settings(path / "config.json").get("model_type") or "")
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}

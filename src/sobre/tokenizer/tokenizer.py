@@ -3,7 +3,8 @@
 Two back ends from one vocabulary. `_whole` is what the folder holds. `_plain` is the same without its added tokens, so
 that no text, whatever it spells, can become a special token; special ids come from the chat layout alone.
 
-A folder written elsewhere loads too when it is byte-level BPE; its chats go through its own template.
+A folder written elsewhere loads too when it is byte-level BPE; its chats go through its own template, or through the
+layout of its release where it is DeepSeek's and brings none.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 import tokenizers
 
 from sobre.errors import CheckpointError, DataError
-from sobre.tokenizer import bpe, folder, template
+from sobre.tokenizer import bpe, deepseek, folder, template
 from sobre.tokenizer.chat import TEMPLATE, Message, Piece, Tool, completion, is_ours, layout, split_thought
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.special import ASSISTANT, BOS, EOS, PAD, THINK_CLOSE, THINK_OPEN, USER
@@ -41,6 +42,7 @@ class Tokenizer:
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._bytes = _bytes_by_id(backend)
         self._template = TEMPLATE if is_ours(chat_template) else chat_template
+        self._release = ""
         self._bos, self._eos, self._pad = bos, eos, pad
         self.vocab_size = max(self._bytes) + 1
         """One more than the largest id."""
@@ -55,7 +57,10 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read tokenizer.json, tokenizer_config.json and chat_template.jinja of a model folder."""
-        return cls(*folder.read(Path(path)))
+        found = cls(*folder.read(Path(path)))
+        if not found._template:
+            found._release = deepseek.which(folder.model_type(Path(path)), found._added)
+        return found
 
     def save(self, path: Path | str, *, max_len: int = 0) -> None:
         """Write the files that `transformers.AutoTokenizer` reads; `max_len` is the longest sequence (0: not said)."""
@@ -193,6 +198,9 @@ class Tokenizer:
     def _foreign_pieces(
         self, messages: Sequence[Message], generation_prompt: bool, thinking: bool, tools: Sequence[Tool]
     ) -> list[Piece]:
+        if self._release:
+            options = {"generation_prompt": generation_prompt, "thinking": thinking}
+            return deepseek.layout(self._release, messages, self._added, tools=tools, **options)
         if not self._template:
             raise CheckpointError("the model folder has no chat template, so it cannot hold a chat")
         return template.pieces(

@@ -139,8 +139,50 @@ def test_other_quantizations_and_absent_hub_models_are_refused(folder: Path, mon
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match="some/model is no folder here, and the hub gave no model .*no network"):
+    with pytest.raises(
+        CheckpointError, match="cannot be reached. .*hf download some/model --local-dir model.*no network"
+    ):
         load_model("some/model")
+
+
+def test_a_hub_id_is_fetched_at_its_revision_and_a_path_never_is(folder: Path, monkeypatch):
+    import huggingface_hub
+
+    asked: list[tuple] = []
+
+    def fetch(model, *, revision, allow_patterns, ignore_patterns):
+        asked.append((model, revision, "*.safetensors" in allow_patterns, any("bin" in one for one in allow_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.chdir(folder.parent)
+    assert load_model("some/model", revision="v1").cfg == load_model(folder).cfg
+    assert asked == [("some/model", "v1", True, False)]
+    for path in (f"{folder.name}/nothing", "./some/model", "nothing", "some/model/deeper"):
+        with pytest.raises(CheckpointError, match="no config.json"):
+            load_model(path)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("GatedRepoError", "accept its terms at https://huggingface.co/some/model, then set HF_TOKEN"),
+        ("RepositoryNotFoundError", "the hub has no such model; a private one needs HF_TOKEN"),
+        ("RevisionNotFoundError", "has no revision v9"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_what_to_do(name: str, said: str, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refuse(*_, **__):
+        kind = getattr(errors, name)
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(CheckpointError, match=said):
+        load_model("some/model", revision="v9")
 
 
 PEAK = """

@@ -1,17 +1,24 @@
 """Folders that are no models, settings that cannot be, examples, prices, and text made safe for a terminal."""
 
 import pytest
+import torch
 
 from sobre.app.chat import printable, without_tags
 from sobre.app.serve import read_keyring, read_lines
 from sobre.config.load import load
 from sobre.errors import CheckpointError, ConfigError
 from sobre.ledger.prices import prices
+from sobre.models.checkpoint import save_model
+from sobre.models.config import DenseConfig, GQAConfig, ModelConfig, RopeConfig
+from sobre.models.decoder import Decoder
 from sobre.serve.config import ChatConfig, ServeConfig
 from sobre.serve.examples import example_problems
-from sobre.serve.load import check_folder
+from sobre.serve.load import _weights as weights
+from sobre.serve.load import check_folder, load_folder
 from sobre.serve.price import cost_basis, machine_price, usd_per_million
 from sobre.tasks.registry import TASKS
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
 
 
 def test_a_folder_that_is_no_model_names_what_it_lacks_and_the_models_near(tmp_path):
@@ -28,9 +35,47 @@ def test_a_folder_that_is_no_model_names_what_it_lacks_and_the_models_near(tmp_p
         check_folder(tmp_path / "rl")
 
 
+def test_a_folder_and_a_hub_id_load_in_the_dtype_asked_for(tmp_path, monkeypatch):
+    tokenizer = Tokenizer.train(["one two three"], TokenizerConfig(vocab_size=270))
+    cfg = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        max_len=64,
+        d_model=16,
+        n_layers=1,
+        attention=GQAConfig(head_dim=8),
+        ffn=DenseConfig(d_ff=16),
+        rope=RopeConfig(interleaved=False),
+    )
+    model = Decoder(cfg)
+    model.init_weights(0)
+    save_model(model, tmp_path / "m")
+    tokenizer.save(tmp_path / "m")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "m"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("m", "owner/m"):
+        loaded = load_folder(name, n_slots=1, max_context=0, dtype="bfloat16")
+        assert loaded.engine.model.embed.weight.dtype == loaded.engine.model.dtype == torch.bfloat16
+    assert load_folder("m", n_slots=1, max_context=0).engine.model.dtype == torch.float32
+
+
+def test_only_large_weights_are_shown_as_they_load(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sobre.serve.load.load_model", lambda path, dtype, progress=None: progress and progress(1, 1))
+    (tmp_path / "model.safetensors").write_bytes(bytes(9))
+    weights(tmp_path, "saved", False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sobre.serve.load.LARGE_BYTES", 9)
+    weights(tmp_path, "saved", False)
+    assert "load, MB" in capsys.readouterr().err
+    weights(tmp_path, "saved", True)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"engine": "vllm", "dtype": "float16"},
+        {"engine": "sglang", "revision": "v1"},
+        {"revision": "v1", "model": ("a", "b")},
         {"port": 65536},
         {"port": -1},
         {"api_key": ("",)},
@@ -47,7 +92,7 @@ def test_a_folder_that_is_no_model_names_what_it_lacks_and_the_models_near(tmp_p
 )
 def test_settings_that_cannot_be_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
-        ServeConfig(model=("m",), **wrong)
+        ServeConfig(**{"model": ("m",)} | wrong)
 
 
 def test_flags_reach_the_settings():
