@@ -6,6 +6,7 @@ from typing import Any
 from sobre.app.sampling import engine_for
 from sobre.app.session import Session, Spending
 from sobre.data.corpus import Corpus
+from sobre.data.problems import held_out
 from sobre.data.sources import Document
 from sobre.eval.baselines import baselines
 from sobre.eval.bits import bits_per_byte, first_of_each
@@ -14,7 +15,6 @@ from sobre.models.decoder import Decoder
 from sobre.plan.count import forward_flops
 from sobre.runtime.files import write_json
 from sobre.tasks.base import Problem
-from sobre.tasks.sampling import test_set
 from sobre.tokenizer.tokenizer import Tokenizer
 
 
@@ -29,7 +29,7 @@ def examine(
     with session.part(f"eval:{stage}") as spending:
         result: dict[str, Any] = {"schema": 1}
         if recipe.has_tasks:
-            problems = test_set(min(n_problems, recipe.eval.n_problems), recipe.tasks)
+            problems = held_out(min(n_problems, recipe.eval.n_problems), recipe.tasks, session.sets)
             result |= _answers(session, stage, model, tokenizer, problems, spending)
         if stage == "pretrain" and corpus is not None:
             result |= _text(session, model, tokenizer, corpus, spending)
@@ -62,13 +62,13 @@ def _text(session: Session, model: Decoder, tokenizer: Tokenizer, corpus: Corpus
     documents = [Document(text, source) for source, texts in sorted(corpus.held_out.items()) for text in texts]
     if not documents:
         return {}
-    held_out = first_of_each(documents, cfg.bits_documents)  # model and baselines are scored on the same text
+    scored = first_of_each(documents, cfg.bits_documents)  # model and baselines are scored on the same text
     window = cfg.bits_window or session.recipe.data.seq_len
-    scores = bits_per_byte(model, tokenizer, held_out, window=window, overlap=cfg.bits_overlap)
+    scores = bits_per_byte(model, tokenizer, scored, window=window, overlap=cfg.bits_overlap)
     total = scores["all"]
     spending.add(tokens=total.n_tokens, flops=forward_flops(model.cfg, [window]) / window * total.n_read)
     session.console.say(f"held-out text: {total.per_byte:.3f} bits per byte over {total.n_bytes:,} bytes")
     result: dict[str, Any] = {"bits_per_byte": {source: bits.to_dict() for source, bits in scores.items()}}
     if cfg.ngram_order:
-        result["baselines"] = baselines(corpus, tokenizer, held_out, cfg.ngram_order)
+        result["baselines"] = baselines(corpus, tokenizer, scored, cfg.ngram_order)
     return result

@@ -17,6 +17,7 @@ from sobre.config.recipe import Recipe
 from sobre.data.chats import ChatSamples, tokenize_chats
 from sobre.data.corpus import Corpus, prepare, training_texts
 from sobre.data.events import Events
+from sobre.data.problems import ProblemSet
 from sobre.data.sources import Chat, Document, read_chats, read_documents
 from sobre.errors import CheckpointError, ConfigError
 from sobre.eval.score import prompt_ids
@@ -41,6 +42,8 @@ GENERATED_MARGIN = 1.25
 """Generated text over what the plan will read: the machine may be faster than measured."""
 LENGTH_MARGIN = 1.5
 """Longest question or worked example of the whole run over the longest of the 200 looked at."""
+N_LONGEST = 200
+"""Problems of a file whose tokens are counted, those of the most characters."""
 
 
 def look(session: Session) -> Machine:
@@ -81,7 +84,7 @@ def make_tokenizer(session: Session) -> Tokenizer:
         if recipe.start.model:
             Tokenizer.load(resolve(recipe.start.model)).save(folder)
         else:
-            Tokenizer.train(_tokenizer_texts(recipe), recipe.tokenizer).save(folder)
+            Tokenizer.train(_tokenizer_texts(recipe, session.sets), recipe.tokenizer).save(folder)
 
     session.processes.decide(make)
     return Tokenizer.load(folder)
@@ -123,9 +126,9 @@ def _plan(
     own = PriceConfig(usd_per_h=rate.usd_per_h, source=rate.source)  # of all machines together
     recipe = replace(recipe, budget=replace(recipe.budget, price=own))
     if model is not None:
-        _check_context(recipe, tokenizer, model)
+        _check_context(recipe, tokenizer, model, session.sets)
     elif recipe.has_tasks:
-        max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer))
+        max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer, session.sets))
         recipe = replace(recipe, model=replace(recipe.model, max_len=max_len))
     plan = solve(
         recipe,
@@ -156,7 +159,8 @@ def _write_corpus(session: Session, plan: Plan, tokenizer: Tokenizer, folder: Pa
     else:
         fixed = recipe.pretrain.steps * recipe.pretrain.batch_tokens
         found = _generated(recipe, tokenizer, fixed or plan.stage("pretrain").tokens)
-    prompts = [problem.prompt for problem in test_set(cfg=recipe.tasks)] if recipe.has_tasks else []
+    asked = test_set(cfg=recipe.tasks) if recipe.has_tasks and recipe.tasks.names else []
+    prompts = [problem.prompt for problem in (*asked, *(problem for each in session.sets for problem in each.test))]
     corpus = prepare(found, tokenizer, folder, recipe.data, events=events, test_prompts=prompts)
     report = {**corpus.report, "generated": not recipe.data.paths}
     write_json(session.folder.path / "data.json", report)
@@ -176,31 +180,40 @@ def make_examples(session: Session, tokenizer: Tokenizer, max_len: int) -> ChatS
     return tokenize_chats(chats, tokenizer, max_len=max_len, events=events)
 
 
-def _check_context(recipe: Recipe, tokenizer: Tokenizer, model: ModelConfig) -> None:
+def _check_context(recipe: Recipe, tokenizer: Tokenizer, model: ModelConfig, sets: tuple[ProblemSet, ...]) -> None:
     """A model that is there has the context that it has."""
     needs = {"data.seq_len": recipe.data.seq_len if "pretrain" in recipe.stages else 0}
     if recipe.has_tasks:
-        needs["questions and answers of the tasks"] = _chat_len(recipe, tokenizer)
+        needs["questions and answers of the tasks"] = _chat_len(recipe, tokenizer, sets)
     for what, need in needs.items():
         if need > model.max_len:
             raise ConfigError(f"{what} need {need:,} tokens, and {recipe.start.model} reads at most {model.max_len:,}")
 
 
-def _chat_len(recipe: Recipe, tokenizer: Tokenizer) -> int:
+def _chat_len(recipe: Recipe, tokenizer: Tokenizer, sets: tuple[ProblemSet, ...]) -> int:
     """Context that a question with its longest answer needs, and a worked example, with room for longer ones."""
-    questions = (len(prompt_ids(tokenizer, problem)) for problem in test_set(200, recipe.tasks))
-    examples = (len(tokenizer.render(chat(recipe.tasks, f"sft/{recipe.seed}", index))) for index in range(200))
-    answer = max(recipe.eval.max_new_tokens, recipe.rl.max_tokens)
-    return max(int(max(questions) * LENGTH_MARGIN) + answer, int(max(examples) * LENGTH_MARGIN))
+    asked = test_set(200, recipe.tasks) if recipe.tasks.names else []
+    question = int(max((len(prompt_ids(tokenizer, problem)) for problem in asked), default=0) * LENGTH_MARGIN)
+    for each in sets:
+        longest = sorted((*each.train, *each.test), key=lambda problem: -len(problem.prompt))[:N_LONGEST]
+        question = max(question, *(len(prompt_ids(tokenizer, problem)) for problem in longest))
+    example = 0
+    if recipe.tasks.names:
+        chats = (chat(recipe.tasks, f"sft/{recipe.seed}", index) for index in range(200))
+        example = int(max(len(tokenizer.render(each)) for each in chats) * LENGTH_MARGIN)
+    return max(question + max(recipe.eval.max_new_tokens, recipe.rl.max_tokens), example)
 
 
-def _tokenizer_texts(recipe: Recipe) -> Iterator[str]:
+def _tokenizer_texts(recipe: Recipe, sets: tuple[ProblemSet, ...]) -> Iterator[str]:
     if recipe.data.paths:
         events = Events("count")  # what is wrong with the files is the corpus's to say
         yield from training_texts(read_documents(recipe.data.paths, recipe.data, events), recipe.data)
     else:
         yield from islice(documents(recipe.seed, recipe.text), TOKENIZER_DOCUMENTS)
-    if recipe.has_tasks:
+    for problem in (problem for each in sets for problem in each.train):
+        yield problem.prompt
+        yield problem.data.get("solution") or problem.answer
+    if recipe.has_tasks and recipe.tasks.names:
         for index in range(TOKENIZER_DOCUMENTS):
             yield from (message["content"] for message in chat(recipe.tasks, f"tokenizer/{recipe.seed}", index))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sobre.config.recipe import Recipe
+from sobre.data.problems import ProblemSet
 from sobre.ledger.ledger import Entry, Ledger, bill
 from sobre.ledger.prices import Price, price
 from sobre.plan.budget import Budget, parse_budget
@@ -42,6 +43,8 @@ class Session:
     energy: EnergyMeter = field(default_factory=EnergyMeter)
     peak_flops: float | None = None
     """Of one device, measured; known once the machine was calibrated."""
+    sets: tuple[ProblemSet, ...] = ()
+    """Problems from the recipe's files (app/problems.py)."""
     done: dict[str, dict[str, float]] = field(default_factory=dict)
     """Parts that are done, in order, and the meter at the end of each."""
 

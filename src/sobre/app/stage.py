@@ -9,7 +9,7 @@ from sobre.app.run import MODEL_FLAG, RunOptions, run
 from sobre.config.recipe import Recipe, StageName, load_recipe
 from sobre.errors import ConfigError
 
-DATA_FLAG = {"pretrain": "--data.paths", "sft": "--sft.paths"}
+DATA_FLAG = {"pretrain": "--data.paths", "sft": "--sft.paths", "rl": "--tasks.files"}
 """What --data stands for in each stage."""
 
 
@@ -20,8 +20,9 @@ def run_stage(stage: StageName, argv: list[str]) -> int:
 
 def read(stage: StageName, argv: list[str]) -> tuple[Recipe, RunOptions]:
     """The recipe, with this stage alone."""
-    data = {"--data": DATA_FLAG[stage]} if stage in DATA_FLAG else {}
-    recipe, options = load_recipe(argv, RunOptions, prog=f"sobre {stage}", shortcuts=MODEL_FLAG | data)
+    recipe, options = load_recipe(
+        argv, RunOptions, prog=f"sobre {stage}", shortcuts=MODEL_FLAG | {"--data": DATA_FLAG[stage]}
+    )
     if recipe == Recipe() and options.resume:  # the folder's own recipe goes on
         return recipe, options
     if not recipe.start.model and stage != "pretrain":

@@ -14,12 +14,14 @@ import torch
 
 from sobre.app.examine import examine
 from sobre.app.prepare import look, make_corpus, make_examples, make_model, make_plan, make_tokenizer
+from sobre.app.problems import open_problems
 from sobre.app.sampling import engine_for
 from sobre.app.session import Session
 from sobre.app.training import Job, n_trained, train
 from sobre.data.chats import ChatLoader
 from sobre.data.corpus import Corpus
 from sobre.data.loader import PackedLoader
+from sobre.data.problems import training_levels
 from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
 from sobre.plan.count import forward_flops
@@ -44,6 +46,7 @@ BYTES_PER_PARAMETER = 12
 
 def tell(session: Session) -> None:
     """Run every part that is not done, and finish the folder."""
+    open_problems(session)
     with session.part("start"):
         machine = look(session)
         tokenizer = make_tokenizer(session)
@@ -138,6 +141,7 @@ def _reinforced(session: Session, plan: Plan, tokenizer: Tokenizer, model: Decod
         seed=seed,
         forward_flops=lambda batch: forward_flops(model.cfg, batch.step.lengths, n_logits=n_trained(batch)),
         reference=reference,
+        sets=training_levels(session.sets),
         gather=session.processes.gather,
     )
     return Job(

@@ -50,6 +50,8 @@ class Recipe:
         order: tuple[StageName, ...] = ("pretrain", "sft", "rl")
         if list(self.stages) != [stage for stage in order if stage in self.stages]:
             raise ConfigError(f"stages={list(self.stages)} must be some of {list(order)}, each once, in this order")
+        if "sft" in self.stages and not (self.sft.paths or self.tasks.names):
+            raise ConfigError("the stage sft needs chats: sft.paths, or tasks.names, whose worked examples it learns")
 
     @property
     def has_tasks(self) -> bool:

@@ -80,15 +80,17 @@ class _Runs:
             if len(starts) == 0:
                 continue
             hashed = _hash([numbers[starts + i] for i in range(length)])
-            for start in starts[np.isin(hashed, hashes)].tolist():
+            nearest = hashes[np.searchsorted(hashes, hashed).clip(max=len(hashes) - 1)]
+            for start in starts[nearest == hashed].tolist():
                 owners |= self.owners.get(tuple(numbers[start : start + length].tolist()), set())
         return min(owners, default=None)
 
     def _hash_runs(self) -> dict[int, np.ndarray]:
+        """The hashes of the runs of each length, sorted."""
         by_length: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         for run in self.owners:
             by_length[len(run)].append(run)
-        return {length: _hash(list(np.array(runs, np.uint64).T)) for length, runs in by_length.items()}
+        return {length: np.sort(_hash(list(np.array(runs, np.uint64).T))) for length, runs in by_length.items()}
 
 
 def _hash(columns: Sequence[np.ndarray]) -> np.ndarray:

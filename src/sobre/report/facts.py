@@ -37,6 +37,7 @@ def facts(files: RunFiles) -> dict[str, Any]:
         "load": load(files.metrics),
         "samples": samples(files.evals),
         "data": files.data,
+        "problems": files.problems,
         "events": [{k: e.get(k) for k in ("stage", "step", "kind", "data")} for e in files.events],
         "environment": files.environment,
         "config": files.recipe,

@@ -4,6 +4,7 @@
     environment.json     machine, versions, source
     plan.json            what the planner chose, and the runner-up
     data.json            what the text is and where it came from; "generated": true if we wrote it
+    problems.json        the sets of problems read from files: how they were split, what was left out
     metrics.jsonl        one line a step (below)
     ledger.jsonl         what was spent
     state/events.jsonl   decisions taken from the clock
@@ -39,6 +40,7 @@ class RunFiles:
     environment: Record | None
     plan: Record | None
     data: Record | None
+    problems: Record | None
     metrics: list[Record]
     events: list[Record]
     ledger: list[Record]
@@ -63,6 +65,7 @@ def read_run(folder: Path) -> RunFiles:
         environment=_json(folder / "environment.json"),
         plan=_json(folder / "plan.json"),
         data=_json(folder / "data.json"),
+        problems=_json(folder / "problems.json"),
         metrics=lines.read(folder / "metrics.jsonl"),
         events=lines.read(folder / "state" / "events.jsonl"),
         ledger=lines.read(folder / "ledger.jsonl"),

@@ -254,8 +254,12 @@ class RLConfig:
     replay_above: float = 0.01
     """Share of tokens whose experts differ between engine and trainer."""
     curriculum: CurriculumConfig = CurriculumConfig()
+    give_up_after: int = 40
+    """Steps in a row without one group whose answers earn differently, after which the run stops and says why; 0 goes
+    on. Nothing is learned in such steps."""
 
     def __post_init__(self) -> None:
+        _check_at_least(self, give_up_after=0)
         _check_at_least(
             self, steps=0, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1
         )

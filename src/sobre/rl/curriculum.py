@@ -12,13 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
+from sobre.errors import ConfigError
 from sobre.rl.config import CurriculumConfig
 from sobre.rl.types import Group
 from sobre.tasks.base import Problem
 from sobre.tasks.sampling import sample_problem
 
+Sets = Mapping[str, Mapping[int, Sequence[Problem]]]
+"""Training problems of files, by the name of the set and their difficulty."""
 State = Mapping[str, float]
 """Running pass rate by cell, e.g. {"sorting/2": 0.41}."""
+
+NO_SETS: Sets = {}
 
 START = 0.5
 """Guess for the easiest difficulty of a task before any answer."""
@@ -37,10 +42,15 @@ class Cell(NamedTuple):
         return f"{self.task}/{self.difficulty}"
 
 
-def cells(names: Sequence[str], cfg: CurriculumConfig) -> list[Cell]:
-    """All rungs of all ladders."""
+def cells(names: Sequence[str], cfg: CurriculumConfig, sets: Sets = NO_SETS) -> list[Cell]:
+    """All rungs of all ladders; a set from a file has those at which it has problems."""
     low, high = cfg.difficulty
-    return [Cell(name, difficulty) for name in names for difficulty in range(low, high + 1)]
+    rungs = range(low, high + 1)
+    found = [Cell(name, difficulty) for name in names for difficulty in rungs]
+    found += [Cell(name, difficulty) for name, levels in sets.items() for difficulty in levels if difficulty in rungs]
+    if not found:
+        raise ConfigError(f"rl.curriculum.difficulty={cfg.difficulty}: no problem of {', '.join(sets)} lies within")
+    return found
 
 
 def pass_rate(state: State, cell: Cell, cfg: CurriculumConfig) -> float:
@@ -93,18 +103,32 @@ def usefulness(rate: float, cfg: CurriculumConfig) -> float:
 
 
 def draw(
-    state: State, names: Sequence[str], langs: Sequence[str], cfg: CurriculumConfig, n: int, key: str
+    state: State,
+    names: Sequence[str],
+    langs: Sequence[str],
+    cfg: CurriculumConfig,
+    n: int,
+    key: str,
+    sets: Sets = NO_SETS,
 ) -> list[Problem]:
     """`n` training problems; `key` names the draw (run seed, step, round), and equal keys draw alike.
 
-    The cells are drawn by one uniform number and n equal steps from it, so each gets its share to within one problem.
+    A draw takes no problem of a file twice, as long as there are others of its rung. The cells are drawn by one uniform
+    number and n equal steps from it, so each gets its share to within one problem.
     """
     rng = random.Random(f"curriculum/{key}")
-    ladder = cells(names, cfg)
+    ladder = cells(names, cfg, sets)
     ends = list(accumulate(shares(state, ladder, cfg)))
     start = rng.random()
-    problems = []
+    problems: list[Problem] = []
+    stacks: dict[Cell, list[Problem]] = {}
     for i in range(n):
         cell = ladder[min(bisect(ends, (start + i) / n * ends[-1]), len(ladder) - 1)]
-        problems.append(sample_problem(cell.task, rng.choice(langs), cell.difficulty, "train", f"rl/{key}", i))
+        if cell.task not in sets:
+            problems.append(sample_problem(cell.task, rng.choice(langs), cell.difficulty, "train", f"rl/{key}", i))
+            continue
+        if not stacks.get(cell):
+            known = sets[cell.task][cell.difficulty]
+            stacks[cell] = rng.sample(known, min(n, len(known)))
+        problems.append(stacks[cell].pop())
     return problems

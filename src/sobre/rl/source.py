@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from sobre.engine.engine import Engine
+from sobre.errors import RunError
 from sobre.models.decoder import Decoder
 from sobre.rl import curriculum
+from sobre.rl.barren import why_barren
 from sobre.rl.batch import microbatches, minibatches, to_batch, to_samples
 from sobre.rl.config import RLConfig
 from sobre.rl.losses import log_probs, policy_loss
@@ -44,8 +46,12 @@ class RolloutSource:
     """Model FLOPs of one forward pass, for the passes that no training step counts."""
     reference: Decoder | None = None
     """The model that the stage started from; needed when the algorithm's kl is above 0."""
+    sets: curriculum.Sets = field(default_factory=dict)
+    """Training problems of files, beside the generated tasks."""
     pass_rates: dict[str, float] = field(default_factory=dict)
     is_replaying: bool = False
+    barren: int = 0
+    """Steps in a row in which no group told its answers apart."""
     pending: list[list[Sample]] = field(default_factory=list)
     """Samples of the optimizer steps still to come from the last rollouts."""
     mismatch: Mismatch = field(default_factory=Mismatch)
@@ -69,6 +75,9 @@ class RolloutSource:
             rollouts = self._roll_out(step)
             flops, metrics = rollouts.flops, rollouts.metrics()
             self.pass_rates = curriculum.updated(self.pass_rates, rollouts.all, self.cfg.curriculum)
+            self.barren = 0 if any(not group.is_flat for group in rollouts.all) else self.barren + 1
+            if self.cfg.give_up_after and self.barren >= self.cfg.give_up_after:
+                raise RunError(why_barren(rollouts, self.pass_rates, self.barren))
             samples = to_samples(rollouts.groups, self.cfg)
             if self.cfg.max_correction and self.cfg.n_minibatches * self.cfg.n_epochs > 1:
                 samples, passed = self._with_old(samples)
@@ -95,6 +104,7 @@ class RolloutSource:
         return {
             "pass_rates": dict(self.pass_rates),
             "is_replaying": self.is_replaying,
+            "barren": self.barren,
             "pending": [[_encode(sample) for sample in part] for part in self.pending],
         }
 
@@ -102,6 +112,7 @@ class RolloutSource:
         """Go back, or on, to a state."""
         self.pass_rates = dict(state["pass_rates"])
         self.is_replaying = state["is_replaying"]
+        self.barren = state["barren"]
         self.pending = [[_decode(sample) for sample in part] for part in state["pending"]]
 
     def _roll_out(self, step: int) -> Rollouts:
@@ -112,7 +123,8 @@ class RolloutSource:
 
         def draw(round_: int, n: int) -> list[Problem]:
             key = f"{self.seed}/{step}/{round_}"
-            return curriculum.draw(self.pass_rates, self.tasks.names, self.tasks.langs, self.cfg.curriculum, n, key)
+            names, langs = self.tasks.names, self.tasks.langs
+            return curriculum.draw(self.pass_rates, names, langs, self.cfg.curriculum, n, key, self.sets)
 
         weight = self.tasks.format_weight
         rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, format_weight=weight, seed=step)

@@ -1,5 +1,7 @@
 """What is asked of a model, and what generated text it reads. No torch here."""
 
+import re
+from pathlib import PurePath
 from typing import Literal
 
 from sobre.config.base import config
@@ -16,6 +18,21 @@ def check_difficulty(where: str, low: int, high: int) -> None:
         raise ConfigError(f"{where}=({low}, {high}) must be a range within 1..5, such as (1, 3) or (3, 3)")
 
 
+def named_files(where: str, entries: tuple[str, ...]) -> dict[str, str]:
+    """NAME=PATH, or PATH, which is called what its file is called, as {name: path}."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not equals or not re.fullmatch(r"[\w.-]+", name):
+            name, path = PurePath(entry).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".parquet"), entry
+        if not name or not path:
+            raise ConfigError(f"{where}: {entry!r} must be NAME=PATH or the PATH of a file")
+        if name in found:
+            raise ConfigError(f"{where}: {found[name]} and {path} are both called {name}; write NAME=PATH")
+        found[name] = path
+    return found
+
+
 def check_mix(where: str, names: tuple[str, ...], langs: tuple[str, ...]) -> None:
     """Refuse an empty list of tasks or languages, and repetitions, which would change the shares unseen."""
     for field, values in (("names", names), ("langs", langs)):
@@ -25,11 +42,19 @@ def check_mix(where: str, names: tuple[str, ...], langs: tuple[str, ...]) -> Non
 
 @config
 class TasksConfig:
-    """The mixture of verifiable problems: equal parts of every task and language."""
+    """The mixture of verifiable problems: equal parts of every task and language, and of every file."""
 
     names: tuple[str, ...] = TASK_NAMES
-    """Tasks, each once (`sobre.tasks.registry`)."""
+    """Generated tasks, each once (`sobre.tasks.registry`); may be empty where there are files."""
+    files: tuple[str, ...] = ()
+    """Sets of problems, NAME=PATH or PATH (.jsonl, .jsonl.gz, .parquet). A tenth of each, by a hash of the question, is
+    kept for the test and another for validation; training problems that overlap with those are left out and counted."""
+    test_files: tuple[str, ...] = ()
+    """Sets that are only examined on; then nothing of `files` is kept for the test."""
+    max_question: int = 0
+    """Characters of the longest question of a file; longer ones are left out and counted. 0 takes all."""
     langs: tuple[Lang, ...] = LANGS
+    """Languages of the generated tasks; a file is in its own."""
     difficulty: tuple[int, int] = (1, 3)
     """Lowest and highest difficulty of worked examples; (3, 3) is the test's alone."""
     test_difficulty: int = 3
@@ -43,7 +68,15 @@ class TasksConfig:
     """Reward for the exact layout of a response, beside 1 for the right answer."""
 
     def __post_init__(self) -> None:
-        check_mix("tasks", self.names, self.langs)
+        if self.names or not self.files:
+            check_mix("tasks", self.names, self.langs)
+        files, test_files = named_files("tasks.files", self.files), named_files("tasks.test_files", self.test_files)
+        if both := sorted((files.keys() & self.names) | (test_files.keys() & (files.keys() | set(self.names)))):
+            raise ConfigError(f"tasks: {', '.join(both)} stands for two sets; give the files other names, NAME=PATH")
+        if test_files and not files:
+            raise ConfigError("tasks.test_files needs tasks.files to learn from")
+        if self.max_question < 0:
+            raise ConfigError(f"tasks.max_question={self.max_question} must be 0 (all) or more")
         check_difficulty("tasks.difficulty", *self.difficulty)
         check_difficulty("tasks.test_difficulty", self.test_difficulty, self.test_difficulty)
         if self.test_size < 1:

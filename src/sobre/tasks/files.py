@@ -2,13 +2,21 @@
 
 .jsonl, .jsonl.gz or .parquet. The question is `prompt`, `question` or `problem`; what else a record holds decides how
 it is judged: `test` or `tests` as code, `choices` as multiple choice, else `answer` as mathematics (a solution that
-ends in `#### 72` is read as 72). A record that does not fit is an error that names file and line; none is left out.
+ends in `#### 72` is read as 72). A record that does not fit is an error that names file and line, unless the caller
+takes it (`reject`) and goes on without it.
+
+Difficulty, 1 to 5, is the `level` or `difficulty` that the records state (`Level 4`, 4.0; one that states none among
+others that do is a 3), or else the fifth of the set that a problem falls in by the length of its solution, or, where
+there are none, of its question.
 """
 
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +39,10 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
 }
 """Names of well-known sets, and the names their files go by, without the ending."""
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+Reject = Callable[[str], None]
+UNSTATED = 0
+"""Difficulty of a record that states none, until all are read."""
+_LEVEL = re.compile(r"(?:[Ll]evel )?([1-5])(?:\.0)?")
 
 
 def find_file(name: str, folder: Path) -> Path:
@@ -43,21 +55,31 @@ def find_file(name: str, folder: Path) -> Path:
     raise ConfigError(f"{name}: no file {' or '.join(stems)} with an ending of {', '.join(ENDINGS)} under {folder}")
 
 
-def read_problems(path: Path, name: str) -> list[Problem]:
-    """All problems of a file; the set is called `name`. Raises DataError for what cannot be read."""
-    problems = [_problem(record, name, where) for where, record in _records(path)]
+def read_problems(path: Path, name: str, reject: Reject | None = None) -> list[Problem]:
+    """All problems of a file; the set is called `name`. Raises DataError for what cannot be read.
+
+    `reject` is told of each record that does not fit, and may raise or return; without it such a record is an error.
+    """
+    problems: dict[str, Problem] = {}
+    places: dict[str, str] = {}
+    for where, raw in _records(path):
+        try:
+            problem = _problem(_object(raw, where), name, where)
+            if problem.key in problems:
+                raise DataError(f"{where} has the id of {places[problem.key]}, {problem.key}")
+        except DataError as error:
+            if reject is None:
+                raise
+            reject(str(error))
+            continue
+        problems[problem.key], places[problem.key] = problem, where
     if not problems:
         raise DataError(f"{path} holds no problem")
-    keys: dict[str, int] = {}
-    for number, problem in enumerate(problems, 1):
-        if problem.key in keys:
-            raise DataError(f"{path}: records {keys[problem.key]} and {number} have the same id, {problem.key}")
-        keys[problem.key] = number
-    return problems
+    return _graded(list(problems.values()))
 
 
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(place, record) of each record."""
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, record or line of JSON) of each record."""
     if path.name.endswith(".parquet"):
         import pyarrow
         import pyarrow.parquet
@@ -73,19 +95,20 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.name.endswith(".gz") else raw).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is no JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{where} is {type(record).__name__}, not an object")
-        yield where, record
+    yield from ((f"{path}, line {number}", line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _object(raw: Any, where: str) -> Mapping[str, Any]:
+    """A record that was read, or a line of JSON, as an object."""
+    try:
+        record = json.loads(raw) if isinstance(raw, str) else raw
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{where} is no JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is {type(record).__name__}, not an object")
+    return record
 
 
 def _problem(record: Mapping[str, Any], name: str, where: str) -> Problem:
@@ -97,7 +120,26 @@ def _problem(record: Mapping[str, Any], name: str, where: str) -> Problem:
     else:
         answer, data = _math(record, where)
     key = str(record.get("id") or record.get("task_id") or hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest())
-    return Problem(name, str(record.get("lang", "en")), 3, prompt, answer, f"{name}:{key}", data)
+    level = _LEVEL.fullmatch(str(record.get("level") or record.get("difficulty")))
+    difficulty = int(level[1]) if level else UNSTATED
+    return Problem(name, str(record.get("lang", "en")), difficulty, prompt, answer, f"{name}:{key}", data)
+
+
+def _graded(problems: Sequence[Problem]) -> list[Problem]:
+    """Give a difficulty to those that state none."""
+    if any(problem.difficulty != UNSTATED for problem in problems):
+        return [problem if problem.difficulty != UNSTATED else replace(problem, difficulty=3) for problem in problems]
+    lengths = [len(_worked(problem)) for problem in problems]
+    if not all(lengths):
+        lengths = [len(problem.prompt) for problem in problems]
+    order = sorted(range(len(problems)), key=lambda i: lengths[i])
+    fifth = {i: 1 + 5 * place // len(problems) for place, i in enumerate(order)}
+    return [replace(problem, difficulty=fifth[i]) for i, problem in enumerate(problems)]
+
+
+def _worked(problem: Problem) -> str:
+    """The worked solution of a problem; for code, the reference code."""
+    return problem.answer if problem.data["judge"] == "code" else str(problem.data.get("solution", ""))
 
 
 def _text(record: Mapping[str, Any], names: Sequence[str], where: str) -> str:
@@ -114,13 +156,14 @@ def _math(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     value = record.get("answer")
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
-    answer = _text({**record, "answer": value}, ("answer",), where)
+    answer, solution = _text({**record, "answer": value}, ("answer",), where), str(record.get("solution") or "")
     if "####" in answer:
-        answer = answer.rpartition("####")[2]
+        worked, _, answer = answer.rpartition("####")
+        solution = solution or worked.strip()
     answer = answer.strip()
     if not answer:
         raise DataError(f"{where}: nothing follows the #### of its answer")
-    return answer, {"judge": "math", "solution": str(record.get("solution") or "")}
+    return answer, {"judge": "math", "solution": solution}
 
 
 def _choice(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

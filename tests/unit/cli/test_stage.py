@@ -1,17 +1,28 @@
 """One stage on its own: it goes on from the model that it is given, and nothing else runs."""
 
 import json
+from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 
+import sobre
 from sobre.app import prepare, stage
 from sobre.app import run as verb
-from sobre.errors import ConfigError
+from sobre.app.problems import open_problems
+from sobre.app.session import Session
+from sobre.config.load import to_dict
+from sobre.config.recipe import Recipe
+from sobre.errors import ConfigError, RunError
 from sobre.models.checkpoint import load_model
+from sobre.runtime.console import Console
 from sobre.runtime.device import Calibration
+from sobre.runtime.run_folder import claim
+from sobre.tasks.config import TasksConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
+SCHEMAS = Path(sobre.__file__).parent / "schemas"
 SHORT = ["--sft.steps", "2", "--rl.steps", "1"]
 
 
@@ -72,3 +83,43 @@ def test_a_context_too_short_for_the_tasks_is_refused_with_both_lengths(base, tm
         stage.run_stage(
             "sft", ["nano", "--model", str(base / "base"), "--out", str(tmp_path / "o"), "--rl.max-tokens", "9999"]
         )
+
+
+def test_reinforcement_learning_takes_problems_from_a_file(base, tmp_path):
+    """Real sets lie in files like this one; a model of two layers that learned one step solves none of it."""
+    records = [{"question": f"{i}+{i % 7}?", "answer": f"so\n#### {i + i % 7}"} for i in range(300)]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(f"{json.dumps(record)}\n" for record in [*records, {"question": "?"}]))
+    out = tmp_path / "out"
+    recipe = ["nano", "rl/gsm8k", "--model", str(base / "base"), "--data", str(data), "--out", str(out)]
+    short = ["--budget", "1e12flop", "--rl.steps", "2", "--rl.n-prompts", "4", "--rl.group-size", "2"]
+    short += ["--rl.max-tokens", "8", "--eval.n-problems", "20", "--eval.max-new-tokens", "8", "--eval.k", "0"]
+    assert stage.run_stage("rl", [*recipe, *short]) == 0
+
+    document = json.loads((out / "problems.json").read_text())
+    jsonschema.validate(document, json.loads((SCHEMAS / "problems.schema.json").read_text()))
+    found = document["sets"]["mine"]
+    assert found["train"] + found["val"] + found["test"] + found["left_out"]["overlapping"] == 300
+    assert document["bad_records"]["problem"]["count"] == 1
+    report = json.loads((out / "report.json").read_text())
+    jsonschema.validate(report, json.loads((SCHEMAS / "report.schema.json").read_text()))
+    assert report["problems"] == document
+    for name in ("start", "rl"):
+        assert report["stages"][name]["n"] == 20
+        assert list(report["stages"][name]["by_task"]) == ["mine"]
+    trained = {line["stage"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
+    assert trained == {"rl"}
+    assert "What it was asked" in (out / "report.html").read_text()
+
+
+def test_a_file_that_changes_under_a_run_is_refused(base, tmp_path):
+    data = tmp_path / "mine.jsonl"
+    records = [{"question": f"{i}+{i % 7}?", "answer": i + i % 7} for i in range(200)]
+    data.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    recipe = Recipe(stages=("rl",), tasks=TasksConfig(names=(), files=(str(data),)))
+    with Console(quiet=True) as console:
+        session = Session.open(recipe, claim("run", to_dict(recipe), out=tmp_path / "run"), console)
+        open_problems(session)
+        data.write_text("".join(f"{json.dumps(record)}\n" for record in records[:-1]))
+        with pytest.raises(RunError, match=r"mine\.jsonl: not what the run began with"):
+            open_problems(session)

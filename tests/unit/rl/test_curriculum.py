@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from sobre.errors import ConfigError
 from sobre.rl import curriculum
 from sobre.rl.config import CurriculumConfig
 from sobre.rl.curriculum import Cell
 from sobre.rl.types import Group
+from sobre.tasks.base import Problem
 
 CFG = CurriculumConfig(difficulty=(1, 4))
 NAMES, LANGS = ("sorting", "arithmetic"), ("en", "zh")
@@ -95,3 +97,38 @@ def test_it_keeps_a_learner_between_20_and_80_percent(make: SimpleNamespace) -> 
         difficulties.append(sum(group.problem.difficulty for group in groups) / 16)
     assert sum(0.2 <= rate <= 0.8 for rate in rates[5:]) == len(rates[5:])
     assert difficulties[-1] > difficulties[0] + 1
+
+
+def from_file(level: int, n: int) -> tuple[Problem, ...]:
+    return tuple(Problem("mine", "en", level, f"{level}/{i}", "1", f"mine:{level}/{i}", {}) for i in range(n))
+
+
+def test_a_file_has_the_rungs_at_which_it_has_problems() -> None:
+    sets = {"mine": {1: from_file(1, 3), 5: from_file(5, 3)}}
+    assert curriculum.cells(("sorting",), CurriculumConfig(difficulty=(1, 2)), sets) == [
+        Cell("sorting", 1),
+        Cell("sorting", 2),
+        Cell("mine", 1),
+    ]
+    with pytest.raises(ConfigError, match=r"no problem of mine lies within"):
+        curriculum.cells((), CurriculumConfig(difficulty=(2, 3)), sets)
+
+
+def test_problems_of_a_file_are_drawn_where_some_are_solved_and_none_twice() -> None:
+    sets = {"mine": {level: from_file(level, 40) for level in (1, 3, 5)}}
+    state = {"mine/1": 1.0, "mine/3": 0.5, "mine/5": 0.0}
+    cfg = CurriculumConfig(explore=0.1)
+    drawn = curriculum.draw(state, (), LANGS, cfg, 20, "k", sets)
+    assert drawn == curriculum.draw(state, (), LANGS, cfg, 20, "k", sets)
+    assert drawn != curriculum.draw(state, (), LANGS, cfg, 20, "l", sets)
+    assert sum(problem.difficulty == 3 for problem in drawn) >= 17
+    assert len({problem.key for problem in drawn}) == 20
+    few = curriculum.draw(state, (), LANGS, cfg, 9, "k", {"mine": {3: from_file(3, 4)}})
+    counts = [sum(problem.key == f"mine:3/{i}" for problem in few) for i in range(4)]
+    assert sorted(counts) == [2, 2, 2, 3]
+
+
+def test_a_mixture_draws_from_tasks_and_files_alike() -> None:
+    sets = {"mine": {3: from_file(3, 40)}}
+    drawn = curriculum.draw({"mine/3": 0.5}, ("sorting",), LANGS, CFG, 200, "k", sets)
+    assert 80 <= sum(problem.task == "mine" for problem in drawn) <= 120

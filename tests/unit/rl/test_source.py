@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
+from sobre.errors import RunError
 from sobre.models.config import ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
@@ -110,6 +111,27 @@ def test_a_step_without_any_difference_leaves_the_weights_alone(build, monkeypat
     assert not feed.batches
     assert feed.metrics["wasted_share"] == 1
     assert source.pass_rates == {"sorting/1": pytest.approx(0.5 * 0.8**6)}
+
+
+def test_a_run_that_cannot_learn_stops_and_says_why(build, monkeypatch) -> None:
+    monkeypatch.setattr(rollout, "reward", lambda *_, **__: Reward(0.0, 0.0, 0.0))
+    source, _ = build(RLConfig(give_up_after=3, **SMALL))
+    source.feed(0)
+    source.feed(1)
+    again, _ = build(RLConfig(give_up_after=3, **SMALL))
+    again.restore(json.loads(json.dumps(source.state())))
+    with pytest.raises(RunError, match=r"in 3 steps no group(?s:.*)0% right(?s:.*)sorting/1 0\.\d(?s:.*)cold start"):
+        again.feed(2)
+    patient, _ = build(RLConfig(give_up_after=0, **SMALL))
+    patient.barren = 1000
+    assert not patient.feed(0).batches
+
+
+def test_one_group_that_tells_its_answers_apart_is_enough_to_go_on(build) -> None:
+    source, _ = build(RLConfig(give_up_after=2, **SMALL))
+    source.barren = 1
+    source.feed(0)
+    assert source.barren == 0
 
 
 def test_a_restored_state_gives_the_same_steps(build) -> None:

@@ -95,7 +95,7 @@ def test_a_record_that_does_not_fit_is_named(tmp_path: Path, record: object, mes
 def test_a_file_that_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no problem"):
         read_problems(written(tmp_path, ""), "set")
-    with pytest.raises(DataError, match="records 1 and 2 have the same id, set:a"):
+    with pytest.raises(DataError, match="line 2 has the id of .*line 1, set:a"):
         read_problems(written(tmp_path, {**GSM, "id": "a"}, {**GSM, "id": "a"}), "set")
     for name, content in (("x.csv", b""), ("y.jsonl.gz", b"no gzip"), ("z.jsonl", b"\xff"), ("w.parquet", b"PAR")):
         (tmp_path / name).write_bytes(content)
@@ -220,3 +220,16 @@ def test_the_references_of_real_sets_are_right() -> None:
                 else ""
             )
             assert accuracy(problem, fence or f"so</think>\\boxed{{{problem.answer}}}") == 1, problem.key
+
+
+def test_difficulty_is_what_is_stated_or_the_fifth_by_length(tmp_path: Path) -> None:
+    stated = [
+        {"prompt": f"q{i}", "answer": 1, "level": level} for i, level in enumerate(("Level 4", "Level ?", "Level 1"))
+    ]
+    assert [p.difficulty for p in read_problems(written(tmp_path, *stated), "set")] == [4, 3, 1]
+    numbers = [{"prompt": f"q{i}", "answer": 1, "difficulty": float(i)} for i in range(7)]
+    assert [p.difficulty for p in read_problems(written(tmp_path, *numbers), "set")] == [3, 1, 2, 3, 4, 5, 3]
+    worked = [{"question": f"q{i}", "answer": "step " * (10 - i) + "#### 1"} for i in range(10)]
+    assert [p.difficulty for p in read_problems(written(tmp_path, *worked), "set")] == [5, 5, 4, 4, 3, 3, 2, 2, 1, 1]
+    plain = [{"prompt": "q" * (i + 1), "answer": 1} for i in range(5)]
+    assert [p.difficulty for p in read_problems(written(tmp_path, *plain), "set")] == [1, 2, 3, 4, 5]
