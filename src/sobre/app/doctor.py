@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sobre.config.load import load
 from sobre.errors import ConfigError, SandboxError
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         held, by = False, str(error)
     machine = environment(torch.get_num_threads())
     if options.keep:
-        keep(found, narrow, disk, drawn, machine)
+        keep(found, narrow, disk, drawn)
     report = {
         "schema": VERSION,
         "environment": machine,
@@ -84,11 +84,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def keep(found: "Calibration", narrow: "Narrow", disk: float, drawn: "Energy", machine: dict[str, Any]) -> None:
+def keep(found: "Calibration", narrow: "Narrow", disk: float, drawn: "Energy") -> None:
     """Write the chip `this`."""
     from sobre.runtime.device import memory_of
+    from sobre.runtime.energy import WATTS_PER_CORE, assumed_watts
     from sobre.runtime.files import write_text
-    from sobre.runtime.machine import WATTS_PER_CORE
 
     path = this_file()
     memory = memory_of(found.device)
@@ -109,7 +109,7 @@ def keep(found: "Calibration", narrow: "Narrow", disk: float, drawn: "Energy", m
     if drawn.joules is not None:
         measured["watts"] = drawn.joules / found.seconds
     elif not path.is_file():
-        measured["watts"] = WATTS_PER_CORE * (machine["cores"] or 1)
+        measured["watts"] = assumed_watts()
         note += f"; {WATTS_PER_CORE:g} W for each core are assumed"
     standing: dict[str, float | str | bool] = {} if path.is_file() else {"node": 1, "link": 0, "network": 0.25}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from sobre.ledger.prices import Price, price
 from sobre.plan.budget import Budget, parse_budget
 from sobre.runtime.clock import Clock, Meter
 from sobre.runtime.console import Console
-from sobre.runtime.energy import EnergyMeter
+from sobre.runtime.energy import EnergyMeter, assumed_watts
 from sobre.runtime.events import EventLog
 from sobre.runtime.files import write_json
 from sobre.runtime.metrics import Metrics, read_metrics
@@ -74,7 +74,7 @@ class Session:
             ledger=Ledger(folder.ledger if writes else None),
             metrics=Metrics(folder.metrics if writes else None),
             price=rate,
-            energy=EnergyMeter(recipe.budget.price.watts),
+            energy=EnergyMeter(recipe.budget.price.watts or assumed_watts()),
             processes=processes,
             done=processes.decide(lambda: _done(folder)),
         )

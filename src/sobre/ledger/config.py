@@ -13,7 +13,7 @@ class PriceConfig:
     usd_per_h: float | None = None
     """Your own price of the whole machine; none means the listed one."""
     watts: float | None = None
-    """What the machine draws, for an estimate of its energy where nothing measures it; none leaves it unknown."""
+    """What the machine draws, to estimate its energy where nothing measures it; none assumes it from its cores."""
     source: str = ""
     """Where your own price comes from: it is printed beside every sum."""
 

@@ -111,7 +111,7 @@ def _cost(report: Report, stage: str) -> str:
         time, arithmetic = words.duration(row["wall_s"]), words.flops(row["flops"])
         usd = words.usd_like(row["cost_usd"], total)
         lines.append(f"| {row['stage']} | {time} | {arithmetic} | {claims.energy(row)} | {usd} |")
-    return "\n".join([*lines, "", *claims.prices(report)])
+    return "\n".join([*lines, "", claims.carbon(rows), "", *claims.prices(report)])
 
 
 def _stages_until(report: Report, stage: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sobre.ledger.prices import GRID_KG_PER_KWH, co2_kg
 from sobre.report import words
 
 Report = dict[str, Any]
@@ -93,6 +94,21 @@ def energy(row: Report) -> str:
     if row["energy_j"] is None:
         return words.UNKNOWN
     return f"{words.energy(row['energy_j'])} ({row['energy_source']})"
+
+
+def carbon(rows: list[Report]) -> str:
+    """Energy of the rows together and what it gave off, with the factor; unknown as soon as one row's is."""
+    joules = [row["energy_j"] for row in rows]
+    if any(each is None for each in joules):
+        return "Its energy is unknown, and so is the carbon dioxide: no counter was read for a part of it."
+    known = ", ".join(dict.fromkeys(row["energy_source"] for row in rows))
+    whole = sum(joules)
+    grams = 1000 * co2_kg(whole)
+    given_off = f"{grams / 1000:.3g} kg" if grams >= 1000 else f"{grams:.3g} g"
+    return (
+        f"In all {words.energy(whole)} ({known}): {given_off} of carbon dioxide at {GRID_KG_PER_KWH} kg for a"
+        " kilowatt-hour, the world's mean grid of 2023."
+    )
 
 
 def prices(report: Report) -> list[str]:

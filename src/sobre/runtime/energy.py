@@ -1,15 +1,18 @@
 """Joules, if the machine tells: RAPL counters of processor packages (Linux), NVML counters of NVIDIA accelerators.
 
-Where an accelerator counts, its joules are added to the packages'; where neither counts, energy is unknown, or an
-estimate from a wattage that the user states; it is never guessed.
+Where an accelerator counts, its joules are added to the packages'; where neither counts, energy is an estimate from a
+wattage, the user's or that of the cores, and is called one.
 """
 
 import ctypes
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 POWERCAP = Path("/sys/class/powercap")
+WATTS_PER_CORE = 8.0
+"""Draw of a busy core with its share of memory and supply, where nothing measures it: *assumed*."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class EnergyMeter:
             # the counter starts again at 0 beyond its range
             total += new - old if new >= old else new - old + (_number(package / "max_energy_range_uj") or 0)
         return total / 1e6
+
+
+def assumed_watts() -> float:
+    """What this machine draws at work, if nobody says and nothing counts."""
+    return WATTS_PER_CORE * (os.cpu_count() or 1)
 
 
 class Accelerators:

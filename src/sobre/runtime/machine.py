@@ -15,8 +15,6 @@ import torch
 from sobre.runtime.device import product_rates
 
 FILE_BYTES = 128 * 2**20
-WATTS_PER_CORE = 8.0
-"""Draw of a busy core with its share of the rest, where nothing measures it: *assumed*."""
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,20 @@ def test_the_card_tells_this_stage_and_not_the_later_ones(built):
     assert "| eval:rl |" not in card
     assert "58.3 %" in card
     assert "list price of a rented 2-core machine, 2026-11-01" in card
+    assert "Its energy is unknown, and so is the carbon dioxide" in card
+
+
+def test_the_card_turns_the_energy_up_to_its_stage_into_carbon_with_the_factor(new_run, tmp_path):
+    folder = new_run(tmp_path / "run", stages=("sft", "rl"))
+    entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
+    for entry in entries:
+        entry |= {"energy_j": 3.6e6, "energy_source": "estimated"}
+    (folder / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    n_before = sum("rl" not in entry["stage"] for entry in entries)
+    assert 0 < n_before < len(entries)
+    for stage, n in (("sft", n_before), ("rl", len(entries))):
+        told = f"In all {n}.00 kWh (estimated): {0.48 * n:.3g} kg of carbon dioxide at 0.48 kg for a kilowatt-hour"
+        assert told in " ".join(model_card(folder, stage).split())
 
 
 def test_the_story_shows_accuracy_a_thought_the_bill_and_what_to_type(report):
