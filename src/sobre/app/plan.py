@@ -33,13 +33,15 @@ from sobre.config.load import load, recipe_names
 from sobre.errors import ConfigError
 from sobre.models.config import ModelConfig
 from sobre.plan import show
-from sobre.plan.buy import buy, recipe
-from sobre.plan.chips import THIS, chip, chips
+from sobre.plan.buy import buy, pretraining_flops, recipe
+from sobre.plan.chips import THIS, Chip, chip, chips
 from sobre.plan.engines import to_dict, verdicts
 from sobre.plan.known import model, shape
+from sobre.plan.laws import LAWS_FROM
 from sobre.plan.layout import SCHEDULES
+from sobre.plan.minutes import in_minutes, machine
 from sobre.plan.outline import outline
-from sobre.plan.plan import Machine, Plan
+from sobre.plan.plan import Machine, Plan, describe, short
 from sobre.plan.reasoning import DistillPlan, reason
 from sobre.plan.runs import Run, published
 from sobre.plan.schedule import Durations, bubble, order, simulate
@@ -145,26 +147,49 @@ def stated_machine(gflops: float) -> Machine:
     if gflops:
         return Machine("a machine as stated", "bfloat16", gflops * 1e9, speed_is="stated")
     if this := chips().get(THIS):
-        dtype = {"fp32": "float32", "bf16": "bfloat16"}[this.usual]
-        return Machine(this.note, dtype, peak_flops=this.peak(this.usual), memory_bytes=this.memory_bytes)
+        return machine(this)
     name = "a machine that was not measured (`sobre doctor` measures it)"
     return Machine(name, "bfloat16", ASSUMED_GFLOPS * 1e9, speed_is="assumed")
 
 
 def _buy(options: BuyOptions) -> None:
-    found = buy(
-        options.budget,
-        chip(options.chip, options.chips_file),
-        _positive(options.chips),
-        seq_len=context(options.seq, "--seq"),
-    )
+    on, chips = chip(options.chip, options.chips_file), _positive(options.chips)
+    length, path = context(options.seq, "--seq"), Path(options.write or "mine.toml")
+    if path.suffix != ".toml":
+        raise ConfigError(f"--write {options.write}: a recipe's name ends in .toml")
+    if pretraining_flops(options.budget, on, chips) < LAWS_FROM:
+        text, plan = _buy_minutes(options.budget, on, chips, path.stem)
+        shown = json.dumps(plan.to_dict()) if options.json else plan.table()
+    else:
+        found = buy(options.budget, on, chips, seq_len=length)
+        text, shown = recipe(found, path.stem), json.dumps(found.to_dict()) if options.json else found.table()
     if options.write:
-        path = Path(options.write)
-        if path.suffix != ".toml":
-            raise ConfigError(f"--write {options.write}: a recipe's name ends in .toml")
-        path.write_text(recipe(found, path.stem), encoding="utf-8")
-        print(f"wrote {path}", file=sys.stderr)
-    print(json.dumps(found.to_dict()) if options.json else found.table())
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}: sobre run {path}", file=sys.stderr)
+    print(shown)
+
+
+def _buy_minutes(budget: str, on: Chip, chips: int, name: str) -> tuple[str, Plan]:
+    """The recipe and the plan of a budget too small for scaling laws: the demo's, with its sizes chosen."""
+    from sobre.config.recipe import load_recipe
+    from sobre.config.write import to_toml
+
+    asked, _ = load_recipe(["demo", "--budget", budget], PlanOptions)
+    found, plan = in_minutes(replace(asked, name=name), on, chips)
+    minutes = sum(stage.seconds for stage in plan.stages) / 60
+    return to_toml(found, header(found, plan, on, minutes)), plan
+
+
+def header(found: "Recipe", plan: Plan, on: Chip, minutes: float) -> tuple[str, ...]:
+    """What stands above a recipe."""
+    return (
+        f"what:     {short(plan.params.active)} active of {short(plan.params.total)}: {describe(plan.model)}",
+        f"command:  sobre run {found.name}.toml",
+        f"hardware: {on.note or on.name}",
+        f"minutes:  {minutes:,.1f} of training, planned",
+        f"dollars:  {found.budget.amount} at {plan.budget.price_usd_per_h:g} usd/h ({plan.price_source})",
+        "score:    not predicted: no law was fitted for so little arithmetic",
+    )
 
 
 def _train(options: TrainOptions) -> None:

@@ -6,20 +6,27 @@
 What a laptop learns in minutes is planned by plan/solve.py, from a measured machine and a recipe.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sobre.data.config import DataConfig
 from sobre.errors import ConfigError
+from sobre.ledger.config import PriceConfig
+from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.optim.config import OptimConfig
 from sobre.plan.budget import Budget, parse_budget
-from sobre.plan.chips import Chip
+from sobre.plan.chips import THIS, Chip, this_file
+from sobre.plan.config import BudgetConfig, SplitConfig
 from sobre.plan.ladder import at_rung
-from sobre.plan.laws import Loss, expected_loss
+from sobre.plan.laws import FITTED_FROM, Loss, expected_loss
 from sobre.plan.outline import outline
 from sobre.plan.plan import describe, short
 from sobre.plan.rules import LADDER, Rules, Rung
-from sobre.plan.train import TrainingPlan, train
+from sobre.plan.train import TrainingPlan, energy_kwh, train
 from sobre.schemas import VERSION
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.train.config import StageConfig
 
 SPLIT = {"pretrain": 0.80, "sft": 0.05, "rl": 0.10, "evaluation": 0.05}
 """Shares of the budget. R1's reinforcement learning took 5 % of V3's pretraining, V3.2's more than 10 %
@@ -88,6 +95,16 @@ class Purchase:
     notes: tuple[str, ...]
 
     @property
+    def cost_usd(self) -> float | None:
+        """Of everything."""
+        return self.chip.usd(self.hours)
+
+    @property
+    def energy_kwh(self) -> float:
+        """Of everything."""
+        return energy_kwh(self.chip, self.hours)
+
+    @property
     def verdict(self) -> str:
         """Dense or mixture, and why."""
         if self.other is None:
@@ -114,7 +131,9 @@ class Purchase:
             "budget": self.budget.to_dict(),
             "split": dict(SPLIT),
             "gpu_hours_all": self.hours,
-            "cost_usd_all": self.chip.usd(self.hours),
+            "cost_usd_all": self.cost_usd,
+            "energy_kwh_all": self.energy_kwh,
+            "co2_kg_all": self.energy_kwh * GRID_KG_PER_KWH,
             "architecture": asdict(self.best.cfg),
             "dense_or_mixture": self.best.kind,
             "verdict": self.verdict,
@@ -126,7 +145,7 @@ class Purchase:
 
     def table(self) -> str:
         plan = self.best.plan
-        usd = "" if self.chip.usd_per_h is None else f", {self.hours * self.chip.usd_per_h:,.2f} usd"
+        usd = "" if self.cost_usd is None else f", {self.cost_usd:,.2f} usd"
         loss = self.best.loss
         source = f" at {self.chip.usd_per_h:g} usd/h ({self.chip.price_source})" if usd else ""
         lines = [
@@ -136,8 +155,10 @@ class Purchase:
             f"model     {self.best.words().rpartition(':')[0]}",
             f"          expected loss {loss.value:.2f} nats per token; the laws span {loss.low:.2f} to {loss.high:.2f}",
             f"steps     {short(plan.batch_tokens)} tokens each, peak AdamW rate {self.lr:.2g}, {plan.layout}",
+            f"energy    {self.energy_kwh:,.3g} kWh, {self.energy_kwh * GRID_KG_PER_KWH:,.3g} kg CO2"
+            f" at {GRID_KG_PER_KWH} kg/kWh, estimated",
             f"time      {plan.gpu_hours / plan.chips:,.3g} h of pretraining at {plan.mfu:.1%} of the peak,"
-            f" {plan.energy_kwh:,.3g} kWh, {sum(plan.memory.values()) / 1e9:.1f} of {self.chip.memory_gb:g} GB",
+            f" {sum(plan.memory.values()) / 1e9:.1f} of {self.chip.memory_gb:g} GB",
             f"verdict   {self.verdict}",
         ]
         if self.second:
@@ -148,11 +169,7 @@ class Purchase:
 def buy(text: str, chip: Chip, chips: int, *, seq_len: int = 4096, rules: Rules | None = None) -> Purchase:
     """The best plan for a budget on `chips` chips; a ConfigError says which limit breaks first."""
     rules = rules or Rules()
-    if chip.usd_per_h is None and text.endswith("usd"):
-        raise ConfigError(
-            f"budget {text!r} needs a rent, and {chip.name} has none; put usd_per_h into your --chips-file"
-        )
-    budget = parse_budget(text, price_usd_per_h=(chip.usd_per_h or 0.0) * chips, n_devices=chips)
+    budget = _parsed(text, chip, chips)
     hours = budget.amount / 3600 * chips if budget.kind == "seconds" else None
     flops = None if hours is not None else budget.amount * SPLIT["pretrain"]
     best: list[Offer] = []
@@ -168,6 +185,10 @@ def buy(text: str, chip: Chip, chips: int, *, seq_len: int = 4096, rules: Rules 
     compute = won.plan.flops_per_token * won.plan.tokens
     other = next((offer for offer in best if offer.kind != won.kind), None)
     notes = ["sizes are the best for training alone; what is served much should be smaller and see more tokens"]
+    if compute < FITTED_FROM:
+        notes.append(
+            f"the laws were fitted from {FITTED_FROM:.0e} FLOP on, and this is {compute:.1e}: an extrapolation"
+        )
     if won.plan.tokens > LARGEST_CORPUS:
         notes.append(f"{short(won.plan.tokens)} tokens are more than anybody has published; text is the limit here")
     if won.cfg.d_model == SIZES[-1].d_model:
@@ -185,44 +206,71 @@ def buy(text: str, chip: Chip, chips: int, *, seq_len: int = 4096, rules: Rules 
     )
 
 
+def pretraining_flops(text: str, chip: Chip, chips: int) -> float:
+    """Arithmetic that the budget buys for pretraining, at the usual share of the peak."""
+    budget = _parsed(text, chip, chips)
+    if budget.kind == "flops":
+        return budget.amount * SPLIT["pretrain"]
+    return budget.amount * chips * SPLIT["pretrain"] * chip.peak(chip.usual) * USUAL_SHARE
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _parsed(text: str, chip: Chip, chips: int) -> Budget:
+    if chip.usd_per_h is None and text.endswith("usd"):
+        where = this_file() if chip.name == THIS else "your --chips-file"
+        raise ConfigError(f"budget {text!r} needs a rent, and {chip.name} has none; put usd_per_h into {where}")
+    return parse_budget(text, price_usd_per_h=(chip.usd_per_h or 0.0) * chips, n_devices=chips)
+
+
 def recipe(bought: Purchase, name: str) -> str:
-    """The purchase as a recipe that `sobre run` takes."""
-    cfg, plan = bought.best.cfg, bought.best.plan
-    total = sum(SPLIT[stage] for stage in ("pretrain", "sft", "rl"))
-    rent = bought.chip.usd_per_h
-    price = [] if rent is None else [
-        f'price = {{ usd_per_h = {rent * bought.chips:g}, source = "{bought.chip.price_source}" }}'
-    ]  # fmt: skip
-    lines = [
-        f"# what:     {bought.best.words()}",
-        f"# command:  sobre run {name}.toml --data YOUR-TEXT",
-        f"# hardware: {bought.chips} {bought.chip.name}",
-        f"# minutes:  {bought.hours / bought.chips * 60:,.0f}, planned",
-        f"# dollars:  {'unknown' if bought.chip.usd_per_h is None else f'{bought.hours * bought.chip.usd_per_h:,.2f}'}",
-        f"# score:    expected loss {bought.best.loss.value:.2f} nats per token",
-        "",
-        f'name = "{name}"',
-        "",
-        "[budget]",
-        f'amount = "{bought.budget.text}"',
-        "choose_model = false",
-        f"tokens_per_active = {plan.tokens / plan.model.active:.4g}",
-        *price,
-        "split = { " + ", ".join(f"{stage} = {SPLIT[stage] / total:.3f}" for stage in ("pretrain", "sft", "rl")) + " }",
-        "",
-        "[tokenizer]",
-        f"vocab_size = {cfg.vocab_size}",
-        "",
-        "[data]",
-        f"seq_len = {plan.seq_len}",
-        "",
-        "[pretrain]",
-        f"batch_tokens = {int(plan.batch_tokens)}",
-        "",
-        "[model]",
-        *_table(asdict(cfg), ("vocab_size", "max_len")),
+    """The purchase as a recipe that `sobre run` takes: all that was decided stands in it."""
+    from sobre.config.recipe import Recipe  # every section of a recipe, which a plan alone does not need
+    from sobre.config.write import to_toml
+
+    cfg, plan, chips = bought.best.cfg, bought.best.plan, bought.chips
+    usd = "unknown" if bought.cost_usd is None else f"{bought.cost_usd:,.2f}"
+    rent = PriceConfig(source=f"no rent is known of {bought.chip.name}", usd_per_h=0.0)
+    if bought.chip.usd_per_h is not None:
+        rent = PriceConfig(usd_per_h=bought.chip.usd_per_h * chips, source=bought.chip.price_source)
+    command = "sobre run" if chips == 1 else f"torchrun --nproc-per-node {min(chips, bought.chip.node)} -m sobre run"
+    header = [
+        f"what:     {bought.best.words()}",
+        f"command:  {command} {name}.toml --data YOUR-TEXT",
+        f"hardware: {chips} {bought.chip.name}",
+        f"layout:   {plan.layout}, {plan.precision}",
+        f"minutes:  {bought.hours / chips * 60:,.0f}, planned",
+        f"dollars:  {usd}",
+        f"score:    expected loss {bought.best.loss.value:.2f} nats per token"
+        f" ({bought.best.loss.low:.2f} to {bought.best.loss.high:.2f})",
     ]
-    return "\n".join(lines) + "\n"
+    if plan.layout.chips > plan.layout.data or plan.layout.expert > 1 or plan.layout.zero == 3:
+        header.append("note:     a run divides the batch alone; the rest of this layout is what the plan counts on")
+    stage = StageConfig(
+        batch_tokens=int(plan.batch_tokens),
+        micro_tokens=plan.layout.micro_batch * plan.seq_len,
+        precision="fp8" if plan.precision == "fp8" else "auto",
+    )
+    split = SplitConfig(**{stage: SPLIT[stage] for stage in ("pretrain", "sft", "rl")})
+    found = Recipe(
+        name=name,
+        budget=BudgetConfig(
+            amount=bought.budget.text,
+            price=rent,
+            split=split,
+            reserve=SPLIT["evaluation"],
+            tokens_per_active=_rounded(plan.tokens / plan.model.active),
+            choose_model=False,
+        ),
+        tokenizer=TokenizerConfig(vocab_size=cfg.vocab_size),
+        data=DataConfig(seq_len=plan.seq_len),
+        model=replace(cfg, vocab_size=0, max_len=0),
+        optim=OptimConfig(lr=_rounded(bought.lr), lr_adam=_rounded(bought.lr)),
+        pretrain=stage,
+    )
+    return to_toml(found, tuple(header))
 
 
 def _offers(
@@ -275,25 +323,3 @@ def _offer(
         tokens = (hours or 0.0) * SPLIT["pretrain"] / plan.gpu_hours * 1e9
     plan = plan.with_tokens(tokens)
     return Offer(cfg=cfg, plan=plan, loss=expected_loss(drawn, tokens, tokens * per_token))
-
-
-def _table(tree: dict[str, Any], left_out: tuple[str, ...]) -> list[str]:
-    """The model's section: what differs from nothing, sub-tables inline."""
-    lines = []
-    for key, value in tree.items():
-        if key in left_out or value is None:
-            continue
-        lines.append(f"{key} = {_toml(value)}")
-    return lines
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items() if v is not None) + " }"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return repr(value)

@@ -34,9 +34,15 @@ LAWS = (
 LEVERAGE_LARGE = (1e22, 0.54)
 """(training FLOPs, exponent): DeepSeekMoE 16B equals a dense 7B with 40 % of the FLOPs at 17 % activation
 (arXiv 2401.06066, 5), and 3 % activation is worth more than 7x (arXiv 2507.17702): 2.5 = 5.9^0.52, 7 = 32^0.56."""
+MIXTURE_STEPS = 358 / 430
+"""Our own race at 5M active parameters: steps of a mixture over those of its dense twin for the same loss, with 3.9
+stored parameters for each active one."""
 LEVERAGE_SMALL = (7e13, 0.13)
-"""Our own race at 5M active parameters, where 358 steps of the mixture equalled 430 of the dense twin at 3.9 stored
-parameters for each active one."""
+"""What that race says: 430 / 358 = 3.9^0.13."""
+LAWS_FROM = 1e17
+"""Training FLOPs below which no law is asked: Chinchilla's smallest runs had 6e18, and lower is extrapolation."""
+FITTED_FROM = 6e18
+"""Training FLOPs from which on the laws were fitted (arXiv 2203.15556, 3.2)."""
 SPREAD = 0.05
 """What the choice of data, optimizer and vocabulary moves, in nats: *assumed*."""
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any, Literal
 
 from sobre.models.config import ModelConfig
 from sobre.plan.budget import Budget
 from sobre.plan.count import ParamCount
 from sobre.schemas import VERSION
+
+WIDTH = 99
+"""Columns of the table in the terminal."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Machine:
     """None leaves the memory unchecked."""
     n_devices: int = 1
     speed_is: Literal["measured", "stated", "assumed"] = "measured"
+    watts: float | None = None
+    """What all of a device draws at work; none where nobody said."""
 
     @property
     def total_flops(self) -> float:
@@ -67,6 +73,8 @@ class Plan:
     runner_up: str
     """The model that was nearly chosen, in words; empty when there was no choice."""
     notes: tuple[str, ...]
+    verdict: str = ""
+    """Dense or mixture, and why, where the plan chose between them."""
 
     def stage(self, name: str) -> StagePlan:
         return next(stage for stage in self.stages if stage.name == name)
@@ -86,6 +94,7 @@ class Plan:
         document["budget"] = self.budget.to_dict()
         document["stages"] = {stage.pop("name"): stage for stage in document["stages"]}
         document["notes"] = list(self.notes)
+        document["energy_kwh"] = self.energy_kwh
         return document
 
     def table(self) -> str:
@@ -99,8 +108,10 @@ class Plan:
             rows.append((" evaluation", self._share(stage.evaluation), self._time(stage.evaluation), problems, "", ""))
         rows.append(("end", self._share(self.end), self._time(self.end), "", "", ""))
         lines = [self._budget_line(), self._model_line(), "", *_align(rows), ""]
+        if self.verdict:
+            lines += wrap(f"verdict: {self.verdict}", WIDTH, subsequent_indent="  ")
         if self.runner_up:
-            lines.append(f"nearly chosen: {self.runner_up}")
+            lines += wrap(f"nearly chosen: {self.runner_up}", WIDTH, subsequent_indent="  ")
         return "\n".join(lines + [f"note: {note}" for note in self.notes]).rstrip()
 
     def _unit(self, text: str) -> str:
@@ -124,7 +135,20 @@ class Plan:
             f" ({machine.dtype}, {short(machine.total_flops)}FLOP/s {machine.speed_is}):"
             f" {'' if budget.kind == 'seconds' else 'about '}{usd:.4f} usd at {budget.price_usd_per_h:g} usd/h"
             f" ({self.price_source})"
+            + (
+                ""
+                if self.energy_kwh is None
+                else f"; {self.energy_kwh:.3g} kWh at {self.machine.watts:.3g} W, estimated"
+            )
         )
+
+    @property
+    def energy_kwh(self) -> float | None:
+        """What the machine draws over the whole budget; none where its watts or its seconds are unknown."""
+        if self.machine.watts is None:
+            return None
+        seconds = self.budget.amount if self.budget.kind == "seconds" else sum(s.seconds for s in self.stages)
+        return seconds / 3600 * self.machine.watts * self.machine.n_devices / 1000
 
     def _model_line(self) -> str:
         model = self.model

@@ -129,7 +129,7 @@ def solve(
         start=purse.start,
         stages=stages,
         end=purse.end,
-        runner_up=_in_words(models[1], count.active) if len(models) > 1 else "",
+        runner_up=_in_words(models, purse, rates, recipe.budget.tokens_per_active) if len(models) > 1 else "",
         notes=tuple(notes),
     )
 
@@ -174,8 +174,7 @@ def _by_fit(kind: ModelConfig, purse: Purse, rates: Rates, aim: float) -> tuple[
     largest = models[-1]
 
     def misfit(model: ModelConfig) -> float:
-        tokens = sum(rates.tokens(stage, model, amount) for stage, amount in purse.stages.items())
-        return abs(log(tokens / params(model).active / aim))
+        return abs(log(_tokens_per_active(model, purse, rates) / aim))
 
     models.sort(key=misfit)
     at_limit = ["the largest model that ladder and memory allow is chosen"] if models[0] == largest else []
@@ -222,7 +221,16 @@ def _epochs(stage: StagePlan, data_tokens: int, rules: Rules) -> list[str]:
     return []
 
 
-def _in_words(model: ModelConfig, chosen_active: int) -> str:
-    count = params(model)
-    relation = "larger" if count.active > chosen_active else "smaller"
-    return f"a {relation} one, {short(count.active)} active of {short(count.total)}: {describe(model)}"
+def _in_words(models: Sequence[ModelConfig], purse: Purse, rates: Rates, aim: float) -> str:
+    """The model that was nearly chosen, and why it was not."""
+    chosen, second = (params(model) for model in models[:2])
+    relation = "larger" if second.active > chosen.active else "smaller"
+    mine, theirs = (_tokens_per_active(model, purse, rates) for model in models[:2])
+    return (
+        f"a {relation} one, {short(second.active)} active of {short(second.total)}: {describe(models[1])}; it would see"
+        f" {theirs:.3g} tokens for each active parameter and the chosen one {mine:.3g}, where {aim:g} are aimed at"
+    )
+
+
+def _tokens_per_active(model: ModelConfig, purse: Purse, rates: Rates) -> float:
+    return sum(rates.tokens(stage, model, amount) for stage, amount in purse.stages.items()) / params(model).active

@@ -69,7 +69,7 @@ class TrainingPlan:
 
     @property
     def energy_kwh(self) -> float:
-        return self.gpu_hours * self.chip.watts / 1000 * POWER_SHARE * PUE
+        return energy_kwh(self.chip, self.gpu_hours)
 
     def with_tokens(self, tokens: float) -> "TrainingPlan":
         """The same steps, more or fewer of them."""
@@ -107,6 +107,11 @@ class TrainingPlan:
             "layout": self.layout.to_dict(),
             "runner_up": self.runner_up,
         }
+
+
+def energy_kwh(chip: Chip, hours: float) -> float:
+    """What some hours of a chip at training draw from the grid."""
+    return hours * chip.watts / 1000 * POWER_SHARE * PUE
 
 
 def train(

@@ -2,18 +2,21 @@
 
 import json
 import tomllib
+from dataclasses import replace
 
 import jsonschema
 import pytest
 
-from sobre.config.load import Layer, decode
+from sobre.config.load import Layer, decode, read_recipe
 from sobre.config.recipe import Recipe
+from sobre.config.write import to_toml
 from sobre.errors import ConfigError
 from sobre.plan import count
-from sobre.plan.buy import SPLIT, buy, recipe
-from sobre.plan.chips import chip
+from sobre.plan.buy import SPLIT, buy, pretraining_flops, recipe
+from sobre.plan.chips import Chip, chip
 from sobre.plan.known import model
-from sobre.plan.laws import LAWS, expected_loss, leverage
+from sobre.plan.laws import LAWS, LAWS_FROM, expected_loss, leverage
+from sobre.plan.minutes import in_minutes, machine
 from sobre.schemas import schema
 
 
@@ -70,6 +73,45 @@ def test_the_recipe_that_is_written_is_one_that_run_takes(text):
     assert whole.total == found.best.plan.model.total
     assert read.budget.price.usd_per_h == 2.55
     assert read.budget.amount == text
+    plan = found.best.plan
+    assert read.optim.lr == read.optim.lr_adam == pytest.approx(found.lr, rel=0.005)
+    assert read.pretrain.batch_tokens == int(plan.batch_tokens)
+    assert read.pretrain.micro_tokens == plan.layout.micro_batch * plan.seq_len
+    assert read.pretrain.precision == ("fp8" if plan.precision == "fp8" else "auto")
+    assert (read.tokenizer.vocab_size, read.data.seq_len) == (found.best.cfg.vocab_size, plan.seq_len)
+    weights = read.budget.split
+    assert (weights.pretrain, weights.sft, weights.rl) == (SPLIT["pretrain"], SPLIT["sft"], SPLIT["rl"])
+    assert read.budget.reserve == SPLIT["evaluation"]
+
+
+def test_the_bill_of_everything_is_more_than_that_of_pretraining_and_names_its_carbon():
+    document = buy("20usd", chip("h100"), 1).to_dict()
+    assert document["energy_kwh_all"] == pytest.approx(document["energy_kwh"] / SPLIT["pretrain"])
+    assert document["co2_kg_all"] == pytest.approx(document["energy_kwh_all"] * document["grid_kg_per_kwh"])
+    assert document["cost_usd_all"] == pytest.approx(20)
+
+
+def test_below_the_laws_a_recipe_is_planned_dense_for_seconds_and_a_mixture_for_flops():
+    """A mixture needs 0.83 of the steps, and makes them at 0.74 of the speed: seconds pay for both, FLOPs for one."""
+    own = Chip(name="this", bf16=0.06, measured=True, memory_gb=24, bandwidth=10, link=0, network=1, node=1, watts=16)
+    asked = decode(Recipe, [read_recipe("demo")])
+    for amount, kind in (("10m", "dense"), ("1e14flop", "moe")):
+        assert pretraining_flops(amount, own, 1) < LAWS_FROM
+        wanted = replace(asked, budget=replace(asked.budget, amount=amount))
+        found, plan = in_minutes(wanted, own)
+        assert plan.model.ffn.kind == found.model.ffn.kind == kind
+        assert plan.verdict.startswith({"dense": "dense", "moe": "mixture"}[kind])
+        jsonschema.validate(json.loads(json.dumps(plan.to_dict())), schema("plan"))
+        again = decode(Recipe, [Layer("written", tomllib.loads(to_toml(found)))])
+        assert again == found
+        assert not again.budget.choose_model
+    assert plan.energy_kwh == pytest.approx(sum(s.seconds for s in plan.stages) / 3600 * 0.016)
+
+
+def test_a_machine_s_measured_rate_stands_and_a_data_sheet_s_is_brought_down():
+    sheet = chip("rtx4090")
+    assert machine(sheet).peak_flops < 0.7 * sheet.peak("bf16")
+    assert machine(replace(sheet, measured=True)).peak_flops == sheet.peak("bf16")
 
 
 def test_what_cannot_be_bought_says_why():
