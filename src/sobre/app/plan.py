@@ -11,7 +11,7 @@ sobre plan compare, validate, schedule, page      models side by side; the model
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -329,10 +329,23 @@ def _schedule(options: ScheduleOptions) -> None:
     placed = simulate(
         order(name, options.stages, options.micro, options.chunks), options.stages * per_chip, unit, per_chip
     )
+    closed, whole = bubble(name, options.stages, unit, options.chunks), max(piece.end for piece in placed)
+    if options.json:
+        pieces = [
+            {"chip": piece.chip, "start": piece.start, "end": piece.end, **asdict(piece.work)} for piece in placed
+        ]
+        document = {
+            "schema": VERSION,
+            "kind": "schedule",
+            "name": name,
+            "idle": closed,
+            "whole": whole,
+            "pieces": pieces,
+        }
+        print(json.dumps(document))
+        return
     print(show.timeline(placed))
-    print(
-        f"idle {bubble(name, options.stages, unit, options.chunks):g} of {max(p.end for p in placed):g}, in closed form"
-    )
+    print(f"idle {closed:g} of {whole:g}, in closed form")
 
 
 def _positive(chips: int) -> int:

@@ -185,3 +185,5 @@ class ScheduleOptions:
     """Micro-batches of a step."""
     chunks: int = 2
     """Stages that a chip holds in the interleaved schedule."""
+    json: bool = False
+    """One JSON document on standard output."""

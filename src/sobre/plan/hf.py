@@ -8,7 +8,7 @@ Families that transformers does not have carry model_type "transformer" and writ
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from sobre.errors import ConfigError
 from sobre.models.families.table import FAMILIES
@@ -34,8 +34,12 @@ class Traits:
 
     gated: bool = True
     """Gate, up and down; False is up and down."""
+    bias_key: str = "attention_bias"
+    """Key of the config that says whether attention's projections have biases; empty where nothing does."""
     qkv_bias: bool = False
     o_bias: bool = False
+    o_without: bool = False
+    """The output's projection has no bias, whatever that key says."""
     ffn_bias: bool = False
     norm_bias: bool = False
     """LayerNorm with scale and shift; False is RMSNorm."""
@@ -55,6 +59,8 @@ class Traits:
     """A d_model x d_model projection of relative positions in every layer (Transformer-XL)."""
     sinks: bool = False
     """One number per head in the denominator of the softmax (gpt-oss)."""
+    experts: Literal["", "wide", "narrow"] = ""
+    """Routed experts: none, of the width of a dense layer, or of a width of their own, beside layers without them."""
     expert_bias: bool = False
     router_bias: bool = False
     sparse_gate: bool = False
@@ -64,25 +70,28 @@ class Traits:
 
 
 LLAMA = Traits(positions=-1)
+FIXED = replace(LLAMA, bias_key="")
 TRAITS: dict[str, Traits] = {
-    "transformer": LLAMA,
+    "transformer": replace(LLAMA, experts="narrow"),
     "llama": LLAMA,
-    "mistral": LLAMA,
-    "mixtral": LLAMA,
-    "qwen2": replace(LLAMA, qkv_bias=True),
+    "mistral": FIXED,
+    "mixtral": replace(FIXED, experts="wide"),
+    "qwen2": replace(FIXED, qkv_bias=True),
     "qwen3": replace(LLAMA, head_norm="head"),
-    "qwen2_moe": replace(LLAMA, qkv_bias=True, sparse_gate=True),
-    "qwen3_moe": replace(LLAMA, head_norm="head"),
+    "qwen2_moe": replace(LLAMA, bias_key="qkv_bias", qkv_bias=True, o_without=True, sparse_gate=True, experts="narrow"),
+    "qwen3_moe": replace(LLAMA, head_norm="head", experts="narrow"),
     "olmo": replace(LLAMA, norm_numbers=False),
     "olmo2": replace(LLAMA, head_norm="all"),
     "olmo3": replace(LLAMA, head_norm="all"),
-    "olmoe": replace(LLAMA, head_norm="all"),
+    "olmoe": replace(LLAMA, head_norm="all", experts="wide"),
     "gemma2": replace(LLAMA, norms=4, tied=True),
     "gemma3_text": replace(LLAMA, norms=4, head_norm="head", tied=True),
-    "phi3": LLAMA,
-    "phimoe": replace(LLAMA, norm_bias=True, qkv_bias=True, o_bias=True),
+    "phi3": FIXED,
+    "phimoe": replace(LLAMA, norm_bias=True, qkv_bias=True, o_bias=True, experts="wide"),
     "smollm3": LLAMA,
-    "gpt_oss": replace(LLAMA, qkv_bias=True, o_bias=True, sinks=True, expert_bias=True, router_bias=True),
+    "gpt_oss": replace(
+        LLAMA, qkv_bias=True, o_bias=True, sinks=True, experts="wide", expert_bias=True, router_bias=True
+    ),
     "gpt_neox": Traits(gated=False, qkv_bias=True, o_bias=True, ffn_bias=True, norm_bias=True, positions=-1),
     "gpt2": Traits(gated=False, qkv_bias=True, o_bias=True, ffn_bias=True, norm_bias=True, tied=True),
     "opt": Traits(gated=False, qkv_bias=True, o_bias=True, ffn_bias=True, norm_bias=True, positions=2, tied=True),
@@ -128,17 +137,30 @@ def _traits(theirs: HFConfig, traits: Traits) -> Traits:
     """The family's traits, changed by what the config itself says."""
     told: dict[str, Any] = {}
     kind = theirs.get("model_type")
-    if theirs.get("attention_bias") is not None:
-        biased = bool(theirs["attention_bias"])
-        told |= {"qkv_bias": biased or traits.qkv_bias and kind == "qwen2", "o_bias": biased and kind != "qwen2_moe"}
-    if kind == "llama" and theirs.get("mlp_bias") or kind in ("gpt_neox", "starcoder2") and "use_bias" in theirs:
-        told["ffn_bias"] = bool(theirs.get("mlp_bias", theirs.get("use_bias")))
+    if traits.bias_key and theirs.get(traits.bias_key) is not None:
+        biased = bool(theirs[traits.bias_key])
+        told |= {"qkv_bias": biased, "o_bias": biased and not traits.o_without}
+    if kind in ("llama", "smollm3"):
+        told["ffn_bias"] = bool(theirs.get("mlp_bias"))
+    if kind in ("gpt_neox", "starcoder2") and "use_bias" in theirs:
+        told["ffn_bias"] = bool(theirs["use_bias"])
     if kind == "starcoder2" and "use_bias" in theirs:
         told |= {"qkv_bias": bool(theirs["use_bias"]), "o_bias": bool(theirs["use_bias"])}
     if kind == "falcon":
         bias = bool(theirs.get("bias"))
         told |= {"qkv_bias": bias, "o_bias": bias, "ffn_bias": bias}
-        told["norms"] = 2 if theirs.get("new_decoder_architecture") or not theirs.get("parallel_attn", True) else 1
+        together = theirs.get("num_ln_in_parallel_attn") or (2 if theirs.get("new_decoder_architecture") else 1)
+        told["norms"] = together if theirs.get("parallel_attn", True) else 2
+    if kind == "opt":
+        biased = bool(theirs.get("enable_bias", True))
+        told |= {"qkv_bias": biased, "o_bias": biased, "ffn_bias": biased}
+        told["norm_numbers"] = bool(theirs.get("layer_norm_elementwise_affine", True))
+        width = theirs.get("word_embed_proj_dim")
+        if width not in (None, theirs.get("hidden_size")) or not theirs.get("do_layer_norm_before", True):
+            raise ConfigError(
+                f"config.json: an opt with word_embed_proj_dim={width} of {theirs.get('hidden_size')}, or with norms"
+                " after its layers, is not counted; one as wide as its embeddings with norms before its layers is"
+            )
     if kind == "phimoe":
         told["head_bias"] = bool(theirs.get("lm_head_bias"))
     if kind == "transformer":
@@ -223,22 +245,23 @@ def _kv_heads(theirs: HFConfig, traits: Traits, n_heads: int) -> int:
 
 
 def _ffn(theirs: HFConfig, traits: Traits, d: int, index: int) -> FeedForwardPart:
-    n_experts = _size(theirs, "n_experts", 1)
-    first = int(theirs.get("first_k_dense_replace") or 0)
-    step = int(theirs.get("decoder_sparse_step") or theirs.get("interleave_moe_layer_step") or 1)
-    dense_here = index < first or index in (theirs.get("mlp_only_layers") or ()) or (index + 1) % step != 0
-    if n_experts == 1 or dense_here:
+    n_experts = _size(theirs, "n_experts", 1) if traits.experts and theirs.get("num_experts") != 0 else 1
+    if n_experts == 1 or _is_dense(theirs, traits, index):
         d_ff = _size(theirs, "intermediate_size_mlp", _size(theirs, "d_ff", 4 * d))
         return _plain_ffn(d, d_ff, traits)
     n_active = _size(theirs, "n_active")
     if n_active > n_experts:
         raise ConfigError(f"config.json: {n_active} active experts of {n_experts}")
-    d_expert = _size(theirs, "moe_intermediate_size", _size(theirs, "d_ff", 4 * d))
+    d_expert = _size(theirs, "d_ff", 4 * d)
+    shared_width = 0
+    if traits.experts == "narrow":
+        d_expert = _size(theirs, "moe_intermediate_size", d_expert)
+        own = traits.sparse_gate or theirs.get("model_type") == "transformer"
+        shared_width = int(theirs.get("shared_expert_intermediate_size") or 0) if own else 0
+        if not shared_width and theirs.get("model_type") == "transformer":
+            shared_width = int(theirs.get("n_shared_experts") or theirs.get("num_shared_experts") or 0) * d_expert
     n_matrices = 3 if traits.gated else 2
     expert = n_matrices * d * d_expert
-    shared_width = theirs.get("shared_expert_intermediate_size")
-    if shared_width is None:
-        shared_width = int(theirs.get("n_shared_experts") or theirs.get("num_shared_experts") or 0) * d_expert
     shared = n_matrices * d * shared_width
     router = n_experts * d
     gate = d if traits.sparse_gate and shared_width else 0
@@ -253,6 +276,15 @@ def _ffn(theirs: HFConfig, traits: Traits, d: int, index: int) -> FeedForwardPar
         d_expert=d_expert,
         n_matrices=n_matrices,
     )
+
+
+def _is_dense(theirs: HFConfig, traits: Traits, index: int) -> bool:
+    """Whether a layer of a mixture has no experts."""
+    if traits.experts != "narrow":
+        return False
+    first = int(theirs.get("first_k_dense_replace") or 0) if theirs.get("model_type") == "transformer" else 0
+    step = int(theirs.get("decoder_sparse_step") or theirs.get("interleave_moe_layer_step") or 1)
+    return index < first or index in (theirs.get("mlp_only_layers") or ()) or (index + 1) % step != 0
 
 
 def _plain_ffn(d: int, d_ff: int, traits: Traits) -> FeedForwardPart:

@@ -12,7 +12,7 @@ CONTEXT = re.compile(r"(\d+)([kK]?)", re.ASCII)
 def amount(text: str, what: str) -> float:
     """`14.8T`, `600B`, `1.5e12` or `2000`; K, M, B (or G) and T are thousands, powers of ten."""
     match = NUMBER.fullmatch(text)
-    if match is None or not float(match[1]):
+    if match is None or not float(match[1]) or round(float(match[1]) * SCALES[match[2]], 3) % 1:
         raise ConfigError(f"{what} {text!r} is not understood; write a number with K, M, B or T, such as 14.8T or 600B")
     return float(match[1]) * SCALES[match[2]]
 

@@ -42,7 +42,7 @@ def page(plan: TrainingPlan, found: Validation) -> str:
         ("days", f"{plan.days:,.1f}"),
         ("dollars", "no price for this chip" if price is None else f"{price:,.0f}"),
         ("energy, estimated", f"{plan.energy_kwh:,.0f} kWh"),
-        ("share of the 16-bit peak", f"{plan.mfu:.1%}"),
+        (f"share of the {'32' if plan.chip.usual == 'fp32' else '16'}-bit peak", f"{plan.mfu:.1%}"),
     ]
     rows = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in facts)
     late = found.spread(left_out=True, since=2024)
@@ -160,7 +160,10 @@ def _scatter(found: Validation) -> str:
         for name in ("deepseek-v3", "llama-3.1-405b", "llama-2-70b", "pythia-70m", "bloomberg-50b"):
             row = next(row for row in found.rows if row.run.name == name)
             at = (row.run.hours, row.run.hours * (1 + (row.left_out or 0.0)))
-            panel.annotate(name, at, xytext=(7, -9), textcoords="offset points", fontsize=8, color=colour("muted"))
+            place, side = ((-7, 5), "right") if name == "llama-2-70b" else ((7, -9), "left")  # another dot is near
+            panel.annotate(
+                name, at, xytext=place, textcoords="offset points", ha=side, fontsize=8, color=colour("muted")
+            )
         panel.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         panel.set_xlabel("published chip-hours")
         panel.set_ylabel("predicted chip-hours")

@@ -23,6 +23,7 @@ ASKED = {
     "comparison": "compare qwen3-8b llama-3.1-8b --chips 64",
     "validation": "validate",
     "engines": "engines demo deepseek-v3",
+    "schedule": "schedule dualpipe --stages 4 --micro 12",
 }
 
 

@@ -123,7 +123,7 @@ def test_amounts_are_read(text, value):
     assert amount(text, "tokens") == value
 
 
-@pytest.mark.parametrize("text", ["14.8 T", "14,8T", "T", "-3B", "1e", "0", "3t", "inf", "١"])
+@pytest.mark.parametrize("text", ["14.8 T", "14,8T", "T", "-3B", "1e", "0", "3t", "inf", "١", "14.8", "1.23456e3"])
 def test_what_is_no_amount_is_refused(text):
     with pytest.raises(ConfigError, match="14.8T"):
         amount(text, "tokens")

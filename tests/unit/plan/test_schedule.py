@@ -46,10 +46,32 @@ def test_every_micro_batch_goes_through_every_stage_once_in_order(name, chips, m
         assert all(b > f for f, b in zip(forward, backward, strict=True))
 
 
-def test_one_f_one_b_by_hand():
-    """4 stages, forward 1, backward 2: 3 stages of 3 seconds are lost, 9 of 33."""
-    placed, _ = played("1f1b", 4, 8, 1, Durations(1.0, 1.0, 1.0))
-    assert max(piece.end for piece in placed) == 8 * 3 + 9
+BY_HAND = [
+    # forward 1, backward 2 of which 1 for the weights; 3 seconds for a micro-batch on each chip
+    ("1f1b", 4, 8, 1, 8 * 3 + 9),  # 3 stages of 3 seconds are lost
+    ("interleaved", 4, 8, 2, 8 * 3 + 4.5),  # half of that with stages half as long
+    ("zb1p", 4, 8, 1, 8 * 3 + 3),  # weights fill two thirds of it
+    ("dualpipe", 8, 20, 1, 20 * 3 + 6),  # 3 times (3 + 2 - 3)
+    ("dualpipev", 4, 10, 1, 10 * 3 + 3),  # 3 times (3 + 2 - 3) with stages half as long
+]
+
+
+@pytest.mark.parametrize(("name", "chips", "micro", "chunks", "seconds"), BY_HAND)
+def test_a_step_takes_as_long_as_by_hand(name, chips, micro, chunks, seconds):
+    placed, _ = played(name, chips, micro, chunks, Durations(1.0, 1.0, 1.0))
+    assert max(piece.end for piece in placed) == seconds
+
+
+def test_two_chips_and_two_micro_batches_drawn_by_hand():
+    """1F1B and ZB1P, each piece where it stands on squared paper: kind, micro-batch and start, one string a chip."""
+
+    def drawn(name: str) -> list[str]:
+        placed, _ = played(name, 2, 2, 1, Durations(1.0, 1.0, 1.0))
+        rows = [sorted((p for p in placed if p.chip == chip), key=lambda p: p.start) for chip in range(2)]
+        return [" ".join(f"{p.work.kind}{p.work.micro}@{p.start:g}" for p in row) for row in rows]
+
+    assert drawn("1f1b") == ["F0@0 F1@1 D0@4 D1@7", "F0@1 D0@2 F1@4 D1@5"]
+    assert drawn("zb1p") == ["F0@0 F1@1 B0@3 W0@4 B1@5 W1@6", "F0@1 B0@2 F1@3 B1@4 W0@5 W1@6"]
 
 
 def test_deepseek_v3_s_bubbles_are_the_published_formulas():
