@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,15 +21,32 @@ def torchrun() -> Callable[..., str]:
     return start
 
 
+@pytest.fixture
+def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts torchrun and comes back at once; what still runs at the end of the test is ended."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(n_processes: int, *command: str, restarts: int = 0) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        full = line(n_processes, *command, restarts=restarts)
+        started.append(subprocess.Popen(full, env=environment(), stdout=subprocess.DEVNULL, stderr=pipe, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
 def start(n_processes: int, *command: str, restarts: int = 0, timeout_s: float = 240) -> str:
     """Run `command` (a script, or -m and a module) in `n_processes`; return standard error, or fail with its end."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
-    done = subprocess.run(
-        [*launcher, f"--max-restarts={restarts}", *command],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
+    full = line(n_processes, *command, restarts=restarts)
+    done = subprocess.run(full, env=environment(), capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stderr
+
+
+def line(n_processes: int, *command: str, restarts: int) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    return [*launcher, f"--max-restarts={restarts}", *command]

@@ -6,23 +6,29 @@ the norms of the gradients, of router biases and of every weight, after the last
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sobre.models.checkpoint import load_model
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
-from sobre.optim.optimizer import Optimizer
+from sobre.optim.optimizer import Optimizer, turn_here
 from sobre.optim.roles import roles
+from sobre.parallel.config import ParallelConfig
+from sobre.parallel.division import Division, here
 from sobre.rl.config import GRPOConfig, RLConfig
 from sobre.rl.losses import policy_loss
 from sobre.runtime.processes import Processes
 from sobre.train.batch import Batch, from_rows, from_samples
+from sobre.train.divide import divide
+from sobre.train.export import save_divided
 from sobre.train.losses import LossFn, next_token
 from sobre.train.share import share
+from sobre.train.state import load_state, save_state
 from sobre.train.step import train_step
 
 torch.set_num_threads(1)
@@ -66,64 +72,135 @@ def loss_of(stage: str) -> LossFn:
     return policy_loss(RLConfig(algorithm=GRPOConfig(kl=0.1))) if stage == "rl" else next_token
 
 
+def dtype_of(case: dict[str, Any]) -> torch.dtype:
+    found: torch.dtype = getattr(torch, case.get("dtype", "float64"))
+    return found
+
+
 def build(cfg: ModelConfig, dtype: torch.dtype) -> Decoder:
     model = Decoder(cfg, dtype=dtype)
     model.init_weights(5)
     return model.to(dtype).train()
 
 
-def train(model: Decoder, case: dict[str, Any], processes: Processes | None) -> dict[str, Any]:
-    stage, dtype = case["stage"], getattr(torch, case["dtype"])
+@dataclass
+class Learner:
+    """A model under one layout, and what it learns with."""
+
+    case: dict[str, Any]
+    processes: Processes | None
+    model: Decoder
+    division: Division | None
+    optimizer: Optimizer
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        state = dict(self.model.state_dict())
+        if self.division is not None:
+            state = {name: self.division.whole(name, here(tensor)) for name, tensor in state.items()}
+        return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def learner(case: dict[str, Any], layout: dict[str, Any] | None, processes: Processes | None) -> Learner:
+    dtype = dtype_of(case)
+    groups = {"n_groups": case["groups"], "n_active_groups": 1} if "groups" in case else {}
+    model = build(replace(MOE, ffn=replace(MOE.ffn, **groups)), dtype)
+    division = None if processes is None else divide(model, ParallelConfig(**layout or {}), processes)
     names = dict(model.named_parameters())
-    optimizer = Optimizer(names, roles(names), OptimConfig(kind=case.get("optim", "muon")), dtype=dtype)
-    losses, norms = [], []
-    for step in range(STEPS[case["dtype"]]):
+    optimizer = Optimizer(
+        names,
+        roles(names),
+        OptimConfig(kind=case.get("optim", "muon")),
+        dtype=dtype,
+        turn_whole=turn_here if division is None else division.turn_whole,
+    )
+    return Learner(case, processes, model, division, optimizer)
+
+
+def train(found: Learner, first: int, last: int) -> None:
+    stage, processes, model = found.case.get("stage", "pretrain"), found.processes, found.model
+    for step in range(first, last):
         whole = batches(stage, step)
         mine = whole if processes is None else [share(b, processes.rank, processes.count) for b in whole]
         info = train_step(
             model,
-            optimizer,
+            found.optimizer,
             mine,
             loss_of(stage),
             lr_scale=0.5,
             clip=1.0,
             mtp_weight=0.3 if stage != "rl" and model.mtp is not None else 0.0,
             rebalance=stage != "rl",
-            group=None if processes is None else processes.data_group,
+            division=found.division,
         )
-        losses.append(info.loss)
-        norms.append(info.grad_norm)
-    return {"losses": losses, "norms": norms, "state": {k: v.detach().clone() for k, v in model.state_dict().items()}}
+        found.losses.append(info.loss)
+        found.norms.append(info.grad_norm)
 
 
-def compare(alone: dict[str, Any], together: dict[str, Any]) -> dict[str, float]:
+def compare(alone: Learner, together: Learner, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Largest relative differences; weights and biases over the largest number of their tensor."""
-    found = {}
+    found: dict[str, Any] = {}
     for key in ("losses", "norms"):
-        pairs = zip(alone[key], together[key], strict=True)
+        pairs = zip(getattr(alone, key), getattr(together, key), strict=True)
         found[key] = max(abs(a - b) / abs(a) for a, b in pairs)
     gaps = {}
-    for name, one in alone["state"].items():
-        gaps[name] = float((one - together["state"][name]).abs().max() / one.abs().max().clamp_min(1e-30))
+    for name, one in alone.weights().items():
+        gaps[name] = float((one - weights[name]).abs().max() / one.abs().max().clamp_min(1e-30))
     worst = max(gaps, key=lambda name: gaps[name])
-    return found | {"weights": gaps[worst], "worst": worst, "first_loss": alone["losses"][0], "moved": alone["moved"]}
+    return found | {"weights": gaps[worst], "worst": worst, "first_loss": alone.losses[0]}
 
 
-def run(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
-    cfg, dtype = MOE, getattr(torch, case["dtype"])
-    together = train(build(cfg, dtype), case, processes)
+def exported(found: Learner, weights: dict[str, torch.Tensor], folder: Path) -> float:
+    """How far the model folder that all processes write together is from the weights."""
+    if found.division is None or found.division.is_whole or found.processes is None:
+        return 0.0
+    save_divided(found.model, found.division, found.processes, folder, extra={}, file_bytes=10_000)
+    read = load_model(folder).state_dict()
+    return max(float((read[name] - tensor).abs().max()) for name, tensor in weights.items())
+
+
+def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, Any]:
+    """Train under the layout, half way under `then` if there is one, with a saved state in between."""
+    steps = STEPS[case.get("dtype", "float64")]
+    together = learner(case, case["layout"], processes)
+    train(together, 0, steps // 2 if "then" in case else steps)
+    if "then" in case:
+        save(together, folder / "state", steps // 2)
+        before, together = together, learner(case, case["then"], processes)
+        together.losses, together.norms = before.losses, before.norms
+        load_state(
+            folder / "state", together.model, together.optimizer, division=together.division, processes=processes
+        )
+        train(together, steps // 2, steps)
+    weights = together.weights()
+    gap = exported(together, weights, folder / "model")
     if not processes.is_first:
         return {}
-    model = build(cfg, dtype)
-    start = model.state_dict()["layers.1.attn.o.weight"].clone()
-    alone = train(model, case, None)
-    alone["moved"] = float((alone["state"]["layers.1.attn.o.weight"] - start).abs().max())
-    return compare(alone, together)
+    alone = learner(case, None, None)
+    start = alone.weights()["layers.1.attn.o.weight"]
+    train(alone, 0, steps)
+    moved = float((alone.weights()["layers.1.attn.o.weight"] - start).abs().max())
+    return compare(alone, together, weights) | {"moved": moved, "exported": gap}
+
+
+def save(found: Learner, folder: Path, step: int) -> None:
+    save_state(
+        folder,
+        step,
+        found.model,
+        found.optimizer,
+        {},
+        keep=2,
+        division=found.division,
+        processes=found.processes,
+    )
 
 
 def main(cases: Path, out: Path) -> None:
     processes = Processes.start()
-    found = {name: run(case, processes) for name, case in json.loads(cases.read_text()).items()}
+    wanted = json.loads(cases.read_text())
+    found = {name: run(case, processes, out.parent / str(n)) for n, (name, case) in enumerate(wanted.items())}
     if processes.is_first:
         out.write_text(json.dumps(found))
     processes.stop()

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,9 @@ def run(recipe: Recipe, options: RunOptions) -> int:
 
     processes = Processes.start()
     folder = _folder(recipe, options, processes)
+    layout = recipe.parallel  # of this launch: a run may go on in another one than it began in
     recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), processes.decide(lambda: folder.config))])
+    recipe = replace(recipe, parallel=layout)
     with Console(quiet=not processes.is_first) as console:
         console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
         head_start_s = 0.0 if folder.resumed else process_age_s()
@@ -64,7 +66,7 @@ def _folder(recipe: Recipe, options: RunOptions, processes: "Processes") -> RunF
 
     def take() -> Path:
         if options.resume or (processes.is_restart() and _is_begun(recipe, options)):
-            given = None if recipe == Recipe() else to_dict(recipe)  # without a recipe, the folder's own goes on
+            given = None if recipe.says_nothing else to_dict(recipe)  # without a recipe, the folder's own goes on
             taken.append(resume(options.out or find_unfinished(recipe.name, to_dict(recipe)), given))
         else:
             taken.append(claim(recipe.name, to_dict(recipe), out=options.out))

@@ -23,7 +23,7 @@ def read(stage: StageName, argv: list[str]) -> tuple[Recipe, RunOptions]:
     recipe, options = load_recipe(
         argv, RunOptions, prog=f"sobre {stage}", shortcuts=MODEL_FLAG | {"--data": DATA_FLAG[stage]}
     )
-    if recipe == Recipe() and options.resume:  # the folder's own recipe goes on
+    if recipe.says_nothing and options.resume:  # the folder's own recipe goes on
         return recipe, options
     if not recipe.start.model and stage != "pretrain":
         raise ConfigError(f"sobre {stage} goes on from a model: --model FOLDER (of a run: out/demo/base) or a hub id")

@@ -8,6 +8,7 @@ Every part is done once; `Session.done` lets a resumed run skip what is there.
 """
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -34,6 +35,7 @@ from sobre.runtime.files import ensure_space
 from sobre.runtime.seed import key_u64
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.config import StageConfig
+from sobre.train.divide import divide, n_experts
 from sobre.train.loop import Source
 from sobre.train.losses import next_token
 from sobre.train.sources import RowSource, SampleSource
@@ -46,6 +48,8 @@ BYTES_PER_PARAMETER = 12
 
 def tell(session: Session) -> None:
     """Run every part that is not done, and finish the folder."""
+    layout = session.recipe.parallel
+    layout.check(session.processes.count)
     open_problems(session)
     with session.part("start"):
         machine = look(session)
@@ -53,6 +57,7 @@ def tell(session: Session) -> None:
         model = make_model(session, machine, tokenizer)
         given = None if model is None else model.cfg
         plan = make_plan(session, machine, tokenizer, model=given)
+    layout.check_experts(n_experts(plan.model))
     corpus = None
     if "pretrain" in session.recipe.stages:
         with session.part("data"):
@@ -74,7 +79,11 @@ def tell(session: Session) -> None:
         else:
             used = session.meter.used()
             budget = plan.allowance(stage, used, last_evaluation=evaluation)
-            train(session, stage, model, tokenizer, _job(session, stage, plan, corpus, tokenizer, model, budget))
+            sampler = copy.deepcopy(model) if stage == "rl" and layout.is_divided else model
+            division = divide(model, layout, session.processes)
+            fetch = None if sampler is model or division is None else partial(division.copy_into, sampler, model)
+            job = _job(session, stage, plan, corpus, tokenizer, model, budget, sampler, fetch)
+            model = train(session, stage, model, division, tokenizer, job)
         evaluation = judge(stage, model) or evaluation
     session.processes.decide(lambda: _finish(session))
 
@@ -97,9 +106,17 @@ def _finish(session: Session) -> None:
 
 
 def _job(
-    session: Session, stage: str, plan: Plan, corpus: Corpus | None, tokenizer: Tokenizer, model: Decoder, budget: float
+    session: Session,
+    stage: str,
+    plan: Plan,
+    corpus: Corpus | None,
+    tokenizer: Tokenizer,
+    model: Decoder,
+    budget: float,
+    sampler: Decoder,
+    fetch: Callable[[], None] | None,
 ) -> Job:
-    """What a stage trains on."""
+    """What a stage trains on. `sampler` is the model, or a whole one that gets its weights by `fetch`."""
     recipe = session.recipe
     seed = key_u64(recipe.seed, stage) % 2**63
     match stage:
@@ -112,7 +129,7 @@ def _job(
             source = SampleSource(ChatLoader(samples, seed), recipe.sft)
             return _supervised(source, recipe.sft, plan.stage(stage).steps, budget)
         case _:
-            return _reinforced(session, plan, tokenizer, model, budget, seed)
+            return _reinforced(session, plan, tokenizer, model, budget, seed, sampler, fetch)
 
 
 def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float) -> Job:
@@ -128,12 +145,21 @@ def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float) -> 
     )
 
 
-def _reinforced(session: Session, plan: Plan, tokenizer: Tokenizer, model: Decoder, budget: float, seed: int) -> Job:
+def _reinforced(
+    session: Session,
+    plan: Plan,
+    tokenizer: Tokenizer,
+    model: Decoder,
+    budget: float,
+    seed: int,
+    sampler: Decoder,
+    fetch: Callable[[], None] | None,
+) -> Job:
     cfg = session.recipe.rl
-    reference = copy.deepcopy(model).eval() if cfg.algorithm.kl else None
-    engine = engine_for(session, model, return_routes=model.cfg.ffn.kind == "moe")
+    reference = copy.deepcopy(sampler).eval() if cfg.algorithm.kl else None
+    engine = engine_for(session, sampler, return_routes=model.cfg.ffn.kind == "moe")
     source = RolloutSource(
-        engine=SharedEngine(engine, session.processes),
+        engine=SharedEngine(engine, session.processes, fetch=fetch),
         model=model,
         tokenizer=tokenizer,
         cfg=cfg,

@@ -13,18 +13,20 @@ import torch
 
 from sobre.app.session import Session, Spending
 from sobre.ledger.ledger import Entry
-from sobre.models.checkpoint import save_model
+from sobre.models.checkpoint import load_model, save_model
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
-from sobre.optim.optimizer import Optimizer
+from sobre.optim.optimizer import Optimizer, turn_here
 from sobre.optim.roles import roles
 from sobre.optim.schedule import lr_scale as lr_at
+from sobre.parallel.division import Division
 from sobre.plan.count import train_flops
 from sobre.runtime.horizon import Horizon
 from sobre.runtime.run_folder import resume_line
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.config import Precision
+from sobre.train.export import save_divided
 from sobre.train.loop import Source, Stage, StepRecord, dry_run, run_stage
 from sobre.train.losses import LossFn
 from sobre.train.state import load_state, save_state
@@ -61,8 +63,10 @@ class Trainer:
             self._save(step)
 
     def _resume(self) -> int:
-        meta = load_state(self.folder, self.stage.model, self.stage.optimizer)
+        stage, processes = self.stage, self.session.processes
+        meta = load_state(self.folder, stage.model, stage.optimizer, division=stage.division, processes=processes)
         if meta is None:
+            self.session.note_waste(self.session.meter.seconds)
             self.session.metrics.cut(self._stages_done(), self.stage.name, 0)
             return 0
         self.session.meter.restore(meta["meter"])
@@ -128,7 +132,7 @@ class Trainer:
             self._save(step)
             self.session.console.close()
             self.session.console.say(f"saved after step {step:,} of {self.stage.name}; to go on:")
-            self.session.console.say(f"  {resume_line(self.session.folder.path)}")
+            self.session.console.say(f"  {resume_line(self.session.folder.path)}{self.session.recipe.parallel.flags}")
             raise KeyboardInterrupt
         if save:
             self._save(step)
@@ -147,7 +151,16 @@ class Trainer:
             "flops": self.flops,
         }
         stage, keep = self.stage, session.recipe.save.keep
-        session.processes.decide(lambda: save_state(self.folder, step, stage.model, stage.optimizer, meta, keep=keep))
+        save_state(
+            self.folder,
+            step,
+            stage.model,
+            stage.optimizer,
+            meta,
+            keep=keep,
+            division=stage.division,
+            processes=session.processes,
+        )
         session.ledger.append(entry)
         self._saved_at, self._saved_step = time.monotonic(), step
 
@@ -175,12 +188,15 @@ class Job:
     precision: Precision = "auto"
 
 
-def train(session: Session, name: str, model: Decoder, tokenizer: Tokenizer, job: Job) -> None:
-    """Train `model` in place and write its folder; nothing to do when the stage is done."""
+def train(
+    session: Session, name: str, model: Decoder, division: Division | None, tokenizer: Tokenizer, job: Job
+) -> Decoder:
+    """Train `model` in place and write its folder; returns the model to go on with, whole in every process."""
     optim = session.recipe.optim
     set_precision(model, job.precision)
     names = dict(model.named_parameters())
-    optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype)
+    turn = turn_here if division is None else division.turn_whole
+    optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype, turn_whole=turn)
     stage = Stage(
         name=name,
         model=model,
@@ -194,12 +210,18 @@ def train(session: Session, name: str, model: Decoder, tokenizer: Tokenizer, job
         clip=job.clip,
         mtp_weight=job.mtp_weight,
         rebalance=job.rebalance,
-        group=session.processes.data_group,
+        division=division,
         share=(session.processes.rank, session.processes.count),
     )
     Trainer(session, stage).run()
-    session.processes.decide(lambda: save_folder(session, name, model, tokenizer))
+    save_folder(session, name, model, division, tokenizer)
     session.finish(f"train:{name}")
+    if division is None or division.is_whole:
+        return model
+    whole = Decoder(model.cfg, dtype=model.dtype)
+    whole.family = model.family
+    whole.load_state_dict(load_model(session.folder.model(name)).state_dict())
+    return whole
 
 
 def n_trained(batch: Batch) -> int:
@@ -207,12 +229,15 @@ def n_trained(batch: Batch) -> int:
     return int((batch.weights_N > 0).sum())
 
 
-def save_folder(session: Session, name: str, model: Decoder, tokenizer: Tokenizer) -> None:
+def save_folder(session: Session, name: str, model: Decoder, division: Division | None, tokenizer: Tokenizer) -> None:
     """The model folder of a stage: config, weights, tokenizer, template."""
-    folder = session.folder.model(name)
+    folder, processes = session.folder.model(name), session.processes
     tokens = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
-    save_model(model, folder, extra=tokens)
-    tokenizer.save(folder, max_len=model.cfg.max_len)
+    if division is None or division.is_whole:
+        processes.decide(lambda: save_model(model, folder, extra=tokens))
+    else:
+        save_divided(model, division, processes, folder, extra=tokens)
+    processes.decide(lambda: tokenizer.save(folder, max_len=model.cfg.max_len))
 
 
 def _balance(load_LE: torch.Tensor, step: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The recipe: one tree that holds every setting of a run, one section for each part of the story. No torch here."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from sobre.config.base import config
@@ -11,6 +12,7 @@ from sobre.errors import ConfigError
 from sobre.eval.config import EvalConfig
 from sobre.models.config import ModelConfig
 from sobre.optim.config import OptimConfig
+from sobre.parallel.config import ParallelConfig
 from sobre.plan.config import BudgetConfig
 from sobre.rl.config import RLConfig
 from sobre.tasks.config import TasksConfig, TextConfig
@@ -45,6 +47,7 @@ class Recipe:
     engine: EngineConfig = EngineConfig()
     eval: EvalConfig = EvalConfig()
     save: SaveConfig = SaveConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     def __post_init__(self) -> None:
         order: tuple[StageName, ...] = ("pretrain", "sft", "rl")
@@ -52,6 +55,11 @@ class Recipe:
             raise ConfigError(f"stages={list(self.stages)} must be some of {list(order)}, each once, in this order")
         if "sft" in self.stages and not (self.sft.paths or self.tasks.names):
             raise ConfigError("the stage sft needs chats: sft.paths, or tasks.names, whose worked examples it learns")
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether no recipe was given: all is as it is without one, but for how the run lies on its processes."""
+        return replace(self, parallel=ParallelConfig()) == Recipe()
 
     @property
     def has_tasks(self) -> bool:

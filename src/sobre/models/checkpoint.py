@@ -7,9 +7,9 @@ missing, unexpected or of the wrong shape is named, all of them at once, and not
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -39,13 +39,18 @@ def save_model(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    family = _family_for(model)
+    family = family_for(model)
     dtype = dtype or model.embed.weight.dtype
-    tensors = {
-        name: tensor.to(_saved_dtype(name, dtype)).contiguous() for name, tensor in _their_tensors(model, family)
-    }
+    tensors = {name: tensor.to(saved_dtype(name, dtype)).contiguous() for name, tensor in _their_tensors(model, family)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    theirs = family.to_theirs(model.cfg)
+    write_config(model.cfg, family, folder, dtype, extra)
+
+
+def write_config(
+    cfg: ModelConfig, family: Family, folder: Path, dtype: torch.dtype, extra: Mapping[str, Any] | None
+) -> None:
+    """The config.json of a model folder."""
+    theirs = family.to_theirs(cfg)
     theirs |= {"architectures": [family.architecture], "model_type": family.model_type}
     theirs |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
     (folder / "config.json").write_text(json.dumps({**theirs, **(extra or {})}, indent=2) + "\n")
@@ -99,7 +104,7 @@ def load_model(
 
 def save_adapter(model: Decoder, folder: Path | str, *, base: str) -> None:
     """Write the adapters of an adapted model in PEFT's format, over `base`: the folder or hub id that it came from."""
-    write_adapter(model, _family_for(model), Path(folder), base)
+    write_adapter(model, family_for(model), Path(folder), base)
 
 
 def load_adapted(model: Path | str, **how: Any) -> Decoder:
@@ -110,7 +115,7 @@ def load_adapted(model: Path | str, **how: Any) -> Decoder:
     if not (resolved := resolve(base, revision=config.get("revision"))).is_dir():
         raise CheckpointError(f"{folder}: its base {base} is not here; correct base_model_name_or_path in {CONFIG}")
     decoder = load_model(resolved, **how)
-    read_adapter(decoder, _family_for(decoder), folder)
+    read_adapter(decoder, family_for(decoder), folder)
     return decoder.eval()
 
 
@@ -137,7 +142,7 @@ def _family_of(theirs: dict[str, Any], folder: Path) -> Family:
     raise CheckpointError(f"{folder}/config.json: model_type {theirs['model_type']!r} is unknown; known: {known}{code}")
 
 
-def _family_for(model: Decoder) -> Family:
+def family_for(model: Decoder) -> Family:
     """The family that the model came from, or the first that can carry it."""
     cfg = model.cfg
     for family in sorted(FAMILIES, key=lambda family: family.model_type != model.family):
@@ -159,27 +164,39 @@ def _without_absent_mtp(cfg: ModelConfig, shards: Shards) -> ModelConfig:
     return dataclasses.replace(cfg, n_mtp=0)
 
 
-def _saved_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+def saved_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The selection bias stays in float32 whatever the weights are in."""
     return torch.float32 if name.endswith("e_score_correction_bias") else dtype
 
 
 def _places(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
     """(their name, the place in our model), every tensor of the model once, experts as views of the stack."""
-    ours = model.state_dict(keep_vars=True) if model.lora is None else merged_state(model)
-    cfg = model.cfg
+    places = model.state_dict() if model.lora is None else merged_state(model)
+    for ours, theirs, form in their_names(model.cfg, family):
+        if ours in places:
+            yield from zip(theirs, as_theirs(places[ours].data, form), strict=True)
+
+
+Form = Literal["stack", "lifted", "same"]
+
+
+def as_theirs(tensor: Tensor, form: Form) -> Sequence[Tensor]:
+    """Views of one of our tensors: each expert of a stack, or the tensor, with one more dimension if theirs has it."""
+    return tensor.unbind() if form == "stack" else [tensor[None] if form == "lifted" else tensor]
+
+
+def their_names(cfg: ModelConfig, family: Family) -> Iterator[tuple[str, list[str], Form]]:
+    """(our name, their name or that of each expert, how ours becomes theirs), for every tensor of this family."""
     n_experts = cfg.ffn.n_experts if isinstance(cfg.ffn, MoEConfig) else 0
     for their_pattern, our_pattern in family.tensors:
         their_pattern = their_pattern.replace("{m}", str(cfg.n_layers))
         for layer in range(cfg.n_layers if "{i}" in their_pattern else 1):
-            place = ours.get(our_pattern.removesuffix("[None]").replace("{i}", str(layer)))
-            if place is None:
-                continue
+            ours = our_pattern.removesuffix("[None]").replace("{i}", str(layer))
             name = their_pattern.replace("{i}", str(layer))
             if "{e}" in name:
-                yield from ((name.replace("{e}", str(e)), place.data[e]) for e in range(n_experts))
+                yield ours, [name.replace("{e}", str(e)) for e in range(n_experts)], "stack"
             else:
-                yield name, place.data[None] if our_pattern.endswith("[None]") else place.data
+                yield ours, [name], "lifted" if our_pattern.endswith("[None]") else "same"
 
 
 def _their_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:

@@ -1,14 +1,18 @@
 """The optimizer: Muon for matrices and experts, AdamW for embedding, head, router, norms, biases and adapters.
 
 It works on named parameters and their roles and knows no module. Matrices of one shape go through Newton-Schulz as one
-batch. The state is saved flat, one tensor per parameter and quantity under the parameter's own name, so that it loads
-into any grouping.
+batch. Of a parameter that is divided over processes (DTensor) it moves the numbers that are here, which is all that
+elementwise arithmetic needs; only matrices must be whole, and `turn_whole` sees to that. The state is saved flat, one
+tensor per parameter and quantity under the parameter's own name, so that it loads into any grouping.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sobre.errors import CheckpointError
 from sobre.optim.config import OptimConfig
@@ -16,6 +20,17 @@ from sobre.optim.muon import orthogonalize, update_scale
 from sobre.optim.roles import DECAYED_ROLES, MUON_ROLES, Role
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+
+class TurnWhole(Protocol):
+    """Brings rows of matrices together, calls `turn` on whole ones, and returns the rows of this process."""
+
+    def __call__(self, rows_ZUO: Tensor, n_rows: int, turn: Callable[[Tensor], Tensor]) -> Tensor: ...
+
+
+def turn_here(rows_ZUO: Tensor, n_rows: int, turn: Callable[[Tensor], Tensor]) -> Tensor:
+    """The matrices are whole in this process."""
+    return turn(rows_ZUO)
 
 
 class Optimizer:
@@ -28,19 +43,22 @@ class Optimizer:
         cfg: OptimConfig,
         *,
         dtype: torch.dtype = torch.float32,
+        turn_whole: TurnWhole = turn_here,
     ) -> None:
-        self.cfg, self.dtype, self.params = cfg, dtype, dict(named_params)
+        self.cfg, self.dtype, self.params, self._turn_whole = cfg, dtype, dict(named_params), turn_whole
+        self.here = {name: _here(parameter) for name, parameter in self.params.items()}
+        """The numbers of each parameter that this process holds, in place."""
         muon = [name for name in self.params if cfg.kind == "muon" and roles[name] in MUON_ROLES]
-        self.momentum = {name: torch.zeros_like(self.params[name]) for name in muon}
+        self.momentum = {name: torch.zeros_like(self.here[name]) for name in muon}
         self._adam_names = [name for name in self.params if name not in self.momentum]
-        decayed = [self.params[name] for name in self._adam_names if roles[name] in DECAYED_ROLES]
-        plain = [self.params[name] for name in self._adam_names if roles[name] not in DECAYED_ROLES]
+        decayed = [self.here[name] for name in self._adam_names if roles[name] in DECAYED_ROLES]
+        plain = [self.here[name] for name in self._adam_names if roles[name] not in DECAYED_ROLES]
         groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._adam = torch.optim.AdamW(groups, lr=cfg.lr_adam, betas=cfg.betas, eps=cfg.eps, fused=True)
 
     def zero_grad(self) -> None:
-        for parameter in self.params.values():
-            parameter.grad = None
+        for name, parameter in self.params.items():
+            parameter.grad = self.here[name].grad = None
 
     @torch.no_grad()
     def step(self, lr_scale: float) -> None:
@@ -48,12 +66,15 @@ class Optimizer:
 
         Consumes the gradients: Muon's hold its directions afterwards.
         """
+        for name, parameter in self.params.items():
+            if isinstance(parameter.grad, DTensor):
+                self.here[name].grad = parameter.grad.to_local()
         for group in self._adam.param_groups:
             group["lr"] = self.cfg.lr_adam * lr_scale
         self._adam.step()
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name in self.momentum:
-            if self.params[name].grad is not None:
+            if self.here[name].grad is not None:
                 by_shape[self.params[name].shape].append(name)
         for shape, names in by_shape.items():
             if len(shape) == 3:
@@ -64,25 +85,31 @@ class Optimizer:
 
     def _direction(self, name: str) -> Tensor:
         """Take the gradient into the momentum; turn it, in place, into Nesterov's look ahead."""
-        grad, momentum = self.params[name].grad, self.momentum[name]
+        grad, momentum = self.here[name].grad, self.momentum[name]
         assert grad is not None
         momentum.lerp_(grad, 1 - self.cfg.momentum)
         return grad.lerp_(momentum, self.cfg.momentum)
 
     def _move(self, names: list[str], direction_ZIO: Tensor, lr_scale: float) -> None:
         lr = self.cfg.lr * lr_scale
-        update_ZIO = orthogonalize(direction_ZIO, self.cfg.ns, self.cfg.ns_steps, self.dtype).to(direction_ZIO.dtype)
-        size = update_scale(*direction_ZIO.shape[-2:])
+        n_rows, n_columns = self.params[names[0]].shape[-2:]
+        size = update_scale(n_rows, n_columns)
+
+        def turn(whole_ZIO: Tensor) -> Tensor:
+            return orthogonalize(whole_ZIO, self.cfg.ns, self.cfg.ns_steps, self.dtype).to(whole_ZIO.dtype)
+
+        is_batch = self.params[names[0]].ndim == 3  # experts are divided between matrices, never through one
+        update_ZIO = turn(direction_ZIO) if is_batch else self._turn_whole(direction_ZIO, n_rows, turn)
         for index, name in enumerate(names):
-            parameter = self.params[name]
-            update = update_ZIO if parameter.ndim == 3 else update_ZIO[index]
+            parameter = self.here[name]
+            update = update_ZIO if is_batch else update_ZIO[index]
             parameter.mul_(1 - lr * self.cfg.weight_decay).add_(update, alpha=-lr * size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state under "quantity/parameter"."""
         state = {f"momentum/{name}": momentum for name, momentum in self.momentum.items()}
         for name in self._adam_names:
-            held = self._adam.state.get(self.params[name], {})
+            held = self._adam.state.get(self.here[name], {})
             state.update({f"{key}/{name}": held[key] for key in ADAM_STATE if key in held})
         return state
 
@@ -99,7 +126,7 @@ class Optimizer:
             momentum.copy_(state[f"momentum/{name}"])
         for name in self._adam_names:
             held = {key: state[f"{key}/{name}"] for key in ADAM_STATE if f"{key}/{name}" in state}
-            parameter = self.params[name]
+            parameter = self.here[name]
             if held:
                 self._adam.state[parameter] = {
                     key: torch.empty_like(value if key == "step" else parameter, device=parameter.device).copy_(value)
@@ -111,3 +138,11 @@ class Optimizer:
     def _keys(self) -> set[str]:
         keys = {f"momentum/{name}" for name in self.momentum}
         return keys | {f"{key}/{name}" for name in self._adam_names for key in ADAM_STATE}
+
+
+def _here(parameter: nn.Parameter) -> nn.Parameter:
+    """The part of a divided parameter that is in this process, over the same memory; a whole one is itself."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    with torch.no_grad():
+        return nn.Parameter(parameter.to_local())

@@ -3,7 +3,7 @@
 The seed of a request makes its answer, so who samples it changes nothing but the rounding of the model's sums.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sobre.engine.engine import Engine, EngineStats
@@ -14,20 +14,32 @@ from sobre.runtime.processes import Processes
 class SharedEngine:
     """What a rollout needs of an engine, over all processes; on one process, the engine itself."""
 
-    def __init__(self, engine: Engine, processes: Processes) -> None:
-        self._engine, self._processes = engine, processes
+    def __init__(self, engine: Engine, processes: Processes, *, fetch: Callable[[], None] | None = None) -> None:
+        """`fetch` brings the engine's own whole model up to date where the model in training is divided."""
+        self._engine, self._processes, self._fetch = engine, processes, fetch
+        self._is_stale = fetch is not None  # a resumed run has loaded other weights since
         self.stats = engine.stats
         """Of all processes together, but for the seconds, which are the slowest one's."""
 
     @property
     def weight_version(self) -> int:
+        self._refresh()
         return self._engine.weight_version
 
     def weights_changed(self) -> None:
-        self._engine.weights_changed()
+        if self._fetch is None:
+            self._engine.weights_changed()
+        self._is_stale = self._fetch is not None
+
+    def _refresh(self) -> None:
+        if self._is_stale and self._fetch is not None:
+            self._fetch()
+            self._engine.weights_changed()
+            self._is_stale = False
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Outputs in the order of the requests."""
+        self._refresh()
         mine = self._processes.share(range(len(requests)))
         before = self._engine.stats
         outputs = self._engine.generate([requests[place] for place in mine])

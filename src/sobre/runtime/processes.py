@@ -32,11 +32,15 @@ class Processes:
         """Join the others when torchrun started this process; else stand alone."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
-        count = int(os.environ["WORLD_SIZE"])
+        per_node = int(os.environ["LOCAL_WORLD_SIZE"])
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend)
+        store, rank, count = next(dist.rendezvous("env://"))
+        if count == per_node:
+            # torchrun keeps its store for the next attempt, where the addresses of dead processes would be found
+            store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         control = dist.new_group(backend="gloo", timeout=WAIT)
-        return cls(int(os.environ["RANK"]), count, per_node=int(os.environ["LOCAL_WORLD_SIZE"]), group=control)
+        return cls(rank, count, per_node=per_node, group=control)
 
     @staticmethod
     def is_restart() -> bool:
@@ -51,6 +55,11 @@ class Processes:
     def data_group(self) -> dist.ProcessGroup | None:
         """The group over which tensors of the training step are summed; None for one process on its own."""
         return None if self._group is None else dist.group.WORLD
+
+    @property
+    def control_group(self) -> dist.ProcessGroup | None:
+        """The group that waits as long as it takes, for files and decisions; None for one process on its own."""
+        return self._group
 
     @property
     def n_nodes(self) -> int:

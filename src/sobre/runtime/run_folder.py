@@ -77,7 +77,7 @@ def claim(name: str, recipe: Mapping[str, Any], *, out: Path | None = None, root
             )
         if kind == "free":
             return _take(path, recipe)
-        if kind == "unfinished" and _recipe(path) == recipe:
+        if kind == "unfinished" and _learned(_recipe(path)) == _learned(recipe):
             raise RunError(
                 f"{path} holds an unfinished run of this very recipe; to go on with it:\n"
                 f"  {resume_line(path)}\nto start anew beside it: --out {path}-new"
@@ -95,7 +95,7 @@ def resume(path: Path, recipe: Mapping[str, Any] | None = None) -> RunFolder:
     if kind != "unfinished":
         raise RunError(f"{path} holds no run to resume")
     if recipe is not None:
-        changed = _differences(_recipe(path), _plain(recipe))
+        changed = _differences(_learned(_recipe(path)), _learned(_plain(recipe)))
         if changed:
             raise RunError(
                 f"{path} runs another recipe: {'; '.join(changed[:5])}"
@@ -112,7 +112,7 @@ def find_unfinished(name: str, recipe: Mapping[str, Any], *, root: Path = Path("
         kind = _look(path)
         if kind == "free":
             break
-        if kind == "unfinished" and _recipe(path) == _plain(recipe):
+        if kind == "unfinished" and _learned(_recipe(path)) == _learned(_plain(recipe)):
             found = path
     if found is None:
         raise RunError(f"no unfinished run of this recipe in {root / name}, {root / name}-2, ...; say where with --out")
@@ -208,6 +208,11 @@ def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(recipe, allow_nan=False))
     plain.pop("schema", None)
     return plain
+
+
+def _learned(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same in a resumed run: all but how it lies on the processes, which changes nothing learned."""
+    return {section: settings for section, settings in recipe.items() if section != "parallel"}
 
 
 def _differences(there: Any, here: Any, at: str = "") -> list[str]:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch.distributed as dist
-
 from sobre.errors import RunError
 from sobre.models.decoder import Decoder
 from sobre.optim.optimizer import Optimizer
+from sobre.parallel.division import Division
 from sobre.runtime.clock import Meter
 from sobre.runtime.horizon import Horizon
 from sobre.train.batch import Batch
@@ -77,8 +76,8 @@ class Stage:
     mtp_weight: float = 0.0
     rebalance: bool = True
     """Move the router biases; frozen in RL."""
-    group: dist.ProcessGroup | None = None
-    """Processes that share every batch; None for one on its own."""
+    division: Division | None = None
+    """How the model is divided over processes that share every batch; None for one on its own."""
     share: tuple[int, int] = (0, 1)
     """Which part of each batch is this process's, of how many."""
 
@@ -136,7 +135,7 @@ def _step(stage: Stage, feed: Feed, lr: float, step: int) -> StepInfo:
             clip=stage.clip,
             mtp_weight=stage.mtp_weight,
             rebalance=stage.rebalance,
-            group=stage.group,
+            division=stage.division,
         )
     except RunError as error:
         raise RunError(f"{stage.name}, step {step}: {error}") from error

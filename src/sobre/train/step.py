@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from sobre.errors import RunError
 from sobre.models.decoder import Decoder
 from sobre.optim.clip import clip_grad_norm
 from sobre.optim.optimizer import Optimizer
-from sobre.parallel.collectives import sum_over
+from sobre.parallel.division import Division, here
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn, second_token
 
@@ -51,22 +50,21 @@ def train_step(
     clip: float,
     mtp_weight: float = 0.0,
     rebalance: bool = True,
-    group: dist.ProcessGroup | None = None,
+    division: Division | None = None,
 ) -> StepInfo:
     """Accumulate over `batches`, update once.
 
     `rebalance=False` freezes the router biases (RL). Raises RunError, with nothing updated, when loss or gradient is
-    not finite. With a `group`, every process brings its share of each batch; gradients that are sharded (DTensor) are
-    summed by their own sharding, the others here.
+    not finite. With a `division`, every process brings its share of each batch.
     """
     with_mtp = mtp_weight > 0 and model.mtp is not None
     device = model.embed.weight.device
-    counts = _global_counts(batches, with_mtp, group, device)
+    counts = _global_counts(batches, with_mtp, None if division is None else division.group, device)
     _, n_sequences, n_trained, n_second = counts
     sums: dict[str, Tensor] = {}
     loads: list[Tensor] = []
     optimizer.zero_grad()
-    for batch in (batch.to(device) for batch in batches):
+    for index, batch in enumerate(batch.to(device) for batch in batches):
         output = model(batch.step, routes_LNA=batch.routes_LNA)
         loss = loss_fn(model, output, batch)
         total = loss.sum / n_trained + output.balance_loss / n_sequences
@@ -76,16 +74,21 @@ def train_step(
             total = total + mtp_weight * ahead_loss.sum / max(n_second, 1.0) + ahead.balance_loss / n_sequences
             _add(sums, "mtp", ahead_loss.sum)
             routing.append(ahead)
+        if division is not None:
+            division.begin_backward(model, is_last=index == len(batches) - 1)
         total.backward()
         _add(sums, "loss", loss.sum)
         for name, value in loss.stats.items():
             _add(sums, f"stat/{name}", value)
         found = [load_LE for part in routing if (load_LE := part.load_LE) is not None]
         loads += [torch.cat(found)] if found else []
-    if group is not None:
-        replicated = [p.grad for p in model.parameters() if p.grad is not None and not isinstance(p.grad, DTensor)]
-        sum_over(group, replicated + list(sums.values()) + loads)
-    return _update(model, optimizer, sums, loads, counts, lr_scale=lr_scale, clip=clip, rebalance=rebalance)
+    gradients = {name: p.grad for name, p in optimizer.params.items() if p.grad is not None}
+    norm: Tensor | None = None
+    if division is not None:
+        division.sum_gradients(gradients, list(sums.values()) + loads)
+        norm = division.norm(gradients)
+    full_norm = clip_grad_norm([here(gradient) for gradient in gradients.values()], clip, norm=norm)
+    return _update(model, optimizer, sums, loads, counts, full_norm, lr_scale=lr_scale, rebalance=rebalance)
 
 
 def _update(
@@ -94,14 +97,12 @@ def _update(
     sums: dict[str, Tensor],
     loads: list[Tensor],
     counts: Sequence[float],
+    norm: Tensor,
     *,
     lr_scale: float,
-    clip: float,
     rebalance: bool,
 ) -> StepInfo:
     n_tokens, _, n_trained, n_second = counts
-    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = clip_grad_norm(grads, clip)
     load_LE = torch.stack(loads).sum(0) if loads else None
     seen_LE = None if load_LE is None else load_LE.to("cpu", non_blocking=True)  # there once `_read` is
     found = _read({**sums, "norm": norm})

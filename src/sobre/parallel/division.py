@@ -1,0 +1,144 @@
+"""Which part of every parameter is here, and what follows: how gradients are summed, their norm, the whole again.
+
+A parameter is divided by FSDP (torch's DTensor, which sums its own gradient), or by hand (the experts of this process,
+whose gradient is summed over the copies of them), or whole in every process. Optimizer and files work with the part
+that is here (`here`); `Part.of_whole` says to torch's checkpoint and to whoever needs the whole which part it is.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
+
+from sobre.parallel.collectives import sum_over
+from sobre.parallel.matrices import turn_whole
+
+
+@torch.no_grad()
+def here(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor that are in this process, in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one parameter lies; `shape` is that of the whole."""
+
+    mesh: DeviceMesh
+    placements: tuple[Placement, ...]
+    shape: torch.Size
+    here: Tensor
+    """The numbers in this process, in place."""
+
+    @property
+    def n_copies(self) -> int:
+        """Processes that hold the same numbers."""
+        sizes = zip(self.placements, self.mesh.shape, strict=True)
+        return torch.Size(size for placement, size in sizes if isinstance(placement, Replicate)).numel()
+
+    @property
+    def is_first_copy(self) -> bool:
+        """Whether this process is the first of those."""
+        dims = enumerate(self.placements)
+        return all(self.mesh.get_local_rank(dim) == 0 for dim, placement in dims if isinstance(placement, Replicate))
+
+    @property
+    def first_row(self) -> int:
+        """Where the numbers here begin in the whole."""
+        return int(self.cut(torch.arange(self.shape[0]).unsqueeze(1))[0]) if len(self.here) else self.shape[0]
+
+    @property
+    def copies(self) -> dist.ProcessGroup:
+        """Those processes; the first dimension of every mesh here."""
+        return self.mesh.get_group(0)
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """The part of a whole tensor that belongs here; all divisions are of rows."""
+        for dim, placement in enumerate(self.placements):
+            if isinstance(placement, Shard):
+                most = -(-whole.shape[0] // self.mesh.size(dim))
+                begin = most * self.mesh.get_local_rank(dim)
+                whole = whole[begin : begin + most]
+        return whole
+
+    def of_whole(self, part: Tensor) -> DTensor:
+        """This process's part of the parameter, or of a moment of it, as a view that knows the whole."""
+        stride = torch.empty(self.shape, device="meta").stride()
+        return DTensor.from_local(part, self.mesh, self.placements, run_check=False, shape=self.shape, stride=stride)
+
+
+@dataclass(frozen=True)
+class Division:
+    """How one model is divided over all processes; `parts` has an entry for each parameter that is."""
+
+    group: dist.ProcessGroup
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    shards: dist.ProcessGroup | None = None
+    """Over which FSDP divides; None when what is not divided by hand is whole."""
+    accumulates: bool = False
+    """Gradients are summed over processes only after the last micro-batch."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every process holds the whole model."""
+        return not self.parts
+
+    def view(self, name: str, part: Tensor) -> Tensor:
+        """A tensor of a parameter's size, of which `part` is here, as one that knows the whole."""
+        held = self.parts.get(name)
+        return part if held is None or part.shape != held.here.shape else held.of_whole(part)
+
+    def cut(self, name: str, whole: Tensor) -> Tensor:
+        """What belongs here of a tensor of a parameter's size."""
+        held = self.parts.get(name)
+        return whole if held is None or whole.shape != held.shape else held.cut(whole)
+
+    @torch.no_grad()
+    def copy_into(self, other: nn.Module, model: nn.Module) -> None:
+        """Give `other`, which is whole, the weights of the divided `model`, one parameter after the other."""
+        for name, place in other.named_parameters():
+            held = self.parts.get(name)
+            place.copy_(model.get_parameter(name) if held is None else held.of_whole(held.here).full_tensor())
+        for name, buffer in other.named_buffers():
+            buffer.copy_(model.get_buffer(name))
+
+    def whole(self, name: str, part: Tensor) -> Tensor:
+        """All numbers of a parameter, or of a moment of it, in every process at once (they must all ask)."""
+        held = self.parts.get(name)
+        return part if held is None else held.of_whole(part).full_tensor()
+
+    def turn_whole(self, rows_ZUO: Tensor, n_rows: int, turn: Callable[[Tensor], Tensor]) -> Tensor:
+        """For the optimizer: `turn` of whole matrices of which this process holds rows."""
+        return turn(rows_ZUO) if self.shards is None else turn_whole(rows_ZUO, n_rows, turn, self.shards)
+
+    def begin_backward(self, model: nn.Module, *, is_last: bool) -> None:
+        """Say before a backward pass whether it is the last one of the step."""
+        if self.accumulates and isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(is_last)
+
+    def sum_gradients(self, gradients: Mapping[str, Tensor], others: Sequence[Tensor]) -> None:
+        """Sum over the processes what no backward pass has summed: gradients of what is whole or divided by hand."""
+        loose = {name: gradient for name, gradient in gradients.items() if not isinstance(gradient, DTensor)}
+        sum_over(self.group, [gradient for name, gradient in loose.items() if name not in self.parts] + list(others))
+        by_copies: dict[dist.ProcessGroup, list[Tensor]] = {}
+        for name, gradient in loose.items():
+            if name in self.parts and self.parts[name].n_copies > 1:
+                by_copies.setdefault(self.parts[name].copies, []).append(gradient)
+        for copies, tensors in by_copies.items():
+            sum_over(copies, tensors)
+
+    def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The norm of the whole gradient, every number of it counted once."""
+        norms = torch.stack(torch._foreach_norm([here(gradient) for gradient in gradients.values()])).double()
+        if not self.parts:
+            return norms.norm()
+        everywhere = dist.get_world_size(self.group)
+        counted = [self.parts[name].n_copies if name in self.parts else everywhere for name in gradients]
+        squares = (norms.square() / torch.tensor(counted, device=norms.device)).sum()
+        dist.all_reduce(squares, group=self.group)
+        return squares.sqrt()
