@@ -3,6 +3,7 @@
 #   make demo     train a small reasoning model on this machine (7 minutes), report in out/demo/report.html
 #   make test     every test            make check    lint, types, fast tests, size of the core (what to run before a commit)
 #   make bench    our benchmarks        make gpu      every GPU test and benchmark, results in bench-results/gpu
+#   make matrix   every layout in 2 and 4 processes against one (the table of docs/scaling.md), kills, hangs: minutes
 #   make docs     check the links       make clean    remove what can be made again (not .venv, not out/)
 #
 # On Linux the default wheel of torch brings CUDA's libraries (gigabytes). Where only the CPU will be used:
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test check bench docs clean gpu
+.PHONY: setup demo test check bench docs clean gpu matrix
 
 setup: $(READY)
 
@@ -44,6 +45,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/sobre bench all
+
+matrix: $(READY)
+	$(BIN)/python scripts/matrix.py
+	SOBRE_MATRIX=1 $(BIN)/python -m pytest -q tests/distributed
 
 docs: $(READY)
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sobre import __all__ as PUBLIC
-from sobre.app import bench, chat, config, convert, doctor, ledger, plan, report, run, serve, stage
+from sobre.app import bench, chat, config, convert, doctor, launch, ledger, plan, report, run, serve, stage
 from sobre.app import eval as evaluation
 from sobre.bench.config import TRAIN_CONTESTANTS
 from sobre.cli import verbs
@@ -172,6 +172,8 @@ def read(verb: str, argv: list[str]) -> object:
     }
     if verb in with_recipe:
         return load_recipe(argv, with_recipe[verb], shortcuts=run.MODEL_FLAG)
+    if verb == "launch":
+        return argv[0] in launch.SYSTEMS and load_recipe(argv[1:], launch.LaunchOptions)
     if verb in ("pretrain", "sft", "rl"):
         return stage.read(verb, argv)
     if verb in plain:

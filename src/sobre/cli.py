@@ -28,6 +28,7 @@ VERBS = {
     "chat": "talk with a model; its thoughts are dimmed",
     "serve": "an OpenAI-compatible endpoint and a plain page",
     "convert": "weights in and out: a model folder written anew",
+    "launch": "the job file of a recipe: Slurm, Kubernetes, SkyPilot, Ray",
     "bench": "our benchmarks, each against a named peer or limit",
     "report": "write the report of a run again",
     "ledger": "what did a run cost?",

@@ -26,17 +26,17 @@ def launch() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts torchrun and comes back at once; what still runs at the end of the test is ended."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(n_processes: int, *command: str, restarts: int = 0) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
+    def begin(n_processes: int, *command: str, errors: Path, restarts: int = 0) -> subprocess.Popen[str]:
         full = line(n_processes, *command, restarts=restarts)
-        started.append(subprocess.Popen(full, env=environment(), stdout=subprocess.DEVNULL, stderr=pipe, text=True))
+        with errors.open("w") as file:
+            started.append(subprocess.Popen(full, env=environment(), stdout=subprocess.DEVNULL, stderr=file, text=True))
         return started[-1]
 
     yield begin
     for process in started:
         if process.poll() is None:
             process.terminate()
-            process.communicate(timeout=60)
+            process.wait(timeout=60)
 
 
 def start(n_processes: int, *command: str, restarts: int = 0, timeout_s: float = 240) -> str:

@@ -27,8 +27,9 @@ from sobre.train.batch import Batch, from_rows, from_samples
 from sobre.train.divide import divide
 from sobre.train.export import save_divided
 from sobre.train.losses import LossFn, next_token
+from sobre.train.resume import load_state
 from sobre.train.share import share
-from sobre.train.state import load_state, save_state
+from sobre.train.state import save_state
 from sobre.train.step import train_step
 
 torch.set_num_threads(1)

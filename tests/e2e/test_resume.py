@@ -72,7 +72,7 @@ with Console(quiet=True) as console:
 '''
 FIXED = ["--save.every-s", "0.0", "--pretrain.steps", "8", "--sft.steps", "8", "--rl.steps", "8"]
 TIMED = ["--save.every-s", "0.0", "--budget", "90s", "--pretrain.steps", "0", "--sft.steps", "0", "--rl.steps", "0"]
-CLOCKED = {"time_s", "used", "tokens_per_s", "rollout_s"}
+CLOCKED = {"time_s", "used", "tokens_per_s", "rollout_s", "save_s"}
 """What a metric line says of real seconds."""
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ def run(recipe: Recipe, options: RunOptions) -> int:
     from sobre.runtime.console import Console
     from sobre.runtime.processes import Processes
 
-    processes = Processes.start()
+    processes = Processes.start(timedelta(seconds=recipe.parallel.timeout_s))
     folder = _folder(recipe, options, processes)
     layout = recipe.parallel  # of this launch: a run may go on in another one than it began in
     recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), processes.decide(lambda: folder.config))])
@@ -53,7 +54,8 @@ def run(recipe: Recipe, options: RunOptions) -> int:
     with Console(quiet=not processes.is_first) as console:
         console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
         head_start_s = 0.0 if folder.resumed else process_age_s()
-        tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s))
+        with processes.watched():
+            tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s))
     processes.stop()
     if processes.is_first:
         _show(folder, options)

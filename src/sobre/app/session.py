@@ -70,7 +70,7 @@ class Session:
             console=console,
             budget=budget,
             meter=Meter(budget.kind, budget.amount, clock, head_start_s=head_start_s),
-            events=EventLog(folder.events if writes else None, processes.decide),
+            events=EventLog(folder.events if writes else None, processes.prompt.decide),
             ledger=Ledger(folder.ledger if writes else None),
             metrics=Metrics(folder.metrics if writes else None),
             price=rate,

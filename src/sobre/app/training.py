@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import torch
-
 from sobre.app.session import Session, Spending
 from sobre.ledger.ledger import Entry
 from sobre.models.checkpoint import load_model, save_model
@@ -27,30 +25,42 @@ from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.config import Precision
 from sobre.train.export import save_divided
+from sobre.train.health import Health
 from sobre.train.loop import Source, Stage, StepRecord, dry_run, run_stage
 from sobre.train.losses import LossFn
-from sobre.train.state import load_state, save_state
+from sobre.train.resume import load_state
+from sobre.train.state import Saving
 
 NEWS = 0.1
 """A change of the horizon is said aloud when it exceeds this share; every change stands in the events."""
+
+
+COMPARED = 10
+"""Steps after which the processes are compared."""
 
 
 class Trainer:
     """Runs one stage inside a session: logs, bills, saves, and stops cleanly on Ctrl-C."""
 
     def __init__(self, session: Session, stage: Stage) -> None:
-        self.session, self.stage = session, stage
+        self.session, self.stage, self.processes = session, stage, session.processes.prompt
         self.folder = session.folder.state / stage.name
         self.tokens, self.flops = 0, 0.0
         self._said = stage.horizon.total
         self._saved_at, self._saved_step = time.monotonic(), -1
         self._interrupted = False
+        self._health = Health()
+        self._saving: tuple[Saving, Entry] | None = None
+        """The state that is being written, and the bill that goes with it."""
+        self._save_s = 0.0
+        """How long training waited for saved states since the last line of the log."""
 
     def run(self) -> None:
         """Train to the stage's end."""
         start = self._resume()
         self.spending = Spending(self.session, self.stage.name, step=start)
         self._last_s = self.session.meter.seconds
+        self._busy_s = time.process_time()
         if start == 0 and self.stage.rebalance:
             dry_run(self.stage)
         self.session.console.stage(self.stage.name, self.stage.horizon.total)
@@ -59,12 +69,21 @@ class Trainer:
             step = run_stage(self.stage, start=start, hooks=[self._log], after_step=self._after_step)
         finally:
             signal.signal(signal.SIGINT, before)
+        self._commit()
         if step != self._saved_step:
             self._save(step)
+            self._commit()
 
     def _resume(self) -> int:
-        stage, processes = self.stage, self.session.processes
-        meta = load_state(self.folder, stage.model, stage.optimizer, division=stage.division, processes=processes)
+        stage, processes = self.stage, self.processes
+        meta = load_state(
+            self.folder,
+            stage.model,
+            stage.optimizer,
+            division=stage.division,
+            processes=processes,
+            say=lambda text: self.session.console.say(f"resume: {text}; the state before it is taken"),
+        )
         if meta is None:
             self.session.note_waste(self.session.meter.seconds)
             self.session.metrics.cut(self._stages_done(), self.stage.name, 0)
@@ -75,6 +94,7 @@ class Trainer:
         self.session.ledger.append(Entry.from_dict(meta["entry"]))
         self.stage.horizon.restore(meta["horizon"])
         self.stage.source.restore(meta["source"])
+        self._health.restore(meta["health"])
         self.tokens, self.flops = meta["tokens"], meta["flops"]
         self.session.console.say(f"resume: {self.stage.name} goes on after step {meta['step']:,}")
         return int(meta["step"])
@@ -88,7 +108,9 @@ class Trainer:
         wasted_s = record.metrics.get("rollout_s", 0.0) * record.metrics.get("wasted_share", 0.0)
         self.spending.add(tokens=info.n_tokens + n_sampled, flops=record.flops, wasted_s=wasted_s)
         tokens_per_s = (info.n_tokens + n_sampled) / took if took > 0 else None
-        balance = {} if info.load_LE is None else _balance(info.load_LE, record.step)
+        health = {} if info.load_LE is None else self._health.see(info.load_LE, record.step)
+        if record.step % COMPARED == 0:
+            health |= self._compare()
         self.session.metrics.add(
             self.stage.name,
             record.step - 1,
@@ -101,11 +123,20 @@ class Trainer:
             lr=record.lr,
             grad_norm=info.grad_norm,
             tokens_per_s=tokens_per_s,
-            **balance,
+            **health,
+            **({"save_s": self._save_s} if self._save_s else {}),
             **info.stats,
             **record.metrics,
         )
+        for news in self._health.news():
+            self.session.console.say(f"health: {self.stage.name}, step {record.step:,}: {news}")
+        self._save_s = 0.0
         self._show(record, tokens_per_s)
+
+    def _compare(self) -> dict[str, Any]:
+        """How busy each process was since the last time."""
+        busy_s, self._busy_s = time.process_time() - self._busy_s, time.process_time()
+        return self._health.compare(self.processes.gather(busy_s))
 
     def _show(self, record: StepRecord, tokens_per_s: float | None) -> None:
         horizon, session = self.stage.horizon, self.session
@@ -126,20 +157,28 @@ class Trainer:
         )
 
     def _after_step(self, step: int) -> None:
-        is_due = time.monotonic() - self._saved_at >= self.session.recipe.save.every_s
-        save, stop = self.session.processes.any(is_due and self.session.processes.is_first, self._interrupted)
+        every_s, processes = self.session.recipe.save.every_s, self.processes
+        is_due = self._saving is None and time.monotonic() - self._saved_at >= every_s
+        writes = self._saving is not None and not self._saving[0].is_written()
+        save, stop, writes = processes.any(is_due and processes.is_first, self._interrupted, writes)
+        if not writes:
+            self._commit()
         if stop:
+            self._commit()
             self._save(step)
+            self._commit()
             self.session.console.close()
             self.session.console.say(f"saved after step {step:,} of {self.stage.name}; to go on:")
             self.session.console.say(f"  {resume_line(self.session.folder.path)}{self.session.recipe.parallel.flags}")
             raise KeyboardInterrupt
         if save:
             self._save(step)
+            if not every_s:
+                self._commit()
 
     def _save(self, step: int) -> None:
-        """State, then bill: the entry lies in the state too, so that a kill in between loses and doubles nothing."""
-        session = self.session
+        """Begin to write the state; training goes on meanwhile."""
+        session, begun = self.session, time.monotonic()
         session.metrics.flush()
         entry = self.spending.due(step)
         meta: dict[str, Any] = {
@@ -147,11 +186,12 @@ class Trainer:
             "entry": entry.to_dict(),
             "horizon": self.stage.horizon.state(),
             "source": self.stage.source.state(),
+            "health": self._health.state(),
             "tokens": self.tokens,
             "flops": self.flops,
         }
         stage, keep = self.stage, session.recipe.save.keep
-        save_state(
+        saving = Saving(
             self.folder,
             step,
             stage.model,
@@ -159,10 +199,20 @@ class Trainer:
             meta,
             keep=keep,
             division=stage.division,
-            processes=session.processes,
+            processes=self.processes,
         )
-        session.ledger.append(entry)
+        self._saving = (saving, entry)
+        self._save_s += time.monotonic() - begun
         self._saved_at, self._saved_step = time.monotonic(), step
+
+    def _commit(self) -> None:
+        """State, then bill: the entry lies in the state too, so that a kill in between loses and doubles nothing."""
+        if self._saving is not None:
+            begun, (saving, entry) = time.monotonic(), self._saving
+            self._saving = None
+            saving.finish()
+            self.session.ledger.append(entry)
+            self._save_s += time.monotonic() - begun
 
     def _stages_done(self) -> list[str]:
         return [name.removeprefix("train:") for name in self.session.done if name.startswith("train:")]
@@ -238,9 +288,3 @@ def save_folder(session: Session, name: str, model: Decoder, division: Division 
     else:
         save_divided(model, division, processes, folder, extra=tokens)
     processes.decide(lambda: tokenizer.save(folder, max_len=model.cfg.max_len))
-
-
-def _balance(load_LE: torch.Tensor, step: int) -> dict[str, Any]:
-    """Largest load over the mean, minus 1 (MaxVio); every tenth step the loads themselves."""
-    violation = float((load_LE.amax(1) / load_LE.float().mean(1)).max()) - 1
-    return {"max_violation": violation, **({"load_LE": load_LE.tolist()} if step % 10 == 1 else {})}

@@ -20,11 +20,17 @@ class ParallelConfig:
     experts: int = 1
     """Processes over which the experts of a layer are divided; tokens travel to them (all-to-all)."""
 
+    timeout_s: float = 1800.0
+    """How long a process waits for another inside a step. Then the run fails, says who is missing, and torchrun may
+    start it anew."""
+
     def __post_init__(self) -> None:
         if self.shards < 0:
             raise ConfigError(f"shards={self.shards} must be 0 (all processes) or more")
         if self.experts < 1:
             raise ConfigError(f"experts={self.experts} must be 1 or more")
+        if self.timeout_s <= 0:
+            raise ConfigError(f"timeout_s={self.timeout_s} must be above 0")
 
     @property
     def flags(self) -> str:

@@ -9,10 +9,11 @@ Shapes: N tokens, D width, A active experts, E experts of this process, P proces
 K pairs of a received token and an expert here.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_to_all_single
 
 from sobre.kernels import select
 
@@ -42,7 +43,7 @@ class ExpertDispatch:
         weight_MA = weights_NA[token_M] * is_there_MA
         expert_RA = torch.empty(sum(back), experts_NA.shape[1], dtype=expert_MA.dtype, device=x_ND.device)
         dist.all_to_all_single(expert_RA, expert_MA, back, there, group=self.group)
-        x_RD, weight_RA = self._send(x_ND[token_M], there, back), self._send(weight_MA, there, back)
+        x_RD, weight_RA = (_Sent.apply(rows, there, back, self.group) for rows in (x_ND[token_M], weight_MA))
 
         row_K, column_K = (expert_RA >= 0).nonzero(as_tuple=True)
         y_KD = select.moe_ffn(
@@ -54,10 +55,24 @@ class ExpertDispatch:
             down_EDF,
         )
         y_RD = torch.zeros_like(x_RD).index_add(0, row_K, y_KD)
-        return torch.zeros_like(x_ND).index_add(0, token_M, self._send(y_RD, back, there))
+        return torch.zeros_like(x_ND).index_add(0, token_M, _Sent.apply(y_RD, back, there, self.group))
 
-    def _send(self, rows: Tensor, there: list[int], back: list[int]) -> Tensor:
-        """Rows to their processes; the gradient takes the same way back."""
-        arrived = torch.empty(sum(back), *rows.shape[1:], dtype=rows.dtype, device=rows.device)
-        found: Tensor = all_to_all_single(arrived, rows.contiguous(), back, there, group=self.group)
-        return found
+
+class _Sent(torch.autograd.Function):
+    """Rows to their processes, `there` to each, `back` from each; the gradient takes the same way back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, there: list[int], back: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.way = there, back, group
+        return _exchange(rows, there, back, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        there, back, group = ctx.way
+        return _exchange(gradient, back, there, group), None, None, None
+
+
+def _exchange(rows: Tensor, there: list[int], back: list[int], group: dist.ProcessGroup) -> Tensor:
+    arrived = rows.new_empty(sum(back), *rows.shape[1:])
+    dist.all_to_all_single(arrived, rows.contiguous(), back, there, group=group)
+    return arrived

@@ -5,8 +5,11 @@ first process and told to the others (`decide`), so all take the same branch; an
 process on its own needs no process group and pays nothing.
 """
 
+import copy
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,18 +21,35 @@ from sobre.errors import RunError, SobreError
 T = TypeVar("T")
 WAIT = timedelta(hours=12)
 """How long the others wait for what the first process does alone, such as an examination."""
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another inside a step, if nothing else is said."""
+GRACE_S = 5.0
+"""After a failed exchange: how long the processes wait for each other's word on it."""
 
 
 class Processes:
     """Example: folder = processes.decide(lambda: claim_a_folder())"""
 
-    def __init__(self, rank: int = 0, count: int = 1, *, per_node: int = 1, group: dist.ProcessGroup | None = None):
+    def __init__(
+        self,
+        rank: int = 0,
+        count: int = 1,
+        *,
+        per_node: int = 1,
+        group: dist.ProcessGroup | None = None,
+        saving_group: dist.ProcessGroup | None = None,
+    ) -> None:
         self.rank, self.count, self.per_node = rank, count, per_node
         self._group = group
+        self.timeout = PATIENCE
+        self._store: dist.Store | None = None
+        self._step_group: dist.ProcessGroup | None = None
+        self.saving_group = saving_group
+        """Of the threads that write states while training goes on; None for one process on its own."""
 
     @classmethod
-    def start(cls) -> "Processes":
-        """Join the others when torchrun started this process; else stand alone."""
+    def start(cls, timeout: timedelta = PATIENCE) -> "Processes":
+        """Join the others when torchrun started this process; else stand alone. `timeout`: see `PATIENCE`."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
         per_node = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -38,9 +58,14 @@ class Processes:
         if count == per_node:
             # torchrun keeps its store for the next attempt, where the addresses of dead processes would be found
             store = dist.PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
         control = dist.new_group(backend="gloo", timeout=WAIT)
-        return cls(rank, count, per_node=per_node, group=control)
+        saving = dist.new_group(backend="gloo", timeout=WAIT)
+        found = cls(rank, count, per_node=per_node, group=control, saving_group=saving)
+        found.timeout, found._store = timeout, store
+        if backend != "gloo":
+            found._step_group = dist.new_group(backend="gloo", timeout=timeout)
+        return found
 
     @staticmethod
     def is_restart() -> bool:
@@ -57,9 +82,12 @@ class Processes:
         return None if self._group is None else dist.group.WORLD
 
     @property
-    def control_group(self) -> dist.ProcessGroup | None:
-        """The group that waits as long as it takes, for files and decisions; None for one process on its own."""
-        return self._group
+    def prompt(self) -> "Processes":
+        """The same processes with the patience of a step: for what none of them does alone for long."""
+        found = copy.copy(self)
+        if self._group is not None:
+            found._group = self._step_group or dist.group.WORLD
+        return found
 
     @property
     def n_nodes(self) -> int:
@@ -98,12 +126,36 @@ class Processes:
         if self._group is None:
             return list(flags)
         raised = torch.tensor([int(flag) for flag in flags])
-        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(raised, dist.ReduceOp.MAX, group=self._step_group or dist.group.WORLD)
         return [bool(flag) for flag in raised.tolist()]
 
-    def barrier(self) -> None:
-        """Wait for all."""
-        self.any(False)
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """What fails inside is told to the others; a failed exchange becomes a RunError that names who is missing."""
+        try:
+            yield
+        except Exception as error:
+            if self._store is None:
+                raise
+            if not _is_exchange(error):
+                self._store.set(f"failed/{self.rank}", f"{type(error).__name__}: {error}")
+                raise
+            self._store.set(f"failed/{self.rank}", "")
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"process {self.rank} waited in vain ({reason}): {self._culprits()}") from error
+
+    def _culprits(self) -> str:
+        """Who failed by himself or says nothing."""
+        assert self._store is not None
+        end = time.monotonic() + GRACE_S
+        silent = list(range(self.count))
+        while silent and time.monotonic() < end:
+            silent = [rank for rank in silent if not self._store.check([f"failed/{rank}"])]
+            time.sleep(0.1)
+        told = {rank: self._store.get(f"failed/{rank}").decode() for rank in range(self.count) if rank not in silent}
+        found = [f"process {rank} failed: {text}" for rank, text in told.items() if text]
+        found += [f"process {rank} does not answer: it hangs or is dead" for rank in silent]
+        return "; ".join(found) or "all processes answer, so the network or parallel.timeout_s is too slow"
 
     def stop(self) -> None:
         """Leave the group, once nothing is left to say."""
@@ -114,3 +166,8 @@ class Processes:
         """This process's part of the items: consecutive, and as many in every part, give or take one."""
         begin, end = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
         return list(items[begin:end])
+
+
+def _is_exchange(error: Exception) -> bool:
+    """Whether it is a failure to exchange something with another process; gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())

@@ -65,6 +65,7 @@ class SaveConfig:
     """When the state of a run goes to disk. It changes nothing in what is learned."""
 
     every_s: float = 30.0
-    """Seconds between saved states; a kill loses at most these."""
+    """Seconds between saved states; a kill loses at most these, and what it takes to write one. Training goes on
+    meanwhile, except at 0: after every step, and waiting for the disk."""
     keep: int = 2
     """States kept; the newest that is whole is the one resumed."""

@@ -8,7 +8,6 @@ from typing import cast
 
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -19,6 +18,7 @@ from sobre.models.moe import MoE
 from sobre.parallel.config import ParallelConfig
 from sobre.parallel.dispatch import ExpertDispatch
 from sobre.parallel.division import Division, Part, here
+from sobre.parallel.grid import grid
 from sobre.runtime.processes import Processes
 
 EXPERTS = ("gate_EFD", "up_EFD", "down_EDF")
@@ -55,7 +55,7 @@ def n_experts(cfg: ModelConfig) -> int:
 def _divide_experts(model: Decoder, cfg: ParallelConfig, processes: Processes) -> dict[str, Part]:
     """Keep this process's experts of every layer, whole ones, and let tokens travel."""
     device = model.embed.weight.device.type
-    mesh = init_device_mesh(device, (processes.count // cfg.experts, cfg.experts), mesh_dim_names=("copies", "experts"))
+    mesh = grid(device, processes.count, ("copies", "experts"), cfg.experts, processes.timeout)
     dispatch = ExpertDispatch(mesh.get_group("experts"))
     parts = {}
     for name, module in model.named_modules():
@@ -73,7 +73,7 @@ def _shard(model: Decoder, cfg: ParallelConfig, processes: Processes, ours: set[
     """FSDP around each layer and the rest; `ours` are left alone. Gradients are sums: the loss is divided before."""
     shards = cfg.shards_of(processes.count)
     device = model.embed.weight.device.type
-    mesh = init_device_mesh(device, (processes.count // shards, shards), mesh_dim_names=("copies", "shards"))
+    mesh = grid(device, processes.count, ("copies", "shards"), shards, processes.timeout)
     layers = [*model.layers, *([model.mtp.block] if model.mtp is not None else [])]
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=cfg.zero == 3, ignored_params=ours)

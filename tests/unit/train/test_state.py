@@ -2,10 +2,12 @@
 
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 
+import sobre.train.state as state_module
 from sobre.errors import CheckpointError, RunError
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
@@ -13,7 +15,8 @@ from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.train.batch import from_samples
 from sobre.train.losses import next_token
-from sobre.train.state import load_state, save_state, saved_steps
+from sobre.train.resume import load_state
+from sobre.train.state import Saving, save_state, saved_steps
 from sobre.train.step import train_step
 
 from .test_step import CFG, fresh, samples
@@ -70,13 +73,54 @@ def test_there_is_nothing_to_load_in_an_empty_folder(tmp_path: Path):
     assert load_state(tmp_path, *fresh()) is None
 
 
-def test_a_damaged_state_is_named_and_not_guessed_at(tmp_path: Path):
+def damage(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "cut":
+        data = data[:40]
+    elif how == "one bit":
+        data[-9] ^= 1
+    file.write_bytes(data)
+    if how == "gone":
+        file.unlink()
+
+
+@pytest.mark.parametrize("how", ["cut", "one bit", "gone"])
+def test_a_damaged_state_is_named_and_passed_over_for_the_one_before(how: str, tmp_path: Path):
     model, optimizer = fresh()
-    save_state(tmp_path, 4, model, optimizer, {}, keep=2)
-    file = tmp_path / "step-00000004" / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:40])
-    with pytest.raises(CheckpointError, match="step-00000004 cannot be read"):
+    for step in (4, 8):
+        save_state(tmp_path, step, model, optimizer, {}, keep=2)
+    damage(tmp_path / "step-00000008" / "optimizer.safetensors", how)
+    said: list[str] = []
+    meta = load_state(tmp_path, model, optimizer, say=said.append)
+    assert meta == {"step": 4}
+    assert len(said) == 1
+    assert "step-00000008 cannot be read: optimizer.safetensors" in said[0]
+    damage(tmp_path / "step-00000004" / "model.safetensors", how)
+    with pytest.raises(CheckpointError, match="step-00000004 cannot be read: .*no state is left to go on from"):
         load_state(tmp_path, model, optimizer)
+
+
+def test_a_state_holds_the_numbers_of_its_moment_while_training_goes_on(tmp_path: Path, monkeypatch):
+    model, optimizer = fresh()
+    steps(model, optimizer, 0, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gate, write = Event(), state_module.save_file
+
+    def slow(*args: object) -> None:
+        assert gate.wait(20)
+        write(*args)
+
+    monkeypatch.setattr(state_module, "save_file", slow)
+    saving = Saving(tmp_path, 1, model, optimizer, {}, keep=2)
+    steps(model, optimizer, 1, 2)
+    assert not saving.is_written()
+    assert saved_steps(tmp_path) == []
+    gate.set()
+    saving.finish()
+    other, other_optimizer = fresh()
+    assert load_state(tmp_path, other, other_optimizer) == {"step": 1}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    assert not torch.equal(model.embed.weight, other.embed.weight)
 
 
 def test_a_disk_that_refuses_is_a_clear_error_and_keeps_the_old_state(tmp_path: Path, monkeypatch):

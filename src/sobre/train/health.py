@@ -1,0 +1,75 @@
+"""What a run says of its own health: experts that nobody visits any more, a process that holds the others up.
+
+Experts are judged over WINDOW steps: a step may be too small to reach all. Processes are compared by the
+processor's seconds that they used, since in a step all wait for the slowest and take as long.
+
+Shapes: L routing layers, E experts.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WINDOW = 20
+"""Steps without a token after which an expert counts as dead."""
+SLOW = 1.3
+"""A process is slow when it is busier than the median by this factor."""
+
+
+class Health:
+    """Example: metrics |= health.see(load_LE, step); [print(text) for text in health.news()]"""
+
+    def __init__(self) -> None:
+        self._idle_LE: Tensor | None = None
+        """Steps in a row without a token."""
+        self._dead, self._slow = 0, -1
+        self._news: list[str] = []
+
+    def see(self, load_LE: Tensor, step: int) -> dict[str, Any]:
+        """Largest load over the mean, minus 1 (MaxVio), and the dead experts; every tenth step the loads themselves."""
+        before_LE = torch.zeros_like(load_LE) if self._idle_LE is None else self._idle_LE
+        self._idle_LE = torch.where(load_LE > 0, 0, before_LE + 1)
+        found: dict[str, Any] = {"max_violation": float((load_LE.amax(1) / load_LE.float().mean(1)).max()) - 1}
+        found["dead_experts"] = self._count((self._idle_LE >= WINDOW).nonzero().tolist())
+        if step % 10 == 1:
+            found["load_LE"] = load_LE.tolist()
+        return found
+
+    def state(self) -> list[list[int]] | None:
+        """What a saved state must hold, so that the numbers of a resumed run are the same."""
+        return None if self._idle_LE is None else self._idle_LE.tolist()
+
+    def restore(self, state: list[list[int]] | None) -> None:
+        """Go on from a saved state."""
+        self._idle_LE = None if state is None else torch.tensor(state)
+
+    def compare(self, busy_s: Sequence[float]) -> dict[str, Any]:
+        """Which process was the busiest since the last comparison, and how much busier than the median."""
+        if len(busy_s) == 1:
+            return {}
+        slowest = max(range(len(busy_s)), key=lambda rank: busy_s[rank])
+        others = [seconds for rank, seconds in enumerate(busy_s) if rank != slowest]
+        ratio = busy_s[slowest] / max(median(others), 1e-9)
+        slow = slowest if ratio >= SLOW else -1
+        if slow != self._slow:
+            busy = f"process {slow} is {ratio:.1f} times as busy as the others"
+            self._news.append(busy if slow >= 0 else "no process is slow any more")
+            self._slow = slow
+        return {"slowest_process": slowest, "slowest_ratio": ratio}
+
+    def news(self) -> list[str]:
+        """What has changed since it was asked last, in words."""
+        news, self._news = self._news, []
+        return news
+
+    def _count(self, places: list[list[int]]) -> int:
+        if len(places) != self._dead:
+            shown = ", ".join(f"{expert} of routing layer {layer}" for layer, expert in places[:4])
+            more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+            dead = f"experts without a token in {WINDOW} steps: {shown}{more}"
+            self._news.append(dead if places else "no expert is dead any more")
+            self._dead = len(places)
+        return len(places)

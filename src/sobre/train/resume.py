@@ -1,0 +1,129 @@
+"""Going on from a saved state, in whatever number of processes and layout it was written and is read.
+
+The files of the newest state are compared with their checksums first. One that is damaged is named and passed over for
+the state before it, as an unattended restart needs; when no good one is left, that is an error.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from sobre.errors import CheckpointError
+from sobre.models.decoder import Decoder
+from sobre.optim.optimizer import Optimizer
+from sobre.parallel.division import Division, here
+from sobre.runtime.processes import Processes
+from sobre.train.state import checksum, parameter_of, saved_steps
+
+_PARTS = ".metadata"
+"""The index of a distributed checkpoint."""
+
+
+def load_state(
+    folder: Path,
+    model: Decoder,
+    optimizer: Optimizer,
+    *,
+    division: Division | None = None,
+    processes: Processes | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any] | None:
+    """Fill model and optimizer from the newest good state and return its meta; None when there is no state at all.
+
+    `say` is told of each state that was passed over.
+    """
+    processes = processes or Processes()
+    steps = processes.decide(lambda: saved_steps(folder))
+    faults: list[str] = []
+    for step in reversed(steps):
+        source = folder / f"step-{step:08d}"
+        fault = _fault(source, processes)
+        if fault is None:
+            return _load(source, model, optimizer, division)
+        faults.append(f"{source} cannot be read: {fault}")
+        say(faults[-1])
+    if faults:
+        raise CheckpointError(
+            "; ".join(faults) + "; no state is left to go on from: remove them to begin the stage anew"
+        )
+    return None
+
+
+def _fault(source: Path, processes: Processes) -> str | None:
+    """What is wrong with a state's files, or None. Each process looks at its share, and all are told."""
+    try:
+        checksums: dict[str, int] = json.loads((source / "meta.json").read_text())["checksums"]
+    except (OSError, ValueError) as error:
+        return f"meta.json: {error}"
+    except KeyError:
+        return "meta.json has no checksums"
+    wrong = []
+    for name in processes.share(sorted(checksums)):
+        try:
+            if checksum(source / name) != checksums[name]:
+                wrong.append(f"{name} is not what was written (checksum)")
+        except OSError as error:
+            wrong.append(f"{name}: {error.strerror}")
+    found = [fault for part in processes.gather(wrong) for fault in part]
+    return "; ".join(found) or None
+
+
+def _load(source: Path, model: Decoder, optimizer: Optimizer, division: Division | None) -> dict[str, Any]:
+    try:
+        is_parts = (source / _PARTS).is_file()
+        state = _read_parts(source, model, optimizer, division) if is_parts else _read_whole(source, division)
+        _fill(model, optimizer, state)
+    except (OSError, ValueError, KeyError, SafetensorError, CheckpointException) as error:
+        raise CheckpointError(f"{source} does not fit this run: {error}") from error
+    meta: dict[str, Any] = json.loads((source / "meta.json").read_text())
+    del meta["checksums"]
+    return meta
+
+
+def _read_parts(source: Path, model: Decoder, optimizer: Optimizer, division: Division | None) -> dict[str, Tensor]:
+    """What this process needs of a state that was written in parts."""
+    reader = dcp.FileSystemReader(source)
+    places: dict[str, Tensor] = {}
+    likes = {**model.state_dict(), **optimizer.here}
+    for key in reader.read_metadata().state_dict_metadata:
+        name = parameter_of(key)
+        if name not in likes:
+            raise ValueError(f"it holds {key}, which the model has not")
+        is_counter = key.startswith("optimizer/step/")
+        part = torch.empty(()) if is_counter else torch.empty_like(likes[name], requires_grad=False)
+        places[key] = part if division is None else division.view(name, part)
+    dcp.load(places, storage_reader=reader, no_dist=not dist.is_initialized())
+    return {key: here(tensor) for key, tensor in places.items()}
+
+
+def _read_whole(source: Path, division: Division | None) -> dict[str, Tensor]:
+    """What this process needs of a state that was written whole: one tensor after the other, cut as they come."""
+    state = {}
+    for kind in ("model", "optimizer"):
+        with safe_open(source / f"{kind}.safetensors", "pt") as file:
+            for name in file.keys():
+                whole = file.get_tensor(name)
+                state[f"{kind}/{name}"] = whole if division is None else division.cut(parameter_of(name), whole).clone()
+    return state
+
+
+def _fill(model: Decoder, optimizer: Optimizer, state: Mapping[str, Tensor]) -> None:
+    kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for key, tensor in state.items():
+        kind, _, name = key.partition("/")
+        kinds[kind][name] = tensor
+    places = model.state_dict()
+    if places.keys() != kinds["model"].keys():
+        raise ValueError(f"its weights are not the model's: {sorted(places.keys() ^ kinds['model'].keys())[:3]}")
+    with torch.no_grad():
+        for name, place in places.items():
+            optimizer.here.get(name, place).copy_(kinds["model"][name])
+    optimizer.load_state_dict(kinds["optimizer"])

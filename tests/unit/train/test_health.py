@@ -1,0 +1,49 @@
+"""What a run says of its health: once when it changes, and numbers for the log always."""
+
+import json
+
+import torch
+
+from sobre.train.health import WINDOW, Health
+
+
+def test_an_expert_is_dead_after_a_window_without_a_token_and_alive_with_the_next() -> None:
+    health = Health()
+    load_LE = torch.tensor([[4, 4, 0], [3, 3, 3]])
+    found = [health.see(load_LE, step) for step in range(1, WINDOW + 1)]
+    assert [line["dead_experts"] for line in found] == [0] * (WINDOW - 1) + [1]
+    assert found[-1]["max_violation"] == 0.5
+    assert health.news() == [f"experts without a token in {WINDOW} steps: 2 of routing layer 0"]
+    assert health.news() == []
+    assert health.see(torch.tensor([[4, 4, 1], [3, 3, 3]]), WINDOW + 1)["dead_experts"] == 0
+    assert health.news() == ["no expert is dead any more"]
+
+
+def test_a_resumed_run_counts_on() -> None:
+    load_LE = torch.tensor([[4, 0]])
+    before, after = Health(), Health()
+    for step in range(WINDOW - 1):
+        before.see(load_LE, step)
+    after.restore(json.loads(json.dumps(before.state())))
+    assert after.see(load_LE, WINDOW)["dead_experts"] == 1
+
+
+def test_loads_are_logged_every_tenth_step() -> None:
+    health = Health()
+    logged = [step for step in range(1, 31) if "load_LE" in health.see(torch.ones(1, 2), step)]
+    assert logged == [1, 11, 21]
+
+
+def test_a_process_that_is_busier_than_the_others_is_named_once() -> None:
+    health = Health()
+    assert health.compare([1.0, 1.05, 0.95, 1.1])["slowest_process"] == 3
+    assert health.news() == []
+    assert health.compare([1.0, 2.0, 1.0, 1.0]) == {"slowest_process": 1, "slowest_ratio": 2.0}
+    health.compare([1.0, 2.0, 1.0, 1.0])
+    assert health.news() == ["process 1 is 2.0 times as busy as the others"]
+    health.compare([1.0, 1.0, 1.0, 1.0])
+    assert health.news() == ["no process is slow any more"]
+
+
+def test_one_process_is_compared_with_nobody() -> None:
+    assert Health().compare([1.0]) == {}
