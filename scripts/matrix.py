@@ -85,7 +85,7 @@ def main() -> int:
     table = "\n".join(rows)
     print(table)
     text = PAGE.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- make matrix -->\n).*?(\n<!-- end -->)", lambda m: m[1] + table + m[2], text, flags=re.S)
+    new = re.sub(r"(<!-- make matrix -->\n).*?(<!-- end -->)", rf"\1\n{table}\n\n\2", text, flags=re.S)
     PAGE.write_text(new, encoding="utf-8")
     return int(any(worst[dtype] > promised for dtype, promised in PROMISED.items()))
 

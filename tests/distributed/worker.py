@@ -176,13 +176,18 @@ def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, A
         train(together, steps // 2, steps)
     weights = together.weights()
     gap = exported(together, weights, folder / "model")
+    here_numel = sum(part.numel() for part in together.optimizer.here.values())
     if not processes.is_first:
         return {}
     alone = learner(case, None, None)
     start = alone.weights()["layers.1.attn.o.weight"]
     train(alone, 0, steps)
     moved = float((alone.weights()["layers.1.attn.o.weight"] - start).abs().max())
-    return compare(alone, together, weights) | {"moved": moved, "exported": gap}
+    return compare(alone, together, weights) | {
+        "moved": moved,
+        "exported": gap,
+        "held": here_numel / sum(part.numel() for part in alone.optimizer.here.values()),
+    }
 
 
 def save(found: Learner, folder: Path, step: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 WINDOW = 20
 """Steps without a token after which an expert counts as dead."""
 SLOW = 1.3
-"""A process is slow when it is busier than the median by this factor."""
+"""A process is slow when it is busier than the others' median by this factor, twice in a row."""
 
 
 class Health:
@@ -25,7 +25,7 @@ class Health:
     def __init__(self) -> None:
         self._idle_LE: Tensor | None = None
         """Steps in a row without a token."""
-        self._dead, self._slow = 0, -1
+        self._dead, self._slow, self._suspect = 0, -1, -1
         self._news: list[str] = []
 
     def see(self, load_LE: Tensor, step: int) -> dict[str, Any]:
@@ -53,8 +53,9 @@ class Health:
         slowest = max(range(len(busy_s)), key=lambda rank: busy_s[rank])
         others = [seconds for rank, seconds in enumerate(busy_s) if rank != slowest]
         ratio = busy_s[slowest] / max(median(others), 1e-9)
-        slow = slowest if ratio >= SLOW else -1
-        if slow != self._slow:
+        found, self._suspect = self._suspect, slowest if ratio >= SLOW else -1
+        slow = self._suspect
+        if slow != self._slow and slow == found:  # twice in a row: machines are uneven for moments
             busy = f"process {slow} is {ratio:.1f} times as busy as the others"
             self._news.append(busy if slow >= 0 else "no process is slow any more")
             self._slow = slow

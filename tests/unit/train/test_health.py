@@ -39,9 +39,12 @@ def test_a_process_that_is_busier_than_the_others_is_named_once() -> None:
     assert health.compare([1.0, 1.05, 0.95, 1.1])["slowest_process"] == 3
     assert health.news() == []
     assert health.compare([1.0, 2.0, 1.0, 1.0]) == {"slowest_process": 1, "slowest_ratio": 2.0}
+    assert health.news() == [], "once may be chance"
+    health.compare([1.0, 2.0, 1.0, 1.0])
     health.compare([1.0, 2.0, 1.0, 1.0])
     assert health.news() == ["process 1 is 2.0 times as busy as the others"]
-    health.compare([1.0, 1.0, 1.0, 1.0])
+    for _ in range(2):
+        health.compare([1.0, 1.0, 1.0, 1.0])
     assert health.news() == ["no process is slow any more"]
 
 
