@@ -1,5 +1,7 @@
 """Engine and trainer agree: the engine over the real decoder against full forward passes without a cache."""
 
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,7 +9,8 @@ from torch.testing import assert_close
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.adapt import adapt, adapters
+from sobre.models.config import DenseConfig, GQAConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
 
@@ -20,9 +23,13 @@ ATTENTIONS = {
 FFNS = {"dense": DenseConfig(d_ff=48), "moe": MoEConfig(n_experts=8, n_active=2, d_expert=16, d_ff=48)}
 
 
-@pytest.fixture(scope="module", params=[("mla", "moe"), ("mla-q", "dense"), ("gqa", "moe")], ids="-".join)
+@pytest.fixture(
+    scope="module",
+    params=[("mla", "moe"), ("mla-q", "dense"), ("gqa", "moe"), ("mla-q", "moe", "adapted")],
+    ids="-".join,
+)
 def model(request):
-    attention, ffn = request.param
+    attention, ffn, *adapted = request.param
     cfg = ModelConfig(
         vocab_size=VOCAB,
         d_model=32,
@@ -34,6 +41,11 @@ def model(request):
     )
     decoder = Decoder(cfg)
     decoder.init_weights(1)
+    if adapted:
+        adapt(decoder, LoraConfig(rank=4, alpha=8), seed=2)
+        generator = torch.Generator().manual_seed(3)
+        for lora in adapters(decoder).values():
+            list(lora.parameters())[1].data.normal_(0.0, 0.3, generator=generator)
     return decoder.eval()
 
 
@@ -115,9 +127,7 @@ def test_new_weights_take_effect_in_the_middle_of_an_answer(model):
 
 
 def bfloat16_twin(model):
-    twin = Decoder(model.cfg, dtype=torch.bfloat16).eval()
-    twin.load_state_dict(model.state_dict())
-    return twin
+    return copy.deepcopy(model).computing_in(torch.bfloat16)
 
 
 def test_weights_rounded_once_give_the_same_bits_as_weights_rounded_at_every_use(model):

@@ -95,9 +95,9 @@ def check(options: ConvertOptions) -> None:
 
 def write_folder(model: "Decoder", source: Path, target: Path, console: "Console") -> None:
     """The weights in their family's form, and the rest of the folder."""
-    from sobre.models.checkpoint import read_config, save_model
+    from sobre.models.checkpoint import base_config, read_config, save_model
 
-    theirs = read_config(source)
+    theirs = base_config(source)
     save_model(model, target, extra={key: theirs[key] for key in KEPT if key in theirs})
     for name in COPIED:
         if (source / name).is_file():

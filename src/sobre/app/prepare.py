@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from sobre.app.adapting import load_start
 from sobre.app.session import Session
 from sobre.config.recipe import Recipe
 from sobre.data.chats import ChatSamples, tokenize_chats
@@ -23,7 +24,6 @@ from sobre.errors import CheckpointError, ConfigError
 from sobre.eval.score import prompt_ids
 from sobre.kernels.precision import choose_matmul_precision
 from sobre.ledger.config import PriceConfig
-from sobre.models.checkpoint import load_model
 from sobre.models.config import ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.models.hub import resolve
@@ -95,7 +95,7 @@ def make_model(session: Session, machine: Machine, tokenizer: Tokenizer) -> Deco
     name, dtype = session.recipe.start.model, getattr(torch, machine.dtype)
     if not name:
         return None
-    model = load_model(name, dtype=torch.float32, compute_dtype=dtype)
+    model = load_start(session.recipe, dtype, session.console)
     if tokenizer.vocab_size > model.cfg.vocab_size:
         raise CheckpointError(
             f"{name}: its tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {model.cfg.vocab_size:,};"
@@ -139,6 +139,7 @@ def _plan(
         data_tokens=data_tokens,
         n_problems=recipe.eval.n_problems,
         model=model,
+        lora=recipe.lora,
     )
     write_json(session.folder.path / "plan.json", plan.to_dict())
     return plan

@@ -41,11 +41,13 @@ def main(argv: list[str]) -> int:
 def run(recipe: Recipe, options: RunOptions) -> int:
     """Tell the story of `recipe` in its folder, and show how it ended."""
     reexec_once()
-    from sobre.app.session import Session  # torch from here on
+    from sobre.app import adapting  # torch from here on
+    from sobre.app.session import Session
     from sobre.app.story import tell
     from sobre.runtime.console import Console
     from sobre.runtime.processes import Processes
 
+    adapting.check(recipe)
     processes = Processes.start(timedelta(seconds=recipe.parallel.timeout_s))
     folder = _folder(recipe, options, processes)
     layout = recipe.parallel  # of this launch: a run may go on in another one than it began in

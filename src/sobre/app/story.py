@@ -7,12 +7,12 @@
 Every part is done once; `Session.done` lets a resumed run skip what is there.
 """
 
-import copy
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from sobre.app import adapting
 from sobre.app.examine import examine
 from sobre.app.prepare import look, make_corpus, make_examples, make_model, make_plan, make_tokenizer
 from sobre.app.problems import open_problems
@@ -23,7 +23,7 @@ from sobre.data.chats import ChatLoader
 from sobre.data.corpus import Corpus
 from sobre.data.loader import PackedLoader
 from sobre.data.problems import training_levels
-from sobre.models.checkpoint import load_model
+from sobre.models.adapt import sharing_copy
 from sobre.models.decoder import Decoder
 from sobre.plan.count import forward_flops
 from sobre.plan.plan import Plan
@@ -65,27 +65,34 @@ def tell(session: Session) -> None:
             if session.recipe.data.paths:
                 plan = make_plan(session, machine, tokenizer, model=given, data_tokens=corpus.shards.n_tokens)
     session.console.say(plan.table())
-    states = session.recipe.save.keep + 1  # the newest is written before the oldest goes
-    need_bytes = plan.params.total * BYTES_PER_PARAMETER * (states + 1) * len(session.recipe.stages)
-    ensure_space(session.folder.path, need_bytes, "the saved states and models of this run")
     if model is None:
         model = Decoder(plan.model, dtype=getattr(torch, machine.dtype))
         model.init_weights(key_u64(session.recipe.seed, "weights") % 2**63)
+    _ensure_space(session, model)
     judge = partial(_judge, session, plan, tokenizer, corpus)
     evaluation = judge(START, model) or None if given is not None else None
     for stage in session.recipe.stages:
         if f"train:{stage}" in session.done:
-            model.load_state_dict(load_model(session.folder.model(stage)).state_dict())
+            adapting.take_up(model, session.folder.model(stage))
         else:
             used = session.meter.used()
             budget = plan.allowance(stage, used, last_evaluation=evaluation)
-            sampler = copy.deepcopy(model) if stage == "rl" and layout.is_divided else model
+            sampler = sharing_copy(model) if stage == "rl" and layout.is_divided else model
             division = divide(model, layout, session.processes)
             fetch = None if sampler is model or division is None else partial(division.copy_into, sampler, model)
             job = _job(session, stage, plan, corpus, tokenizer, model, budget, sampler, fetch)
             model = train(session, stage, model, division, tokenizer, job)
         evaluation = judge(stage, model) or evaluation
     session.processes.decide(lambda: _finish(session))
+
+
+def _ensure_space(session: Session, model: Decoder) -> None:
+    """What is learned goes to disk with every state, and with the model of every stage."""
+    states = session.recipe.save.keep + 1  # the newest is written before the oldest goes
+    each = adapting.count(model) * BYTES_PER_PARAMETER * (states + 1)
+    merged = sum(p.nbytes for p in model.parameters()) if session.recipe.lora.merged and model.lora else 0
+    need_bytes = (each + merged) * len(session.recipe.stages)
+    ensure_space(session.folder.path, need_bytes, "the saved states and models of this run")
 
 
 def _judge(
@@ -123,16 +130,17 @@ def _job(
         case "pretrain":
             assert corpus is not None, "whatever pretrains has read its text"
             source: Source = RowSource(PackedLoader(corpus.shards, recipe.data.seq_len, seed), recipe.pretrain)
-            return _supervised(source, recipe.pretrain, plan.stage(stage).steps, budget)
+            return _supervised(source, recipe.pretrain, plan.stage(stage).steps, budget, recipe.pretrain.mtp_weight)
         case "sft":
             samples = make_examples(session, tokenizer, model.cfg.max_len)
             source = SampleSource(ChatLoader(samples, seed), recipe.sft)
-            return _supervised(source, recipe.sft, plan.stage(stage).steps, budget)
+            weight = recipe.sft.mtp_weight if model.lora is None else 0.0  # a frozen module has nothing to learn
+            return _supervised(source, recipe.sft, plan.stage(stage).steps, budget, weight)
         case _:
             return _reinforced(session, plan, tokenizer, model, budget, seed, sampler, fetch)
 
 
-def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float) -> Job:
+def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float, mtp_weight: float) -> Job:
     return Job(
         source=source,
         loss_fn=next_token,
@@ -140,7 +148,7 @@ def _supervised(source: Source, cfg: StageConfig, guess: int, budget: float) -> 
         steps=cfg.steps or guess,
         lr_scale=cfg.lr_scale,
         clip=cfg.clip,
-        mtp_weight=cfg.mtp_weight,
+        mtp_weight=mtp_weight,
         precision=cfg.precision,
     )
 
@@ -156,7 +164,7 @@ def _reinforced(
     fetch: Callable[[], None] | None,
 ) -> Job:
     cfg = session.recipe.rl
-    reference = copy.deepcopy(sampler).eval() if cfg.algorithm.kl else None
+    reference = sharing_copy(sampler).eval() if cfg.algorithm.kl else None
     engine = engine_for(session, sampler, return_routes=model.cfg.ffn.kind == "moe")
     source = RolloutSource(
         engine=SharedEngine(engine, session.processes, fetch=fetch),

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from sobre.app import adapting
 from sobre.app.session import Session, Spending
 from sobre.ledger.ledger import Entry
-from sobre.models.checkpoint import load_model, save_model
+from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
 from sobre.optim.optimizer import Optimizer, turn_here
@@ -42,7 +43,8 @@ COMPARED = 10
 class Trainer:
     """Runs one stage inside a session: logs, bills, saves, and stops cleanly on Ctrl-C."""
 
-    def __init__(self, session: Session, stage: Stage) -> None:
+    def __init__(self, session: Session, stage: Stage, *, rehearse: bool) -> None:
+        self.rehearse = rehearse
         self.session, self.stage, self.processes = session, stage, session.processes.prompt
         self.folder = session.folder.state / stage.name
         self.tokens, self.flops = 0, 0.0
@@ -61,7 +63,7 @@ class Trainer:
         self.spending = Spending(self.session, self.stage.name, step=start)
         self._last_s = self.session.meter.seconds
         self._busy_s = time.process_time()
-        if start == 0 and self.stage.rebalance:
+        if start == 0 and self.rehearse:
             dry_run(self.stage)
         self.session.console.stage(self.stage.name, self.stage.horizon.total)
         before = signal.signal(signal.SIGINT, self._interrupt)
@@ -244,7 +246,7 @@ def train(
     """Train `model` in place and write its folder; returns the model to go on with, whole in every process."""
     optim = session.recipe.optim
     set_precision(model, job.precision)
-    names = dict(model.named_parameters())
+    names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     turn = turn_here if division is None else division.turn_whole
     optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype, turn_whole=turn)
     stage = Stage(
@@ -255,15 +257,17 @@ def train(
         loss_fn=job.loss_fn,
         horizon=Horizon(session.events, session.meter, name, budget=job.budget, guess=job.steps),
         meter=session.meter,
-        train_flops=lambda batch: train_flops(model.cfg, batch.step.real.lengths, n_logits=n_trained(batch)),
+        train_flops=lambda batch: train_flops(
+            model.cfg, batch.step.real.lengths, n_logits=n_trained(batch), lora=model.lora
+        ),
         lr_at=lambda progress, step: job.lr_scale * lr_at(progress, step, optim),
         clip=job.clip,
         mtp_weight=job.mtp_weight,
-        rebalance=job.rebalance,
+        rebalance=job.rebalance and model.lora is None,
         division=division,
         share=(session.processes.rank, session.processes.count),
     )
-    Trainer(session, stage).run()
+    Trainer(session, stage, rehearse=job.rebalance).run()
     save_folder(session, name, model, division, tokenizer)
     session.finish(f"train:{name}")
     if division is None or division.is_whole:
@@ -280,11 +284,11 @@ def n_trained(batch: Batch) -> int:
 
 
 def save_folder(session: Session, name: str, model: Decoder, division: Division | None, tokenizer: Tokenizer) -> None:
-    """The model folder of a stage: config, weights, tokenizer, template."""
+    """The model folder of a stage: config, weights or adapters, tokenizer, template."""
     folder, processes = session.folder.model(name), session.processes
-    tokens = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    tokens = tokenizer.end_ids()
     if division is None or division.is_whole:
-        processes.decide(lambda: save_model(model, folder, extra=tokens))
+        processes.decide(lambda: adapting.leave(model, folder, session.recipe, tokenizer, tokens))
     else:
         save_divided(model, division, processes, folder, extra=tokens)
     processes.decide(lambda: tokenizer.save(folder, max_len=model.cfg.max_len))

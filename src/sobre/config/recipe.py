@@ -10,7 +10,7 @@ from sobre.data.config import DataConfig
 from sobre.engine.config import EngineConfig
 from sobre.errors import ConfigError
 from sobre.eval.config import EvalConfig
-from sobre.models.config import ModelConfig
+from sobre.models.config import LoraConfig, ModelConfig
 from sobre.optim.config import OptimConfig
 from sobre.parallel.config import ParallelConfig
 from sobre.plan.config import BudgetConfig
@@ -40,6 +40,7 @@ class Recipe:
     tokenizer: TokenizerConfig = TokenizerConfig()
     tasks: TasksConfig = TasksConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
     pretrain: StageConfig = StageConfig()
     sft: FineTuneConfig = FineTuneConfig()

@@ -27,13 +27,17 @@ def prepared(model: Model, kind: Literal["model", "int8", "int4"]) -> Model:
 
 
 def rounded(model: Model) -> Model:
-    """The model itself where nothing is to be rounded; else a copy, to be kept up to date by `refresh`."""
+    """The model itself where nothing is to be rounded; else a copy, to be kept up to date by `refresh`.
+
+    Frozen weights that need no rounding are shared with it.
+    """
     if not isinstance(model, nn.Module):
         return model
     names = [name for name, tensor in model.named_parameters() if _is_cast(name, tensor, model.dtype)]
     if not names:
         return model
-    twin = copy.deepcopy(model).requires_grad_(False)
+    kept = {id(p): p for name, p in model.named_parameters() if not p.requires_grad and name not in names}
+    twin = copy.deepcopy(model, kept).requires_grad_(False)
     for name in names:
         tensor = twin.get_parameter(name)
         tensor.data = tensor.data.to(model.dtype)
@@ -47,7 +51,8 @@ def refresh(twin: Model, model: Model) -> None:
         return
     now = model.state_dict(keep_vars=True)
     for name, tensor in twin.state_dict(keep_vars=True).items():
-        tensor.copy_(now[name])
+        if tensor is not now[name]:
+            tensor.copy_(now[name])
 
 
 def _is_cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:

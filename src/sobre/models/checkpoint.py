@@ -119,6 +119,19 @@ def load_adapted(model: Path | str, **how: Any) -> Decoder:
     return decoder.eval()
 
 
+def take_adapter(model: Decoder, folder: Path) -> None:
+    """Fill the adapters of an adapted model from a folder."""
+    read_adapter(model, family_for(model), folder)
+
+
+def base_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder, or of the base of an adapter."""
+    if not is_adapter(folder):
+        return read_config(folder)
+    config = read_adapter_config(folder)
+    return base_config(resolve(config["base_model_name_or_path"], revision=config.get("revision")))
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises CheckpointError when there is none."""
     path = folder / "config.json"

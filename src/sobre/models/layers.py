@@ -35,7 +35,8 @@ class Linear(nn.Module):
 
     def whole_weight(self, dtype: torch.dtype) -> Tensor:
         """W and what the adapter adds to it, as one matrix."""
-        return (self.weight if self.lora is None else self.weight + self.lora.delta()).to(dtype)
+        weight = self.weight.to(dtype)
+        return weight if self.lora is None else weight + self.lora.delta(dtype)
 
 
 class RMSNorm(nn.Module):

@@ -28,9 +28,9 @@ class LoRA(nn.Module):
         inner_NR = select.linear(x_NI, self.down_RI.to(x_NI.dtype), None) * self.scale
         return select.linear(inner_NR, self.up_OR.to(x_NI.dtype), None)
 
-    def delta(self) -> Tensor:
+    def delta(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """What the adapter adds to the matrix, (O, I)."""
-        return self.scale * self.up_OR @ self.down_RI
+        return self.scale * self.up_OR.to(dtype) @ self.down_RI.to(dtype)
 
 
 class StackedLoRA(nn.Module):

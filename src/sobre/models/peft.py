@@ -107,7 +107,10 @@ def write_adapter(model: Decoder, family: Family, folder: Path, base: str) -> No
 
 
 def read_adapter(model: Decoder, family: Family, folder: Path) -> None:
-    """Put the adapter of a folder onto its base. Raises CheckpointError naming what does not fit."""
+    """Put the adapter of a folder onto its base, or into the same adapters of an adapted model.
+
+    Raises CheckpointError naming what does not fit.
+    """
     config = read_adapter_config(folder)
     rank, stabilised = int(config["r"]), bool(config.get("use_rslora"))
     tensors = _read_tensors(folder)
@@ -128,8 +131,12 @@ def read_adapter(model: Decoder, family: Family, folder: Path) -> None:
         why = stacked if any(".experts.lora_" in name or ".base_layer." in name for name in left) else ""
         raise CheckpointError(f"{folder}: {len(left)} tensors of the adapter fit no weight of its base: {named}{why}")
     cfg = LoraConfig(rank=rank, alpha=float(config["lora_alpha"]), rank_stabilised=stabilised, parts=_parts(pairs))
-    adapt(model, cfg, seed=0, names=pairs)
-    for name, lora in adapters(model).items():
+    if model.lora is None:
+        adapt(model, cfg, seed=0, names=pairs)
+    found = adapters(model)
+    if found.keys() != pairs.keys() or any(lora.scale != cfg.scale for lora in found.values()):
+        raise CheckpointError(f"{folder}: the adapter adds to other weights, or in another scale, than the run's own")
+    for name, lora in found.items():
         if isinstance(lora, StackedLoRA):
             places = list(zip(pairs[name], lora.down_ERI.data, lora.up_EOR.data, strict=True))
         else:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sobre.models.config import DenseConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, LightningConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -86,15 +86,40 @@ def forward_flops(
     return matrices + states + per_pair * cfg.n_layers * pairs
 
 
-def train_flops(cfg: ModelConfig, lengths: Sequence[int], *, n_logits: int | None = None) -> float:
-    """Forward and backward over fresh sequences; MTP runs over the same tokens and pays for the head again."""
+def train_flops(
+    cfg: ModelConfig, lengths: Sequence[int], *, n_logits: int | None = None, lora: LoraConfig | None = None
+) -> float:
+    """Forward and backward over fresh sequences; MTP runs over the same tokens and pays for the head again.
+
+    With adapters (`lora`, rank 0: none) the weights are frozen: no gradient of them, none through MTP, and three small
+    products of each adapter more.
+    """
     total = 3 * forward_flops(cfg, lengths, n_logits=n_logits)
+    if lora is not None and lora.rank:
+        n_tokens = sum(lengths)
+        heads = n_tokens if n_logits is None else n_logits
+        matrices = 2.0 * (_active(cfg) * n_tokens + cfg.vocab_size * cfg.d_model * heads)
+        return total - matrices + 6.0 * adapter_numbers(cfg, lora, active=True) * n_tokens
     if cfg.n_mtp:
         n_tokens = sum(lengths)
         heads = n_tokens if n_logits is None else n_logits
         pairs = sum(new * (new + 1) // 2 for new in lengths)
         matrices = 2.0 * (_active_mtp(cfg) * n_tokens + cfg.vocab_size * cfg.d_model * heads)
         total += 3 * (matrices + _flops_per_pair(cfg, absorbed=False) * pairs)
+    return total
+
+
+def adapter_numbers(cfg: ModelConfig, lora: LoraConfig, *, active: bool = False) -> int:
+    """Numbers in the adapters; `active` leaves out those of experts that a token does not visit."""
+    total = 0
+    for name, shape in shapes(cfg).items():
+        part = _part(name)
+        adapted = "dense" if part == "ffn" else part
+        if name.startswith("layers.") and adapted in lora.parts and len(shape) > 1 and ".index." not in name:
+            copies = math.prod(shape[:-2])
+            if active and copies > 1 and isinstance(cfg.ffn, MoEConfig):
+                copies = cfg.ffn.n_active
+            total += copies * lora.rank * (shape[-1] + shape[-2])
     return total
 
 
@@ -112,9 +137,9 @@ def generate_flops(cfg: ModelConfig, prompt: int, new: int) -> float:
     return forward_flops(cfg, [prompt], n_logits=1) + decode_flops(cfg, contexts)
 
 
-def flops_per_token(cfg: ModelConfig, seq_len: int) -> Flops:
+def flops_per_token(cfg: ModelConfig, seq_len: int, *, lora: LoraConfig | None = None) -> Flops:
     """Mean FLOPs per token of fresh sequences of `seq_len` tokens."""
-    return Flops(forward_flops(cfg, [seq_len]) / seq_len, train_flops(cfg, [seq_len]) / seq_len)
+    return Flops(forward_flops(cfg, [seq_len]) / seq_len, train_flops(cfg, [seq_len], lora=lora) / seq_len)
 
 
 def cache_bytes_per_token(cfg: ModelConfig, bytes_per_number: int = 2) -> int:

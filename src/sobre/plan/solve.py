@@ -15,7 +15,7 @@ from typing import Protocol
 
 from sobre.errors import ConfigError
 from sobre.ledger.prices import price
-from sobre.models.config import ModelConfig
+from sobre.models.config import LoraConfig, ModelConfig
 from sobre.plan.budget import Budget, parse_budget
 from sobre.plan.config import BudgetConfig
 from sobre.plan.count import decode_flops, flops_per_token, generate_flops, params
@@ -54,10 +54,11 @@ class Rates:
     seq_len: int
     kind: str
     rules: Rules
+    lora: LoraConfig | None = None
 
     def token(self, stage: str, model: ModelConfig) -> tuple[float, float]:
         """FLOPs and seconds of one token of a stage; in RL a token is sampled, then trained on."""
-        train = flops_per_token(model, self.seq_len).train
+        train = flops_per_token(model, self.seq_len, lora=self.lora).train
         seconds = train / (self.machine.total_flops * self.rules.train_efficiency)
         if stage != "rl":
             return train, seconds
@@ -88,18 +89,19 @@ def solve(
     data_tokens: int | None = None,
     n_problems: int = 1000,
     model: ModelConfig | None = None,
+    lora: LoraConfig | None = None,
     rules: Rules | None = None,
 ) -> Plan:
     """Plan a run.
 
     `step_tokens` keeps the recipe's tokens of one step for the stages that it names; `data_tokens` is the size of the
     training text of the first stage, if it can end. `model` is the one that the run begins with, kept as it is and
-    examined before the first stage.
+    examined before the first stage; `lora` says that adapters are trained and not its weights.
     """
     rules = rules or Rules()
     rate = price(recipe.budget.price)
     budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=machine.n_devices)
-    rates = Rates(machine, seq_len, budget.kind, rules)
+    rates = Rates(machine, seq_len, budget.kind, rules, lora)
     before = 0 if model is None else 1
     purse = divide(budget, recipe.budget, recipe.stages, rules, before=before)
     kind = model or replace(recipe.model, vocab_size=vocab_size, max_len=max(recipe.model.max_len, seq_len))

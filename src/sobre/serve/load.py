@@ -16,6 +16,7 @@ from sobre.errors import CheckpointError
 from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
 from sobre.models.hub import is_hub_id, resolve
+from sobre.models.peft import is_adapter
 from sobre.plan.count import cache_bytes_per_token
 from sobre.runtime.console import Console
 from sobre.serve.config import Dtype
@@ -102,7 +103,8 @@ def check_folder(path: Path) -> None:
     """Say what is wrong with a path that is no model folder, and which ones are near."""
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {path}{models_near(path.parent)}")
-    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
+    needed = ("tokenizer.json",) if is_adapter(path) else ("config.json", "tokenizer.json")
+    missing = [name for name in needed if not (path / name).is_file()]
     if not any(path.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:

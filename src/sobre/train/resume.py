@@ -21,7 +21,7 @@ from sobre.models.decoder import Decoder
 from sobre.optim.optimizer import Optimizer
 from sobre.parallel.division import Division, here
 from sobre.runtime.processes import Processes
-from sobre.train.state import checksum, parameter_of, saved_steps
+from sobre.train.state import checksum, moving, parameter_of, saved_steps
 
 _PARTS = ".metadata"
 """The index of a distributed checkpoint."""
@@ -92,7 +92,7 @@ def _read_parts(source: Path, model: Decoder, optimizer: Optimizer, division: Di
     """What this process needs of a state that was written in parts."""
     reader = dcp.FileSystemReader(source)
     places: dict[str, Tensor] = {}
-    likes = {**model.state_dict(), **optimizer.here}
+    likes = {**moving(model), **optimizer.here}
     for key in reader.read_metadata().state_dict_metadata:
         name = parameter_of(key)
         if name not in likes:
@@ -120,7 +120,7 @@ def _fill(model: Decoder, optimizer: Optimizer, state: Mapping[str, Tensor]) -> 
     for key, tensor in state.items():
         kind, _, name = key.partition("/")
         kinds[kind][name] = tensor
-    places = model.state_dict()
+    places = moving(model)
     if places.keys() != kinds["model"].keys():
         raise ValueError(f"its weights are not the model's: {sorted(places.keys() ^ kinds['model'].keys())[:3]}")
     with torch.no_grad():

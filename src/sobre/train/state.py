@@ -4,7 +4,8 @@ A state is a folder step-NNNNNNNN with the weights and the optimizer's tensors, 
 counters. It is written beside its place and moved there whole, so that a kill leaves either the old state or the new
 one, and an older one goes only after that. Where every process holds everything, the first writes two safetensors
 files; a divided model is written by all its processes at once (torch's distributed checkpoint). Either is read into any
-number of processes and any layout (train/resume.py).
+number of processes and any layout (train/resume.py). Frozen weights are no part of it: they are where the run began,
+and it begins there again.
 
 Training waits only for a copy of the numbers; a thread takes them to the disk.
 """
@@ -156,6 +157,12 @@ def parameter_of(key: str) -> str:
     return key.split("/")[-1]
 
 
+def moving(model: Decoder) -> dict[str, Tensor]:
+    """What training may change: parameters that learn, and buffers."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
 def checksum(path: Path) -> int:
     """CRC-32 of a file: against a disk that lies, not against people."""
     value = 0
@@ -176,6 +183,6 @@ def sync(path: Path) -> None:
 
 def _copied(model: Decoder, optimizer: Optimizer) -> dict[str, Tensor]:
     """A copy of the state's tensors in this process, under "model/NAME" or "optimizer/QUANTITY/NAME"."""
-    weights = {f"model/{name}": optimizer.here.get(name, tensor) for name, tensor in model.state_dict().items()}
+    weights = {f"model/{name}": optimizer.here.get(name, tensor) for name, tensor in moving(model).items()}
     moments = {f"optimizer/{key}": tensor for key, tensor in optimizer.state_dict().items()}
     return {key: tensor.detach().cpu().clone().contiguous() for key, tensor in {**weights, **moments}.items()}

@@ -6,16 +6,17 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sobre
-from sobre.app import prepare, stage
+from sobre.app import convert, prepare, stage
 from sobre.app import run as verb
 from sobre.app.problems import open_problems
 from sobre.app.session import Session
 from sobre.config.load import to_dict
 from sobre.config.recipe import Recipe
-from sobre.errors import ConfigError, RunError
-from sobre.models.checkpoint import load_model
+from sobre.errors import CheckpointError, ConfigError, RunError
+from sobre.models.checkpoint import load_adapted, load_model
 from sobre.runtime.console import Console
 from sobre.runtime.device import Calibration
 from sobre.runtime.run_folder import claim
@@ -123,3 +124,63 @@ def test_a_file_that_changes_under_a_run_is_refused(base, tmp_path):
         data.write_text("".join(f"{json.dumps(record)}\n" for record in records[:-1]))
         with pytest.raises(RunError, match=r"mine\.jsonl: not what the run began with"):
             open_problems(session)
+
+
+LORA = ["--lora.rank", "4", "--lora.alpha", "8", "--optim.lr-adam", "0.02"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+def adapted(base, runs):
+    """A run that trained adapters on the base by worked examples, made by the first test that asks."""
+    out = runs / "adapted"
+    if not out.exists():
+        flags = ["nano", "--model", str(base / "base"), "--out", str(out), "--lora.merged", *LORA, *SHORT]
+        assert stage.run_stage("sft", flags) == 0
+    return out
+
+
+def test_adapters_are_what_a_stage_leaves_and_merged_on_request(base, runs):
+    out = adapted(base, runs)
+    assert not (out / "sft" / "config.json").exists()
+    config = json.loads((out / "sft" / "adapter_config.json").read_text())
+    assert (config["r"], config["base_model_name_or_path"]) == (4, str(base / "base"))
+    before, after = load_model(base / "base"), load_model(out / "sft")
+    moved = {n for n, p in after.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert "layers.0.attn.kv_up.weight" in moved
+    assert not any("norm" in n or "router" in n or n.startswith(("embed", "head")) for n in moved)
+    merged = load_model(out / "sft" / "merged")
+    assert all(torch.equal(p, merged.get_parameter(n)) for n, p in after.named_parameters())
+    assert Tokenizer.load(out / "sft").vocab_size == Tokenizer.load(out / "sft" / "merged").vocab_size
+    states = sorted((out / "state" / "sft").glob("step-*/model.safetensors"))
+    assert set(load_file(states[-1])) == {f"{n}" for n in load_adapted(out / "sft").state_dict() if is_learned(n)}
+
+
+def is_learned(name: str) -> bool:
+    return ".lora." in name or name.endswith("bias_E")
+
+
+def test_converting_an_adapter_writes_the_merged_model(base, runs, tmp_path):
+    made = adapted(base, runs)
+    assert convert.main([str(made / "sft"), str(tmp_path / "whole"), "--to", "hf"]) == 0
+    whole, merged = load_model(tmp_path / "whole"), load_model(made / "sft" / "merged")
+    assert all(torch.equal(p, merged.get_parameter(n)) for n, p in whole.named_parameters())
+    assert (tmp_path / "whole" / "tokenizer.json").is_file()
+
+
+def test_reinforcement_learning_goes_on_with_an_adapter_over_the_same_base(base, runs, tmp_path):
+    made, out = adapted(base, runs), tmp_path / "out"
+    flags = ["nano", "--model", str(made / "sft"), "--out", str(out), *LORA, *SHORT]
+    assert stage.run_stage("rl", flags) == 0
+    config = json.loads((out / "rl" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base / "base")
+    with pytest.raises(CheckpointError, match=r"rank 4 and scale 2, .* to go on with it: --lora.rank 4"):
+        stage.run_stage("rl", ["nano", "--model", str(made / "sft"), "--out", str(tmp_path / "o"), "--lora.rank", "8"])
+
+
+def test_adapters_need_a_model_to_adapt(base, tmp_path):
+    with pytest.raises(ConfigError, match=r"lora.rank=4 adapts a model that is there"):
+        stage.run_stage("pretrain", ["nano", "--lora.rank", "4", "--out", str(tmp_path / "o")])

@@ -17,6 +17,7 @@ from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
+from sobre.plan.count import adapter_numbers, train_flops
 from sobre.train.batch import from_samples
 from sobre.train.losses import next_token
 from sobre.train.step import train_step
@@ -136,6 +137,14 @@ def test_the_folder_comes_back_with_and_without_merging(kind, tmp_path: Path):
     save_model(model, tmp_path / "merged")
     again = load_model(tmp_path / "merged")
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in merged.state_dict().items())
+
+
+def test_the_planner_counts_the_adapters(kind):
+    model = adapted(kind)
+    found = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert adapter_numbers(kind, LORA) == found
+    frozen = train_flops(kind, [64], lora=LORA)
+    assert train_flops(kind, [64]) > frozen > train_flops(dataclasses.replace(kind, n_mtp=0), [64]) * 2 / 3
 
 
 def test_a_copy_for_reference_shares_what_is_frozen():

@@ -6,9 +6,12 @@ from threading import Event
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sobre.train.state as state_module
 from sobre.errors import CheckpointError, RunError
+from sobre.models.adapt import adapt
+from sobre.models.config import LoraConfig
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
@@ -48,6 +51,32 @@ def test_going_on_from_a_state_equals_never_having_stopped_bit_for_bit(kind, tmp
     steps(*resumed, 3, 6)
     for name, tensor in straight[0].state_dict().items():
         assert torch.equal(resumed[0].state_dict()[name], tensor), name
+
+
+def test_a_state_of_adapters_holds_no_frozen_weight_and_goes_on_bit_for_bit(tmp_path: Path):
+    def build(lora_seed: int) -> tuple[Decoder, Optimizer]:
+        model, _ = fresh()
+        adapt(model, LoraConfig(rank=2), seed=lora_seed)
+        names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        return model, Optimizer(names, roles(names), OptimConfig())
+
+    def go(model: Decoder, optimizer: Optimizer, first: int, last: int) -> None:
+        for step in range(first, last):
+            batch = from_samples(samples(9, 12, seed=step))
+            train_step(model, optimizer, [batch], next_token, lr_scale=0.5, clip=1.0, rebalance=False)
+
+    straight, stopped, resumed = build(1), build(1), build(99)
+    go(*straight, 0, 4)
+    go(*stopped, 0, 2)
+    save_state(tmp_path, 2, *stopped, {}, keep=2)
+    stored = load_file(tmp_path / "step-00000002" / "model.safetensors")
+    assert all(".lora." in name or name.endswith("bias_E") for name in stored)
+    load_state(tmp_path, *resumed)
+    go(*resumed, 2, 4)
+    for name, tensor in straight[0].state_dict().items():
+        assert torch.equal(resumed[0].state_dict()[name], tensor), name
+    with pytest.raises(CheckpointError, match="its weights are not the model"):
+        load_state(tmp_path, *fresh())
 
 
 def test_only_the_newest_states_are_kept_and_the_newest_is_loaded(tmp_path: Path):
