@@ -1,7 +1,8 @@
 """Chats as ids with a mask: the loss counts what the assistant wrote, and no chat is ever truncated.
 
 A chat whose earlier answers have thoughts gives one sample for each of them, since the layout drops a thought once a
-later user message follows: every thought and every answer is trained on exactly once.
+later user message follows: every thought and every answer is trained on exactly once. Templates made elsewhere: see
+tokenizer/trained.py.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,23 +59,30 @@ def tokenize_chats(chats: Iterable[Chat], tokenizer: Tokenizer, *, max_len: int,
     ids: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     where: list[str] = []
+    for chat, new_ids, new_mask in _rendered(chats, tokenizer):
+        if len(new_ids) > max_len:
+            reason = f"the chat is {len(new_ids):,} tokens long; a sequence has at most {max_len:,}"
+            events.reject("chat too long", chat.where or "a chat", reason, "shorter chats, or a longer context")
+            continue
+        ids.append(np.array(new_ids, np.int32))
+        masks.append(np.array(new_mask, bool))
+        where.append(chat.where)
+    if not ids:
+        raise DataError("there is no chat to learn from")
+    ends = np.cumsum([len(part) for part in ids])
+    return ChatSamples(np.concatenate(ids), np.concatenate(masks), ends, tuple(where))
+
+
+def _rendered(chats: Iterable[Chat], tokenizer: Tokenizer) -> Iterator[tuple[Chat, list[int], list[int]]]:
+    if not tokenizer.has_own_layout:
+        yield from ((chat, *sample) for chat in chats for sample in tokenizer.render_trained(chat.messages))
+        return
     parts = ((chat, *part) for chat in chats for part in trained_parts(chat.messages))
     while batch := list(islice(parts, BATCH_CHATS)):
         rendered = tokenizer.render_batch_with_mask(
             [messages for _, messages, _ in batch], train_from=[start for _, _, start in batch]
         )
-        for (chat, _, _), (new_ids, new_mask) in zip(batch, rendered, strict=True):
-            if len(new_ids) > max_len:
-                reason = f"the chat is {len(new_ids):,} tokens long; a sequence has at most {max_len:,}"
-                events.reject("chat too long", chat.where or "a chat", reason, "shorter chats, or a longer context")
-                continue
-            ids.append(np.array(new_ids, np.int32))
-            masks.append(np.array(new_mask, bool))
-            where.append(chat.where)
-    if not ids:
-        raise DataError("there is no chat to learn from")
-    ends = np.cumsum([len(part) for part in ids])
-    return ChatSamples(np.concatenate(ids), np.concatenate(masks), ends, tuple(where))
+        yield from ((chat, *sample) for (chat, _, _), sample in zip(batch, rendered, strict=True))
 
 
 def trained_parts(messages: Sequence[Message]) -> Iterator[tuple[Sequence[Message], int]]:

@@ -17,8 +17,8 @@ import numpy as np
 import tokenizers
 
 from sobre.errors import CheckpointError, DataError
-from sobre.tokenizer import bpe, deepseek, folder, template
-from sobre.tokenizer.chat import TEMPLATE, Message, Piece, Tool, completion, is_ours, layout, split_thought
+from sobre.tokenizer import bpe, deepseek, folder, template, trained
+from sobre.tokenizer.chat import TEMPLATE, Message, Piece, Tool, check, completion, is_ours, layout, split_thought
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.special import ASSISTANT, BOS, EOS, PAD, THINK_CLOSE, THINK_OPEN, USER
 
@@ -83,6 +83,11 @@ class Tokenizer:
     @property
     def pad_id(self) -> int:
         return self._id(self._pad, "pad")
+
+    def end_ids(self) -> dict[str, int]:
+        """bos_token_id, eos_token_id and pad_token_id as a model's config names them; those that there are."""
+        spelt = {"bos": self._bos, "eos": self._eos, "pad": self._pad}
+        return {f"{name}_token_id": self._added[token] for name, token in spelt.items() if token in self._added}
 
     @property
     def user_id(self) -> int:
@@ -175,10 +180,17 @@ class Tokenizer:
     def render_batch_with_mask(
         self, chats: Sequence[Sequence[Message]], *, train_from: Sequence[int]
     ) -> list[tuple[list[int], list[int]]]:
-        """`render_with_mask` of many chats, in parallel."""
+        """`render_with_mask` of many chats in our own layout, in parallel."""
         if self._template != TEMPLATE:
-            raise DataError("training on chats needs our own chat layout; this folder brings another template")
-        layouts = [layout(chat, train_from=start) for chat, start in zip(chats, train_from, strict=True)]
+            raise DataError("this folder's template is not our own chat layout; render_trained is for such")
+        return self._with_masks([layout(chat, train_from=at) for chat, at in zip(chats, train_from, strict=True)])
+
+    def render_trained(self, messages: Sequence[Message]) -> list[tuple[list[int], list[int]]]:
+        """A chat in the folder's own template as samples of ids, and 1 where the loss counts (tokenizer/trained.py)."""
+        check(messages)
+        return self._with_masks(trained.samples(messages, self._foreign_pieces))
+
+    def _with_masks(self, layouts: Sequence[Sequence[Piece]]) -> list[tuple[list[int], list[int]]]:
         encoded = iter(self.encode_batch([piece.text for pieces in layouts for piece in pieces if not piece.special]))
         samples = []
         for pieces in layouts:
@@ -196,7 +208,7 @@ class Tokenizer:
         return self._ids(completion(thought, answer))
 
     def _foreign_pieces(
-        self, messages: Sequence[Message], generation_prompt: bool, thinking: bool, tools: Sequence[Tool]
+        self, messages: Sequence[Message], generation_prompt: bool, thinking: bool, tools: Sequence[Tool] = ()
     ) -> list[Piece]:
         if self._release:
             options = {"generation_prompt": generation_prompt, "thinking": thinking}
