@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sobre.models.checkpoint import load_model
-from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import MemoryConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer, turn_here
@@ -41,6 +41,7 @@ MOE = ModelConfig(
     attention=MLAConfig(n_heads=2, q_rank=8, kv_rank=8, nope_dim=8, rope_dim=4, v_dim=8),
     ffn=MoEConfig(n_experts=4, n_active=2, d_expert=8, d_ff=24, balance_alpha=0.01, bias_speed=0.01),
     n_mtp=1,
+    memory=MemoryConfig(layers=(0, 1), n_rows=37, dim=4),
 )
 STEPS = {"float64": 4, "float32": 20}
 

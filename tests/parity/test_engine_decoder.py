@@ -10,7 +10,15 @@ from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.models.adapt import adapt, adapters
-from sobre.models.config import DenseConfig, GQAConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import (
+    DenseConfig,
+    GQAConfig,
+    LoraConfig,
+    MemoryConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+)
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
 
@@ -20,16 +28,22 @@ ATTENTIONS = {
     "mla-q": MLAConfig(n_heads=3, q_rank=20, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=12),
     "gqa": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8, qk_norm=True),
 }
+MEMORY = MemoryConfig(layers=(0, 1), n_rows=101, dim=8)
 FFNS = {"dense": DenseConfig(d_ff=48), "moe": MoEConfig(n_experts=8, n_active=2, d_expert=16, d_ff=48)}
 
 
-@pytest.fixture(
-    scope="module",
-    params=[("mla", "moe"), ("mla-q", "dense"), ("gqa", "moe"), ("mla-q", "moe", "adapted")],
-    ids="-".join,
-)
+CASES = [
+    ("mla", "moe"),
+    ("mla-q", "dense"),
+    ("gqa", "moe"),
+    ("mla-q", "moe", "adapted"),
+    ("gqa", "moe", "memory"),
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def model(request):
-    attention, ffn, *adapted = request.param
+    attention, ffn, *parts = request.param
     cfg = ModelConfig(
         vocab_size=VOCAB,
         d_model=32,
@@ -37,15 +51,19 @@ def model(request):
         max_len=MAX_LEN,
         attention=ATTENTIONS[attention],
         ffn=FFNS[ffn],
+        memory=MEMORY if "memory" in parts else MemoryConfig(),
         init_std=0.2,
     )
     decoder = Decoder(cfg)
     decoder.init_weights(1)
-    if adapted:
+    if "adapted" in parts:
         adapt(decoder, LoraConfig(rank=4, alpha=8), seed=2)
         generator = torch.Generator().manual_seed(3)
         for lora in adapters(decoder).values():
             list(lora.parameters())[1].data.normal_(0.0, 0.3, generator=generator)
+    if decoder.memory is not None:
+        for layer in decoder.memory.at.values():
+            layer.conv_KD.data.normal_(generator=torch.Generator().manual_seed(2))
     return decoder.eval()
 
 
@@ -95,6 +113,19 @@ def test_the_size_of_the_batch_changes_no_token(model):
         for size in (1, 4, 10)
     ]
     assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_guesses_found_prefixes_and_little_memory_change_no_token(model):
+    requests = requests_for(8, seed=5, temperature=0.7, repetition_penalty=0.2)  # answers that repeat are guessed
+    plain = Engine(model, EngineConfig(max_batch=4, prefix_cache=False)).generate(requests)
+    engine = Engine(model, EngineConfig(max_batch=4, speculate=True, cache_tokens=80, prefill_tokens=7))
+    for _ in range(2):  # the second time the prompts are found
+        outputs = engine.generate(requests)
+        assert [output.token_ids for output in outputs] == [output.token_ids for output in plain]
+        for output, wanted in zip(outputs, plain, strict=True):
+            assert_close(torch.tensor(output.logprobs), torch.tensor(wanted.logprobs), rtol=0, atol=1e-5)
+    assert engine.stats.preemptions
+    assert engine.stats.found_tokens
 
 
 def test_routes_are_those_of_the_full_forward_and_replaying_them_gives_its_hidden_states(model):

@@ -96,7 +96,9 @@ def check(options: ConvertOptions) -> None:
 def write_folder(model: "Decoder", source: Path, target: Path, console: "Console") -> None:
     """The weights in their family's form, and the rest of the folder."""
     from sobre.models.checkpoint import base_config, read_config, save_model
+    from sobre.models.families.memory import check_leaves
 
+    check_leaves(model.cfg, "the Hugging Face layout")
     theirs = base_config(source)
     save_model(model, target, extra={key: theirs[key] for key in KEPT if key in theirs})
     for name in COPIED:

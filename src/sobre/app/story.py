@@ -33,6 +33,7 @@ from sobre.rl.shared_engine import SharedEngine
 from sobre.rl.source import RolloutSource
 from sobre.runtime.files import ensure_space
 from sobre.runtime.seed import key_u64
+from sobre.tokenizer.classes import token_classes
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.config import StageConfig
 from sobre.train.divide import divide, n_experts
@@ -68,6 +69,8 @@ def tell(session: Session) -> None:
     if model is None:
         model = Decoder(plan.model, dtype=getattr(torch, machine.dtype))
         model.init_weights(key_u64(session.recipe.seed, "weights") % 2**63)
+        if model.memory is not None:
+            model.memory.classes_V.copy_(torch.tensor(token_classes(tokenizer, model.cfg.vocab_size)))
     _ensure_space(session, model)
     judge = partial(_judge, session, plan, tokenizer, corpus)
     evaluation = judge(START, model) or None if given is not None else None

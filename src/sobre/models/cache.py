@@ -34,6 +34,12 @@ class KVCache(Protocol):
     def read(self, layer: int, step: StepInput) -> Tensor:
         """Return entries_RSC, S = the longest context of the step; what lies beyond a sequence's own is undefined."""
 
+    def leave(self, trail: int, x_N: Tensor, step: StepInput) -> None:
+        """Store what the memory keeps of each token: classes (trail 0), or the n-th layer's values."""
+
+    def recall(self, trail: int, step: StepInput, age: int) -> Tensor:
+        """Return x_N of the token `age` places before each; undefined before a beginning."""
+
 
 class BlockTables:
     """Which blocks each slot holds, and where the tokens of a step lie in them: for all that is kept per token."""
@@ -51,15 +57,20 @@ class BlockTables:
     def cells_N(self, step: StepInput) -> Tensor:
         """Where each token of the step lies, the same in every layer."""
         if self._cells is None or self._cells[0] is not step:
-            slots, positions = np.array(step.slots), np.array(step.starts or (0,) * step.n_sequences)
-            if step.max_length > 1:
-                lengths = np.array(step.lengths)
-                firsts = np.repeat(lengths.cumsum() - lengths, lengths)
-                positions = np.repeat(positions, lengths) + np.arange(len(firsts)) - firsts
-                slots = np.repeat(slots, lengths)
-            cells = self._table_RB[slots, positions // BLOCK] * BLOCK + positions % BLOCK
-            self._cells = (step, carried(torch.from_numpy(cells), self.device))
+            self._cells = (step, self.earlier_cells_N(step, 0))
         return self._cells[1]
+
+    def earlier_cells_N(self, step: StepInput, age: int) -> Tensor:
+        """Where the token `age` places before each lies; before a beginning, where the first one does."""
+        slots, positions = np.array(step.slots), np.array(step.starts or (0,) * step.n_sequences)
+        if step.max_length > 1:
+            lengths = np.array(step.lengths)
+            firsts = np.repeat(lengths.cumsum() - lengths, lengths)
+            positions = np.repeat(positions, lengths) + np.arange(len(firsts)) - firsts
+            slots = np.repeat(slots, lengths)
+        positions = np.maximum(positions - age, 0)
+        cells = self._table_RB[slots, positions // BLOCK] * BLOCK + positions % BLOCK
+        return carried(torch.from_numpy(cells), self.device)
 
     def blocks_B(self, step: StepInput) -> tuple[Tensor, int | None]:
         """The blocks of all sequences up to the step's longest context, one sequence after the other; and the first of
@@ -87,10 +98,15 @@ class PagedCache:
         self.tables, self.width = tables, cfg.attention.cache_dim
         shape = (n_layers or cfg.n_layers, n_blocks, BLOCK * self.width)
         self.entries_LB = torch.zeros(shape, dtype=dtype, device=tables.device)
+        self.trails: list[Tensor] = []
+        if cfg.memory.layers:
+            n_cells, device = n_blocks * BLOCK, tables.device
+            self.trails.append(torch.zeros(n_cells, dtype=torch.int64, device=device))
+            self.trails += [torch.zeros(n_cells, cfg.d_model, dtype=dtype, device=device) for _ in cfg.memory.layers]
 
     @property
     def size_bytes(self) -> int:
-        return self.entries_LB.numel() * self.entries_LB.element_size()
+        return sum(kept.numel() * kept.element_size() for kept in (self.entries_LB, *self.trails))
 
     def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> None:
         cells_MC = self.entries_LB[layer].view(-1, self.width)
@@ -104,10 +120,20 @@ class PagedCache:
             found = self.entries_LB[layer].index_select(0, blocks_B)
         return found.view(step.n_sequences, -1, self.width)[:, : step.context]
 
+    def leave(self, trail: int, x_N: Tensor, step: StepInput) -> None:
+        self.trails[trail].index_copy_(0, self.tables.cells_N(step), x_N.to(self.trails[trail].dtype))
+
+    def recall(self, trail: int, step: StepInput, age: int) -> Tensor:
+        return self.trails[trail].index_select(0, self.tables.earlier_cells_N(step, age))
+
     def copy(self, source: int, target: int) -> None:
         """Give block `target` the entries of block `source`."""
         self.entries_LB[:, target] = self.entries_LB[:, source]
+        for kept in self.trails:
+            by_block = kept.unflatten(0, (-1, BLOCK))
+            by_block[target] = by_block[source]
 
     def clear(self) -> None:
         """Make every entry zero: a failed step may have left numbers that are none."""
-        self.entries_LB.zero_()
+        for kept in (self.entries_LB, *self.trails):
+            kept.zero_()

@@ -20,7 +20,8 @@ from sobre.models.adapt import merge, merged_state
 from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.families.base import Family
-from sobre.models.families.table import FAMILIES
+from sobre.models.families.memory import with_memory
+from sobre.models.families.table import FAMILIES, family_of
 from sobre.models.hub import resolve
 from sobre.models.peft import CONFIG, is_adapter, read_adapter, read_adapter_config, write_adapter
 from sobre.models.rope import Rope
@@ -41,7 +42,9 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     family = family_for(model)
     dtype = dtype or model.embed.weight.dtype
-    tensors = {name: tensor.to(saved_dtype(name, dtype)).contiguous() for name, tensor in _their_tensors(model, family)}
+    tensors = {
+        name: tensor.to(saved_dtype(name, tensor, dtype)).contiguous() for name, tensor in _their_tensors(model, family)
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_config(model.cfg, family, folder, dtype, extra)
 
@@ -97,7 +100,7 @@ def load_model(
     decoder.rope = Rope(cfg.rope, decoder.rope.dim, cfg.max_len).to(device)
     for router in decoder.routers():
         router.bias_E.zero_()
-    decoder.family = family.model_type
+    decoder.family = theirs.get("base_model_type", family.model_type)
     _fill(decoder, family, shards, progress)
     return decoder.eval()
 
@@ -147,9 +150,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _family_of(theirs: dict[str, Any], folder: Path) -> Family:
-    for family in FAMILIES:
-        if theirs["model_type"] in (family.model_type, *family.aliases):
-            return family
+    family = family_of(theirs)
+    if family is not None:
+        return family
     known = ", ".join(family.model_type for family in FAMILIES)
     code = "; its auto_map names Python code, which is never run" if "auto_map" in theirs else ""
     raise CheckpointError(f"{folder}/config.json: model_type {theirs['model_type']!r} is unknown; known: {known}{code}")
@@ -160,7 +163,7 @@ def family_for(model: Decoder) -> Family:
     cfg = model.cfg
     for family in sorted(FAMILIES, key=lambda family: family.model_type != model.family):
         if family.accepts(cfg):
-            return family
+            return with_memory(family) if cfg.memory.layers else family
     raise CheckpointError(
         f"no open family carries {cfg.attention.kind} attention (rope interleaved: {cfg.rope.interleaved}) with"
         f" {cfg.ffn.kind} feed-forward and n_mtp={cfg.n_mtp}; mla goes with either feed-forward (deepseek_v3); gqa with"
@@ -177,8 +180,10 @@ def _without_absent_mtp(cfg: ModelConfig, shards: Shards) -> ModelConfig:
     return dataclasses.replace(cfg, n_mtp=0)
 
 
-def saved_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The selection bias stays in float32 whatever the weights are in."""
+def saved_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The selection bias stays in float32 whatever the weights are in, and classes stay whole numbers."""
+    if not tensor.is_floating_point():
+        return tensor.dtype
     return torch.float32 if name.endswith("e_score_correction_bias") else dtype
 
 

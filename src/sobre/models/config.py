@@ -295,6 +295,43 @@ class LoraConfig:
 
 
 @config
+class MemoryConfig:
+    """N-gram memory after DeepSeek's Engram (arXiv 2601.07372): tables that the last tokens name a row of."""
+
+    layers: tuple[int, ...] = ()
+    """Layers before whose attention a memory is read, by number; each has tables of its own. None: no memory."""
+    orders: tuple[int, ...] = (2, 3)
+    """How many last tokens name a row, one entry for each kind of n-gram."""
+    n_heads: int = 2
+    """Tables for each order: n-grams that share a row in one seldom share it in another."""
+    n_rows: int = 65_536
+    """Rows of each table."""
+    dim: int = 64
+    """Width of a row."""
+    kernel: int = 4
+    """Taps of the short convolution over what was read."""
+
+    def __post_init__(self) -> None:
+        if not self.orders or min(self.orders) < 1:
+            raise ConfigError(f"memory.orders={self.orders} must be at least one number, each at least 1")
+        for key in ("n_heads", "n_rows", "dim", "kernel"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"memory.{key}={getattr(self, key)} must be at least 1")
+        if self.n_rows >= 2**31 - 1:
+            raise ConfigError(f"memory.n_rows={self.n_rows:,} must be below 2^31 - 1, the prime that rows are found by")
+
+    @property
+    def n_tables(self) -> int:
+        """Tables of one layer."""
+        return len(self.orders) * self.n_heads
+
+    @property
+    def read_dim(self) -> int:
+        """Numbers that a token reads at one layer."""
+        return self.n_tables * self.dim
+
+
+@config
 class ModelConfig:
     """One decoder. `vocab_size=0` and `max_len=0` mean: taken from the tokenizer and the data of the run."""
 
@@ -306,6 +343,8 @@ class ModelConfig:
     rope: RopeConfig = RopeConfig()
     residual: ResidualConfig | None = None
     """None: x + layer(norm(x))."""
+    memory: MemoryConfig = MemoryConfig()
+    """N-gram tables at some layers; no engine but ours reads them."""
     max_len: int = 0
     """Longest sequence, prompt and answer [max_position_embeddings]."""
     norm_eps: float = 1e-6
@@ -323,6 +362,9 @@ class ModelConfig:
             raise ConfigError(f"n_mtp={self.n_mtp} must be 0 or 1")
         if isinstance(self.ffn, MoEConfig) and not 0 <= self.ffn.n_dense_layers <= self.n_layers:
             raise ConfigError(f"n_dense_layers={self.ffn.n_dense_layers} must lie in 0..n_layers={self.n_layers}")
+        named = self.memory.layers
+        if len(set(named)) < len(named) or any(not 0 <= layer < self.n_layers for layer in named):
+            raise ConfigError(f"memory.layers={list(named)} must lie in 0..{self.n_layers - 1}, each once")
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer `layer` routes; the MTP layer counts as layer n_layers."""

@@ -21,6 +21,7 @@ from sobre.models.ffn import SwiGLU
 from sobre.models.gqa import GQA
 from sobre.models.layers import Linear, RMSNorm
 from sobre.models.lightning import Lightning
+from sobre.models.memory import Memory
 from sobre.models.mla import MLA
 from sobre.models.moe import Dispatch, MoE, Router, Routing, local_dispatch
 from sobre.models.rope import Rope
@@ -121,6 +122,7 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.head: nn.Module | None = None if cfg.tied else Linear(cfg.d_model, cfg.vocab_size)
         self.mtp = MTP(cfg, dispatch) if cfg.n_mtp else None
+        self.memory = Memory(cfg) if cfg.memory.layers else None
 
     @property
     def head_VD(self) -> Tensor:
@@ -132,7 +134,10 @@ class Decoder(nn.Module):
         x_ND = self.embed(step.tokens_N).to(self.dtype)
         rope = self.rope(step.positions_N)
         routings: list[Routing] = []
-        for block in self.layers:
+        grams_NO = None if self.memory is None else self.memory.grams(step, cache)
+        for layer, block in enumerate(self.layers):
+            if self.memory is not None and str(layer) in self.memory.at:
+                x_ND = self.memory.at[str(layer)](x_ND, grams_NO, step, cache)
             given = routes_LNA[len(routings)] if routes_LNA is not None and isinstance(block.ffn, MoE) else None
             x_ND, routing = block(x_ND, rope, step, cache, given)
             if routing is not None:
@@ -168,14 +173,15 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Normal with `init_std`; what adds to the residual stream is scaled by 1 / sqrt(2 n_layers); norms are 1.
+        """Normal with `init_std`; what adds to the residual stream is scaled by 1 / sqrt(2 n_layers); norms are 1, the
+        memory's convolution 0.
 
         The scaling is GPT-2's; V3 uses 0.006 everywhere, which is small enough at its width to need none.
         """
         generator = torch.Generator().manual_seed(seed)
         residual = (2 * self.cfg.n_layers) ** -0.5
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith(("bias", "conv_KD")):
                 parameter.zero_()
             elif "norm" in name.split(".")[-2]:
                 parameter.fill_(1.0)

@@ -8,7 +8,7 @@ from sobre.errors import ConfigError
 
 @config
 class OptimConfig:
-    """Muon for the matrices and AdamW for the rest, or AdamW for everything."""
+    """Muon for the matrices and AdamW for the rest, or AdamW for everything; tables move by rows in either case."""
 
     kind: Literal["muon", "adamw"] = "muon"
     """What moves matrices and experts: "muon" (orthogonalised momentum) or "adamw"."""
@@ -16,6 +16,8 @@ class OptimConfig:
     """Peak learning rate of Muon; its updates have the size of AdamW's, so the two rates are of one kind."""
     lr_adam: float = 0.003
     """Peak learning rate of AdamW."""
+    lr_table: float = 0.15
+    """Peak learning rate of the memory's tables (AdaGrad by rows): how far a row moves the first time it is read."""
     weight_decay: float = 0.1
     """Decoupled decay, times the learning rate, of matrices, experts and head."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -41,7 +43,7 @@ class OptimConfig:
             raise ConfigError(
                 f"ns_steps={self.ns_steps} must be 2, 3 or 4 with ns=minimax; ns=classic takes any number"
             )
-        for key in ("lr", "lr_adam", "weight_decay", "eps", "final"):
+        for key in ("lr", "lr_adam", "lr_table", "weight_decay", "eps", "final"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key}={getattr(self, key)} must not be negative")
         if not 0 <= self.cooldown <= 1:

@@ -1,4 +1,4 @@
-"""The optimizer: Muon for matrices and experts, AdamW for embedding, head, router, norms, biases and adapters.
+"""The optimizer: Muon for matrices and experts, AdaGrad by rows for tables, AdamW for the rest.
 
 It works on named parameters and their roles and knows no module. Matrices of one shape go through Newton-Schulz as one
 batch. Of a parameter that is divided over processes (DTensor) it moves the numbers that are here, which is all that
@@ -18,6 +18,7 @@ from sobre.errors import CheckpointError
 from sobre.optim.config import OptimConfig
 from sobre.optim.muon import orthogonalize, update_scale
 from sobre.optim.roles import DECAYED_ROLES, MUON_ROLES, Role
+from sobre.optim.rows import move_rows
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -50,7 +51,9 @@ class Optimizer:
         """The numbers of each parameter that this process holds, in place."""
         muon = [name for name in self.params if cfg.kind == "muon" and roles[name] in MUON_ROLES]
         self.momentum = {name: torch.zeros_like(self.here[name]) for name in muon}
-        self._adam_names = [name for name in self.params if name not in self.momentum]
+        tables = [name for name in self.params if roles[name] == "table"]
+        self.sum_sq = {name: self.params[name].new_zeros(len(self.params[name])) for name in tables}
+        self._adam_names = [name for name in self.params if name not in self.momentum and name not in self.sum_sq]
         decayed = [self.here[name] for name in self._adam_names if roles[name] in DECAYED_ROLES]
         plain = [self.here[name] for name in self._adam_names if roles[name] not in DECAYED_ROLES]
         groups = [{"params": decayed, "weight_decay": cfg.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -72,6 +75,10 @@ class Optimizer:
         for group in self._adam.param_groups:
             group["lr"] = self.cfg.lr_adam * lr_scale
         self._adam.step()
+        for name, sum_sq_M in self.sum_sq.items():
+            table = self.params[name]
+            if table.grad is not None:
+                move_rows(table, table.grad.coalesce(), sum_sq_M, self.cfg.lr_table * lr_scale, self.cfg.eps)
         by_shape: dict[torch.Size, list[str]] = defaultdict(list)
         for name in self.momentum:
             if self.here[name].grad is not None:
@@ -108,6 +115,7 @@ class Optimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state under "quantity/parameter"."""
         state = {f"momentum/{name}": momentum for name, momentum in self.momentum.items()}
+        state |= {f"sum_sq/{name}": sum_sq_M for name, sum_sq_M in self.sum_sq.items()}
         for name in self._adam_names:
             held = self._adam.state.get(self.here[name], {})
             state.update({f"{key}/{name}": held[key] for key in ADAM_STATE if key in held})
@@ -116,7 +124,7 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over a saved state; every quantity must belong to a parameter, in its shape."""
         unknown = sorted(state.keys() - self._keys())
-        missing = sorted(f"momentum/{name}" for name in self.momentum if f"momentum/{name}" not in state)
+        missing = sorted(self._always() - state.keys())
         if unknown or missing:
             raise CheckpointError(
                 f"the optimizer state does not fit kind={self.cfg.kind}: unknown {unknown[:3]}, missing {missing[:3]}"
@@ -124,6 +132,8 @@ class Optimizer:
             )
         for name, momentum in self.momentum.items():
             momentum.copy_(state[f"momentum/{name}"])
+        for name, sum_sq_M in self.sum_sq.items():
+            sum_sq_M.copy_(state[f"sum_sq/{name}"])
         for name in self._adam_names:
             held = {key: state[f"{key}/{name}"] for key in ADAM_STATE if f"{key}/{name}" in state}
             parameter = self.here[name]
@@ -136,8 +146,11 @@ class Optimizer:
                 self._adam.state.pop(parameter, None)
 
     def _keys(self) -> set[str]:
-        keys = {f"momentum/{name}" for name in self.momentum}
-        return keys | {f"{key}/{name}" for name in self._adam_names for key in ADAM_STATE}
+        return self._always() | {f"{key}/{name}" for name in self._adam_names for key in ADAM_STATE}
+
+    def _always(self) -> set[str]:
+        """The state that is there from the first step on; AdamW's comes with a parameter's first gradient."""
+        return {f"momentum/{name}" for name in self.momentum} | {f"sum_sq/{name}" for name in self.sum_sq}
 
 
 def _here(parameter: nn.Parameter) -> nn.Parameter:

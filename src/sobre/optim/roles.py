@@ -5,7 +5,7 @@ from typing import Literal
 
 from sobre.errors import ConfigError
 
-Role = Literal["embedding", "head", "matrix", "experts", "router", "norm", "bias", "adapter"]
+Role = Literal["embedding", "head", "matrix", "experts", "router", "norm", "bias", "adapter", "table"]
 
 MUON_ROLES: frozenset[Role] = frozenset({"matrix", "experts"})
 DECAYED_ROLES: frozenset[Role] = frozenset({"matrix", "experts", "head"})
@@ -24,6 +24,10 @@ def role_of(name: str) -> Role:
     if leaf == "weight_ED" and owner == "router":
         return "router"
     if leaf == "weight" and (owner == "norm" or owner.endswith("_norm")):
+        return "norm"
+    if leaf == "table_MW":
+        return "table"
+    if leaf == "conv_KD":  # one number for each channel and tap: scaled like a norm's, not a matrix
         return "norm"
     if name == "embed.weight":
         return "embedding"

@@ -21,7 +21,9 @@ from sobre.parallel.matrices import turn_whole
 
 @torch.no_grad()
 def here(tensor: Tensor) -> Tensor:
-    """The numbers of a tensor that are in this process, in place."""
+    """The numbers of a tensor that are in this process, in place: its part, or the rows of a sparse gradient."""
+    if tensor.is_sparse:
+        return tensor.values()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -122,8 +124,11 @@ class Division:
             model.set_requires_gradient_sync(is_last)
 
     def sum_gradients(self, gradients: Mapping[str, Tensor], others: Sequence[Tensor]) -> None:
-        """Sum over the processes what no backward pass has summed: gradients of what is whole or divided by hand."""
-        loose = {name: gradient for name, gradient in gradients.items() if not isinstance(gradient, DTensor)}
+        """Sum over the processes what no backward pass has summed: gradients of what is whole or divided by hand.
+
+        Those of tables, which are sparse, were summed by `sum_rows_over`.
+        """
+        loose = {n: grad for n, grad in gradients.items() if not isinstance(grad, DTensor) and not grad.is_sparse}
         sum_over(self.group, [gradient for name, gradient in loose.items() if name not in self.parts] + list(others))
         by_copies: dict[dist.ProcessGroup, list[Tensor]] = {}
         for name, gradient in loose.items():

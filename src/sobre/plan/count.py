@@ -6,7 +6,9 @@ Checked on DeepSeek-V3 (arXiv 2412.19437): 671,026,419,200 parameters without MT
 the 250 GFLOP per trained token of arXiv 2505.09343.
 
 Two forms of latent attention are counted as they run: naive where the step brings all its keys (training, prefill),
-absorbed where keys come from the cache. Shapes: D width, E experts, A active, L layers.
+absorbed where keys come from the cache. N-gram memory is a look-up too: only its key and value are products.
+
+Shapes: D width, E experts, A active, L layers.
 """
 
 import math
@@ -29,7 +31,7 @@ class ParamCount:
     mtp: int
     """Stored numbers of the MTP module, which shares embedding and head."""
     by_part: dict[str, int]
-    """`total` split into embed, attention, ffn (dense and shared), experts, router, norms and head."""
+    """`total` split into embed, attention, ffn (dense and shared), experts, router, norms, head and memory."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,12 @@ def shapes(cfg: ModelConfig) -> Shapes:
         found |= {f"mtp.{norm}.weight": (cfg.d_model,) for norm in ("embed_norm", "hidden_norm", "norm")}
         found["mtp.proj.weight"] = (cfg.d_model, 2 * cfg.d_model)
         found |= _block(cfg, cfg.n_layers, "mtp.block")
-    return found
+    return found | _memory(cfg)
 
 
 def params(cfg: ModelConfig) -> ParamCount:
     """Count the model's numbers."""
-    by_part = dict.fromkeys(("embed", "attention", "ffn", "experts", "router", "norms", "head"), 0)
+    by_part = dict.fromkeys(("embed", "attention", "ffn", "experts", "router", "norms", "head", "memory"), 0)
     mtp = 0
     for name, shape in shapes(cfg).items():
         if name.startswith("mtp."):
@@ -143,8 +145,9 @@ def flops_per_token(cfg: ModelConfig, seq_len: int, *, lora: LoraConfig | None =
 
 
 def cache_bytes_per_token(cfg: ModelConfig, bytes_per_number: int = 2) -> int:
-    """Bytes that one token leaves in the cache, all layers together."""
-    return cfg.n_layers * cfg.attention.cache_dim * bytes_per_number
+    """Bytes that one token leaves in the cache, all layers together; its class, for the memory, takes eight."""
+    trails = len(cfg.memory.layers) * cfg.d_model * bytes_per_number + (8 if cfg.memory.layers else 0)
+    return cfg.n_layers * cfg.attention.cache_dim * bytes_per_number + trails
 
 
 def _block(cfg: ModelConfig, layer: int, at: str) -> Shapes:
@@ -217,8 +220,25 @@ def _swiglu(d_model: int, d_ff: int, bias: bool) -> Shapes:
     return found | ({"gate.bias": (d_ff,), "up.bias": (d_ff,), "down.bias": (d_model,)} if bias else {})
 
 
+def _memory(cfg: ModelConfig) -> Shapes:
+    """Tables are looked up, and their convolution has a few taps: only key and value are products."""
+    if not cfg.memory.layers:
+        return {}
+    memory, d = cfg.memory, cfg.d_model
+    found: Shapes = {"memory.classes_V": (cfg.vocab_size,)}
+    for layer in memory.layers:
+        at = f"memory.at.{layer}"
+        found[f"{at}.table_MW"] = (memory.n_tables * memory.n_rows, memory.dim)
+        found[f"{at}.conv_KD"] = (memory.kernel, d)
+        found |= {f"{at}.{name}.weight": (d, memory.read_dim) for name in ("key", "value")}
+        found |= {f"{at}.{name}_norm.weight": (d,) for name in ("query", "key", "value")}
+    return found
+
+
 def _part(name: str) -> str:
     """Which part of the model a tensor belongs to."""
+    if name.startswith("memory."):
+        return "memory"
     if name in ("embed.weight", "head.weight"):
         return name.removesuffix(".weight")
     if name.split(".")[-2].endswith("norm"):
@@ -232,7 +252,8 @@ def _part(name: str) -> str:
 
 def _active(cfg: ModelConfig) -> int:
     """Numbers that a token is multiplied by in the blocks of the main model."""
-    return sum(_active_block(cfg, layer) for layer in range(cfg.n_layers))
+    memory = 2 * cfg.d_model * cfg.memory.read_dim * len(cfg.memory.layers)
+    return memory + sum(_active_block(cfg, layer) for layer in range(cfg.n_layers))
 
 
 def _active_mtp(cfg: ModelConfig) -> int:

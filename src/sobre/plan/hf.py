@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 from sobre.errors import ConfigError
-from sobre.models.families.table import FAMILIES
+from sobre.models.families.table import FAMILIES, family_of
 from sobre.plan.outline import AttentionPart, FeedForwardPart, Layer, Outline, merged, outline
 
 HFConfig = Mapping[str, Any]
@@ -112,7 +112,7 @@ def from_hf(theirs: HFConfig, name: str = "model") -> Outline:
         return from_hf({**theirs["text_config"]}, name)
     if kind in TRAITS:
         return _read(theirs, _traits(theirs, TRAITS[str(kind)]), name)
-    family = next((family for family in FAMILIES if family.model_type == kind), None)
+    family = family_of(theirs)
     if family is None:
         known = sorted({*TRAITS, *(family.model_type for family in FAMILIES)})
         near = get_close_matches(str(kind), known, n=3, cutoff=0.5)

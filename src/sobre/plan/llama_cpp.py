@@ -44,6 +44,8 @@ def _trunk(cfg: ModelConfig) -> Iterator[str]:
         yield f"n_layers={cfg.n_layers}: it takes {MAX_LAYERS} at most"
     if isinstance(cfg.ffn, MoEConfig) and cfg.ffn.n_experts > MAX_EXPERTS:
         yield f"n_experts={cfg.ffn.n_experts}: it takes {MAX_EXPERTS} at most"
+    if cfg.memory.layers:
+        yield "n-gram memory is a part that it does not have; serve the model with sobre, or train one without memory"
     if cfg.residual is not None:
         yield "scaled residual streams (MiniMax-01) have no GGUF form here"
 

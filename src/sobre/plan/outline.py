@@ -129,6 +129,12 @@ class Outline:
     """Stored numbers of the output head; 0 if it is the embedding."""
     norms: int
     """Numbers outside the layers that are no embedding and no head."""
+    memory: int = 0
+    """Stored numbers of the n-gram memory, tables included."""
+    memory_matrix: int = 0
+    """Of those, numbers in matrices that a token is multiplied by."""
+    memory_cache: int = 0
+    """Numbers that a token leaves in the cache for the memory's convolution."""
     mtp: Layer | None = None
     mtp_extra: int = 0
     """Numbers of the MTP module beside its layer."""
@@ -140,12 +146,14 @@ class Outline:
     @property
     def total(self) -> int:
         """Stored numbers, MTP left out as published counts do."""
-        return self.embed + self.head + self.norms + sum(layer.numbers * layer.count for layer in self.layers)
+        outside = self.embed + self.head + self.norms + self.memory
+        return outside + sum(layer.numbers * layer.count for layer in self.layers)
 
     @property
     def active(self) -> int:
         """Numbers in the matrices that a token is multiplied by, output head included, embedding not."""
-        return sum(layer.matrix * layer.count for layer in self.layers) + self.vocab_size * self.d_model
+        layers = sum(layer.matrix * layer.count for layer in self.layers)
+        return layers + self.memory_matrix + self.vocab_size * self.d_model
 
     @property
     def mtp_total(self) -> int:
@@ -172,6 +180,7 @@ class Outline:
             "experts": self.experts,
             "norms": norms,
             "head": self.head,
+            **({"memory": self.memory} if self.memory else {}),
         }
 
     def forward_flops(self, length: int) -> float:
@@ -198,11 +207,11 @@ class Outline:
 
     def cache_numbers(self, context: int) -> int:
         """Numbers that a sequence of `context` tokens keeps."""
-        return sum(layer.attention.held(context) * layer.count for layer in self.layers)
+        return sum(layer.attention.held(context) * layer.count for layer in self.layers) + self.memory_cache * context
 
     def cache_bytes_per_token(self, bytes_per_number: float = 2) -> float:
         """Bytes that one token leaves in a short sequence, all layers together."""
-        return bytes_per_number * sum(layer.attention.cache * layer.count for layer in self.layers)
+        return bytes_per_number * (sum(one.attention.cache * one.count for one in self.layers) + self.memory_cache)
 
     def _mtp_flops(self, length: int) -> float:
         assert self.mtp
@@ -220,6 +229,7 @@ def outline(cfg: ModelConfig, name: str = "model") -> Outline:
     layers = tuple(_layer(cfg, layer, by_block[f"layers.{layer}"]) for layer in range(cfg.n_layers))
     mtp = _layer(cfg, cfg.n_layers, by_block["mtp.block"]) if cfg.n_mtp else None
     outside = sum(prod(s) for n, s in stored.items() if n.startswith("mtp.") and not n.startswith("mtp.block."))
+    memory = {tensor: shape for tensor, shape in stored.items() if tensor.startswith("memory.")}
     return Outline(
         name=name,
         d_model=cfg.d_model,
@@ -228,6 +238,9 @@ def outline(cfg: ModelConfig, name: str = "model") -> Outline:
         embed=prod(stored["embed.weight"]),
         head=prod(stored["head.weight"]) if "head.weight" in stored else 0,
         norms=prod(stored["norm.weight"]),
+        memory=sum(map(prod, memory.values())),
+        memory_matrix=sum(prod(shape) for tensor, shape in memory.items() if tensor.endswith(".weight") and shape[1:]),
+        memory_cache=len(cfg.memory.layers) * cfg.d_model,
         mtp=mtp,
         mtp_extra=outside,
     )

@@ -30,7 +30,8 @@ def model_card(run_dir: Path, stage: str) -> str:
 def _front_matter(report: Report) -> str:
     """What the Hub reads."""
     langs = _languages(report)
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", "tags: [sobre]"]
+    library = "sobre" if _memory(report) else "transformers"
+    lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [sobre]"]
     if langs:
         lines.append(f"language: [{', '.join(langs)}]")
     return "\n".join([*lines, "---"])
@@ -45,7 +46,21 @@ def _opening(report: Report, stage: str) -> str:
     kinds = [str(shape[part]["kind"]).upper() for part in ("attention", "ffn") if isinstance(shape.get(part), dict)]
     build = f" {shape.get('n_layers')} layers of width {shape.get('d_model')}, {', '.join(kinds)}." if kinds else ""
     title = f"# {report['name']}, {claims.stage_name(stage)}"
-    return f"{title}\n\nA small language model trained from scratch.{size}{build}"
+    opening = f"{title}\n\nA small language model trained from scratch.{size}{build}"
+    memory = _memory(report)
+    if not memory:
+        return opening
+    return (
+        f"{opening}\n\nIt has **n-gram memory**: {memory['n_heads']} hashed tables of {memory['n_rows']:,} rows of"
+        f" {memory['dim']} for each of {', '.join(f'{n}-grams' for n in memory['orders'])}, read before layers"
+        f" {', '.join(map(str, memory['layers']))}. No engine but sobre reads them: transformers, vLLM, SGLang and"
+        " llama.cpp refuse the folder."
+    )
+
+
+def _memory(report: Report) -> dict[str, Any] | None:
+    found: dict[str, Any] = ((report["model"] or {}).get("shape") or {}).get("memory") or {}
+    return found if found.get("layers") else None
 
 
 def _use(report: Report, stage: str) -> str:

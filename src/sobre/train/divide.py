@@ -15,6 +15,7 @@ from sobre.errors import ConfigError
 from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.moe import MoE
+from sobre.optim.roles import role_of
 from sobre.parallel.config import ParallelConfig
 from sobre.parallel.dispatch import ExpertDispatch
 from sobre.parallel.division import Division, Part, here
@@ -38,7 +39,8 @@ def divide(model: Decoder, cfg: ParallelConfig, processes: Processes) -> Divisio
     parts = _divide_experts(model, cfg, processes) if cfg.experts > 1 else {}
     shards = None
     if cfg.shards_of(processes.count) > 1:
-        shards = _shard(model, cfg, processes, {model.get_parameter(name) for name in parts})
+        tables = [name for name in dict(model.named_parameters()) if role_of(name) == "table"]
+        shards = _shard(model, cfg, processes, {model.get_parameter(name) for name in (*parts, *tables)})
         parts |= {
             name: Part(parameter.device_mesh, tuple(parameter.placements), parameter.shape, here(parameter))
             for name, parameter in model.named_parameters()
@@ -70,7 +72,10 @@ def _divide_experts(model: Decoder, cfg: ParallelConfig, processes: Processes) -
 
 
 def _shard(model: Decoder, cfg: ParallelConfig, processes: Processes, ours: set[nn.Parameter]) -> dist.ProcessGroup:
-    """FSDP around each layer and the rest; `ours` are left alone. Gradients are sums: the loss is divided before."""
+    """FSDP around each layer and the rest; `ours` (divided by hand, or tables, which stay whole) are left alone.
+
+    Gradients are sums: the loss is divided before.
+    """
     shards = cfg.shards_of(processes.count)
     device = model.embed.weight.device.type
     mesh = grid(device, processes.count, ("copies", "shards"), shards, processes.timeout)

@@ -45,7 +45,7 @@ def save_divided(
             held.clear()
 
     for name, tensor in _my_tensors(model, family, division, processes):
-        tensor = tensor.to(saved_dtype(name, dtype)).contiguous()
+        tensor = tensor.to(saved_dtype(name, tensor, dtype)).contiguous()
         if sum(other.nbytes for other in held.values()) + tensor.nbytes > file_bytes:
             write()
         held[name] = tensor

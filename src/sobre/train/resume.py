@@ -97,8 +97,9 @@ def _read_parts(source: Path, model: Decoder, optimizer: Optimizer, division: Di
         name = parameter_of(key)
         if name not in likes:
             raise ValueError(f"it holds {key}, which the model has not")
+        like = optimizer.sum_sq[name] if key.startswith("optimizer/sum_sq/") else likes[name]
         is_counter = key.startswith("optimizer/step/")
-        part = torch.empty(()) if is_counter else torch.empty_like(likes[name], requires_grad=False)
+        part = torch.empty(()) if is_counter else torch.empty_like(like, requires_grad=False)
         places[key] = part if division is None else division.view(name, part)
     dcp.load(places, storage_reader=reader, no_dist=not dist.is_initialized())
     return {key: here(tensor) for key, tensor in places.items()}

@@ -19,6 +19,7 @@ from sobre.errors import RunError
 from sobre.models.decoder import Decoder
 from sobre.optim.clip import clip_grad_norm
 from sobre.optim.optimizer import Optimizer
+from sobre.parallel.collectives import sum_rows_over
 from sobre.parallel.division import Division, here
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn, second_token
@@ -82,6 +83,10 @@ def train_step(
             _add(sums, f"stat/{name}", value)
         found = [load_LE for part in routing if (load_LE := part.load_LE) is not None]
         loads += [torch.cat(found)] if found else []
+    for parameter in optimizer.params.values():
+        grad = parameter.grad
+        if grad is not None and grad.is_sparse:  # of a table: the rows that were read
+            parameter.grad = grad.coalesce() if division is None else sum_rows_over(division.group, grad)
     gradients = {name: p.grad for name, p in optimizer.params.items() if p.grad is not None}
     norm: Tensor | None = None
     if division is not None:

@@ -10,6 +10,7 @@ from sobre.models.config import (
     GQAConfig,
     IndexerConfig,
     LightningConfig,
+    MemoryConfig,
     MLAConfig,
     ModelConfig,
     MoEConfig,
@@ -83,6 +84,16 @@ KINDS = {
         rope=RopeConfig(interleaved=False),
         tied=True,
     ),
+    "mla+moe+memory": ModelConfig(
+        vocab_size=61,
+        max_len=64,
+        d_model=32,
+        n_layers=2,
+        attention=MLAConfig(n_heads=2, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8),
+        ffn=MoEConfig(n_experts=4, n_active=2, d_expert=16, d_ff=40),
+        n_mtp=1,
+        memory=MemoryConfig(layers=(0, 1), orders=(2, 3), n_heads=2, n_rows=97, dim=8, kernel=3),
+    ),
 }
 
 
@@ -96,6 +107,11 @@ def build(cfg: ModelConfig, seed: int = 0) -> Decoder:
             parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
         for router in model.routers():
             router.bias_E.normal_(0, 0.1 if router.cfg.biased else 0.0, generator=generator)
+        if model.memory is not None:  # as after training: what is read matters
+            model.memory.classes_V.copy_(torch.randint(1, 30, (cfg.vocab_size,), generator=generator))
+            for name, parameter in model.memory.named_parameters():
+                if name.endswith(("_MW", "_KD")):
+                    parameter.normal_(0, 1.0, generator=generator)
     return model.eval()
 
 

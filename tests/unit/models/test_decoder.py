@@ -115,6 +115,7 @@ def test_counted_parameters_equal_the_modules(name):
     n_mtp = sum(p.numel() for n, p in model.named_parameters() if n.startswith("mtp."))
     n_mtp += sum(b.numel() for n, b in model.named_buffers() if n.startswith("mtp.") and n.endswith("bias_E"))
     buffers = sum(router.bias_E.numel() for router in model.routers() if router.cfg.biased)
+    buffers += 0 if model.memory is None else model.memory.classes_V.numel()
     counted = params(cfg)
     assert counted.total == sum(p.numel() for p in model.parameters()) + buffers - n_mtp
 

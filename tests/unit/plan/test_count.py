@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.plan.count import (
     cache_bytes_per_token,
     decode_flops,
@@ -15,6 +15,7 @@ from sobre.plan.count import (
     shapes,
     train_flops,
 )
+from sobre.plan.outline import outline
 
 DEEPSEEK_V3 = ModelConfig(
     vocab_size=129_280,
@@ -50,6 +51,9 @@ SMALL = {
         attention=GQAConfig(qkv_bias=True),
         ffn=DenseConfig(),
         n_mtp=1,
+    ),
+    "memory": ModelConfig(
+        vocab_size=96, d_model=32, n_layers=2, max_len=32, memory=MemoryConfig(layers=(1,), n_rows=1000, dim=8)
     ),
 }
 
@@ -89,6 +93,21 @@ def test_names_and_shapes_are_the_module_s_own(name):
     main = sum(value.numel() for key, value in model.state_dict().items() if not key.startswith("mtp."))
     assert count.total == main
     assert count.mtp == sum(value.numel() for key, value in model.state_dict().items() if key.startswith("mtp."))
+
+
+def test_tables_cost_parameters_and_cache_but_only_key_and_value_cost_flops():
+    memory = SMALL["memory"]
+    plain = dataclasses.replace(memory, memory=MemoryConfig())
+    larger = dataclasses.replace(memory, memory=dataclasses.replace(memory.memory, n_rows=9000))
+    products = 2 * 32 * 4 * 8  # key and value, each from 4 rows of 8 to width 32
+    assert params(memory).by_part["memory"] == 96 + 4 * 1000 * 8 + products + 4 * 32 + 3 * 32
+    assert params(larger).total - params(memory).total == 4 * 8000 * 8
+    assert params(larger).active == params(memory).active == params(plain).active + products
+    assert flops_per_token(larger, 16).train - flops_per_token(plain, 16).train == 6 * products
+    assert cache_bytes_per_token(memory, 4) - cache_bytes_per_token(plain, 4) == 32 * 4 + 8
+    drawn = outline(memory)
+    assert (drawn.total, drawn.active) == (params(memory).total, params(memory).active)
+    assert drawn.by_part()["memory"] == params(memory).by_part["memory"]
 
 
 @pytest.mark.parametrize("attention", [MLAConfig(q_rank=24), MLAConfig(), GQAConfig()])
