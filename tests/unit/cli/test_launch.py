@@ -96,6 +96,10 @@ def test_the_driver_of_ray_is_python_that_runs_one_line_on_each_machine(elsewher
     assert line == LINE.replace("77", "nano") + " --out /shared/nano"
 
 
+def test_a_run_that_begins_with_a_model_is_launched_as_it_is_typed() -> None:
+    assert "--data 'my texts' --model Qwen/Qwen3-0.6B --out" in launch("slurm", "--model", "Qwen/Qwen3-0.6B")
+
+
 def test_a_job_is_submitted_only_when_asked(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     environment = programs(elsewhere / "bin", sbatch='echo "submitted $@"')
     monkeypatch.setenv("PATH", environment["PATH"])
