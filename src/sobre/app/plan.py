@@ -1,11 +1,6 @@
 """sobre plan: what would this budget buy, what would that model cost? No torch, no training: arithmetic.
 
-sobre plan demo --budget 10m                      a recipe on a machine of stated speed
-sobre plan --budget 20usd --chip h100             the best model that the budget buys on that chip
-sobre plan --model deepseek-v3 --tokens 14.8T     a known model, or the path of a config.json
-sobre plan --model qwen3-8b --serve --users 16    the same, to serve
-sobre plan engines mine.toml deepseek-v3          who will run that shape: transformers, vLLM, SGLang, llama.cpp?
-sobre plan compare, validate, schedule, page      models side by side; the model of time against published runs
+Every question is one class of flags (app/plan_options.py) and one function here.
 """
 
 import json
@@ -56,8 +51,29 @@ if TYPE_CHECKING:
     from sobre.config.recipe import Recipe
 
 
+QUESTIONS = """sobre plan: what would this budget buy, what would that model cost? Arithmetic: nothing is trained.
+
+  sobre plan --budget 20usd --chip h100         the best model that the budget buys; --write mine.toml makes it a recipe
+  sobre plan demo --budget 10m                  a recipe, on this machine as `sobre doctor` measured it
+  sobre plan --model deepseek-v3 --chip h800    what it takes to train a known model, or the path of a config.json
+  sobre plan --model qwen3-8b --serve           what it takes to serve it, and what a million tokens cost
+  sobre plan --model qwen3-8b --reason --rollouts 100        to teach it by reinforcement learning
+  sobre plan --model qwen3-8b --teacher deepseek-r1          to teach it by a larger model's answers
+  sobre plan --layout demo                      how a recipe's model would lie on chips
+  sobre plan compare deepseek-v3 llama-3.1-405b              models side by side
+  sobre plan engines demo                       who else could run a model of this shape
+  sobre plan validate                           predicted against published
+  sobre plan schedule dualpipe                  a pipeline schedule, played out
+  sobre plan page --model deepseek-v3           the same as a page with pictures
+
+--help behind any of them shows its flags; --json answers with one document."""
+
+
 def main(argv: list[str]) -> int:
     """Parse, call, show."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(QUESTIONS)
+        return 0
     wanted, options = read(argv)
     wanted(options)
     return 0

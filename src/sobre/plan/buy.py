@@ -39,10 +39,12 @@ SIZES = LADDER + tuple(
     ]
 )  # fmt: skip
 DENSE = ModelConfig(vocab_size=32_768, attention=GQAConfig(qk_norm=True), ffn=DenseConfig(), max_len=4096)
-MIXTURE = ModelConfig(
-    vocab_size=32_768, attention=MLAConfig(), ffn=MoEConfig(n_experts=64, n_active=6, n_shared=2), max_len=4096
+MIXTURE, SPARSE = (
+    ModelConfig(vocab_size=32_768, attention=MLAConfig(), ffn=ffn, max_len=4096)
+    for ffn in (MoEConfig(n_experts=64, n_active=6, n_shared=2), MoEConfig(n_experts=256, n_active=8, n_shared=1))
 )
-"""DeepSeekMoE's proportions (arXiv 2401.06066): 6 of 64 experts and 2 shared ones."""
+"""The proportions of DeepSeekMoE (arXiv 2401.06066): 6 of 64 experts and 2 shared; and of DeepSeek-V3: 8 of 256 and 1.
+The latter is looked at where the laws were fitted: what so many experts bring to less is not known."""
 USUAL_SHARE = 0.3
 """Share of the peak with which sizes are first sorted; the plans of the best ones are then made in full."""
 LOOKED_AT = 3
@@ -173,7 +175,8 @@ def buy(text: str, chip: Chip, chips: int, *, seq_len: int = 4096, rules: Rules 
     hours = budget.amount / 3600 * chips if budget.kind == "seconds" else None
     flops = None if hours is not None else budget.amount * SPLIT["pretrain"]
     best: list[Offer] = []
-    for kind in (DENSE, MIXTURE):
+    kinds = (DENSE, MIXTURE, SPARSE) if pretraining_flops(text, chip, chips) >= FITTED_FROM else (DENSE, MIXTURE)
+    for kind in kinds:
         best += _offers(kind, chip, chips, seq_len, hours, flops)
     if not best:
         raise ConfigError(

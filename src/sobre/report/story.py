@@ -96,8 +96,10 @@ def _bill(report: Report) -> Table | None:
     rows = report["bill"]["rows"]
     if not rows:
         return None
-    table = _table("the bill", "time", "tokens", "arithmetic", "of peak", "energy", "cost")
     total = report["bill"]["total"]
+    all_estimated = total["energy_source"] == "estimated"
+    energy = "energy, estimated" if all_estimated else "energy"
+    table = _table("the bill", "time", "tokens", "arithmetic", "of peak", energy, "cost")
     for row in [*rows, total]:
         table.add_row(
             row["stage"],
@@ -105,7 +107,7 @@ def _bill(report: Report) -> Table | None:
             words.number(row["tokens"]),
             words.flops(row["flops"]),
             words.percent(row["share_of_peak"]) if row["share_of_peak"] is not None else "–",
-            claims.energy(row),
+            words.energy(row["energy_j"]) if all_estimated else claims.energy(row),
             words.usd_like(row["cost_usd"], total["cost_usd"]),
             style="bold" if row is total else "",
         )

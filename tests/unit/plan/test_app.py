@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from sobre.app.plan import main
+from sobre.app.plan import main, read
 from sobre.errors import ConfigError
 from sobre.schemas import schema
 
@@ -25,6 +25,14 @@ ASKED = {
     "engines": "engines demo deepseek-v3",
     "schedule": "schedule dualpipe --stages 4 --micro 12",
 }
+
+
+def test_help_shows_every_question_and_each_of_them_can_be_asked(capsys):
+    assert main(["--help"]) == 0
+    shown = re.findall(r"^  (sobre plan .*?)(?:   |$)", capsys.readouterr().out, re.MULTILINE)
+    assert len(shown) == 12
+    asked = [read(shlex.split(line)[2:])[0].__name__ for line in shown]
+    assert len(set(asked)) == len(asked)
 
 
 @pytest.mark.parametrize("kind", ASKED)

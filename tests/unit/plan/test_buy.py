@@ -39,6 +39,7 @@ def test_minutes_buy_a_dense_model_and_dollars_a_mixture():
     minutes, money = buy("10m", chip("h100"), 1), buy("200usd", chip("h100"), 8)
     assert minutes.best.kind == "dense"
     assert money.best.kind == "mixture"
+    assert (minutes.second.cfg.ffn.kind, money.best.cfg.ffn.n_experts) == ("dense", 256)
     assert "better buy" in minutes.verdict
     assert money.best.loss.value < minutes.best.loss.value
 

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -234,6 +235,17 @@ def test_the_card_tells_this_stage_and_not_the_later_ones(built):
     assert "58.3 %" in card
     assert "list price of a rented 2-core machine, 2026-11-01" in card
     assert "Its energy is unknown, and so is the carbon dioxide" in card
+
+
+def test_the_terminal_says_once_that_all_its_energy_is_estimated(report):
+    report = deepcopy(report)
+    for row in [*report["bill"]["rows"], report["bill"]["total"]]:
+        row |= {"energy_j": 360.0, "energy_source": "estimated"}
+    console = Console(width=120, file=io.StringIO())
+    console.print(story(report, Path("out/demo")))
+    shown = console.file.getvalue()
+    assert shown.count("estimated") == 1
+    assert "0.100 Wh" in shown
 
 
 def test_the_card_turns_the_energy_up_to_its_stage_into_carbon_with_the_factor(new_run, tmp_path):
