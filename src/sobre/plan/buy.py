@@ -15,6 +15,7 @@ from sobre.ledger.config import PriceConfig
 from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.optim.config import OptimConfig
+from sobre.parallel.config import ParallelConfig
 from sobre.plan.budget import Budget, parse_budget
 from sobre.plan.chips import THIS, Chip, this_file
 from sobre.plan.config import BudgetConfig, SplitConfig
@@ -217,6 +218,14 @@ def pretraining_flops(text: str, chip: Chip, chips: int) -> float:
     return budget.amount * chips * SPLIT["pretrain"] * chip.peak(chip.usual) * USUAL_SHARE
 
 
+def _launch(chips: int, chip: Chip) -> str:
+    """How a run on so many chips is started."""
+    if chips == 1:
+        return "sobre run"
+    nodes = -(-chips // chip.node)
+    return f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc-per-node {min(chips, chip.node)} -m sobre run"
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
@@ -238,10 +247,10 @@ def recipe(bought: Purchase, name: str) -> str:
     rent = PriceConfig(source=f"no rent is known of {bought.chip.name}", usd_per_h=0.0)
     if bought.chip.usd_per_h is not None:
         rent = PriceConfig(usd_per_h=bought.chip.usd_per_h * chips, source=bought.chip.price_source)
-    command = "sobre run" if chips == 1 else f"torchrun --nproc-per-node {min(chips, bought.chip.node)} -m sobre run"
+    layout = plan.layout
     header = [
         f"what:     {bought.best.words()}",
-        f"command:  {command} {name}.toml --data YOUR-TEXT",
+        f"command:  {_launch(chips, bought.chip)} {name}.toml --data YOUR-TEXT",
         f"hardware: {chips} {bought.chip.name}",
         f"layout:   {plan.layout}, {plan.precision}",
         f"minutes:  {bought.hours / chips * 60:,.0f}, planned",
@@ -249,11 +258,11 @@ def recipe(bought: Purchase, name: str) -> str:
         f"score:    expected loss {bought.best.loss.value:.2f} nats per token"
         f" ({bought.best.loss.low:.2f} to {bought.best.loss.high:.2f})",
     ]
-    if plan.layout.chips > plan.layout.data or plan.layout.expert > 1 or plan.layout.zero == 3:
-        header.append("note:     a run divides the batch alone; the rest of this layout is what the plan counts on")
+    if layout.chips > layout.data:
+        header.append("note:     a run divides the batch, the weights and the experts; the plan counts on the rest too")
     stage = StageConfig(
         batch_tokens=int(plan.batch_tokens),
-        micro_tokens=plan.layout.micro_batch * plan.seq_len,
+        micro_tokens=layout.micro_batch * plan.seq_len,
         precision="fp8" if plan.precision == "fp8" else "auto",
     )
     split = SplitConfig(**{stage: SPLIT[stage] for stage in ("pretrain", "sft", "rl")})
@@ -272,6 +281,9 @@ def recipe(bought: Purchase, name: str) -> str:
         model=replace(cfg, vocab_size=0, max_len=0),
         optim=OptimConfig(lr=_rounded(bought.lr), lr_adam=_rounded(bought.lr)),
         pretrain=stage,
+        parallel=ParallelConfig(shards=0, zero=layout.zero or 1, experts=layout.expert)
+        if chips > 1
+        else ParallelConfig(),
     )
     return to_toml(found, tuple(header))
 

@@ -34,7 +34,7 @@ class Layout:
     pipeline: int = 1
     expert: int = 1
     context: int = 1
-    zero: int = 1
+    zero: Literal[0, 1, 2, 3] = 1
     micro_batch: int = 1
     """Sequences that go through at once."""
     schedule: ScheduleName = "1f1b"

@@ -85,6 +85,18 @@ def test_the_recipe_that_is_written_is_one_that_run_takes(text):
     assert read.budget.reserve == SPLIT["evaluation"]
 
 
+def test_the_recipe_of_many_chips_divides_what_the_plan_divides_and_says_how_to_start_it():
+    found = buy("200usd", chip("h100"), 8)
+    text = recipe(found, "mine")
+    read, layout = decode(Recipe, [Layer("written", tomllib.loads(text))]), found.best.plan.layout
+    assert layout.expert > 1
+    assert (read.parallel.shards, read.parallel.zero, read.parallel.experts) == (0, layout.zero, layout.expert)
+    read.parallel.check(8)
+    read.parallel.check_experts(read.model.ffn.n_experts)
+    assert "torchrun --nproc-per-node 8 -m sobre run mine.toml" in text
+    assert "torchrun --nnodes 8 --nproc-per-node 8" in recipe(buy("5000usd", chip("h100"), 64), "mine")
+
+
 def test_the_bill_of_everything_is_more_than_that_of_pretraining_and_names_its_carbon():
     document = buy("20usd", chip("h100"), 1).to_dict()
     assert document["energy_kwh_all"] == pytest.approx(document["energy_kwh"] / SPLIT["pretrain"])
