@@ -20,7 +20,7 @@ LAYERS = (
     {"optim", "kernels", "tasks", "tokenizer"},
     {"models", "data", "parallel"},
     {"train", "engine"},
-    {"rl", "eval", "serve", "report"},
+    {"rl", "preference", "eval", "serve", "report"},
     {"distill"},
     {"bench"},
     {"app"},

@@ -1,0 +1,1 @@
+"""Learning from pairs of answers, one preferred to the other."""
