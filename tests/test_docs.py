@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sobre import __all__ as PUBLIC
-from sobre.app import bench, chat, config, convert, doctor, launch, ledger, plan, report, run, serve, stage
+from sobre.app import bench, chat, config, convert, distill, doctor, launch, ledger, plan, report, run, serve, stage
 from sobre.app import eval as evaluation
 from sobre.bench.config import TRAIN_CONTESTANTS
 from sobre.cli import verbs
@@ -174,8 +174,10 @@ def read(verb: str, argv: list[str]) -> object:
         return load_recipe(argv, with_recipe[verb], shortcuts=run.MODEL_FLAG)
     if verb == "launch":
         return argv[0] in launch.SYSTEMS and load_recipe(argv[1:], launch.LaunchOptions)
-    if verb in ("pretrain", "sft", "rl"):
+    if verb in ("pretrain", "sft", "rl", "dpo"):
         return stage.read(verb, argv)
+    if verb == "distill":
+        return distill.read(argv)
     if verb in plain:
         return load(plain[verb], argv, recipes=None)
     if verb == "bench":

@@ -24,6 +24,8 @@ VERBS = {
     "pretrain": "one stage: pretraining",
     "sft": "one stage: supervised fine-tuning",
     "rl": "one stage: reinforcement learning",
+    "dpo": "one stage: learning from pairs of answers",
+    "distill": "one stage: a student taught by another model",
     "eval": "score a model on held-out problems and text",
     "chat": "talk with a model; its thoughts are dimmed",
     "serve": "an OpenAI-compatible endpoint and a plain page",

@@ -28,6 +28,7 @@ from sobre.app.story import tell
 from sobre.config.load import Layer, decode, to_dict
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.config.load import NoOptions
+from sobre.distill import choose
 from sobre.runtime.console import Console
 from sobre.runtime.device import Calibration
 from sobre.runtime.run_folder import claim, resume
@@ -60,6 +61,8 @@ def step_with_time(stage, feed, lr, step):
 
 
 loop._step = step_with_time
+# the model solves nothing: an answer is learned from or not by its letters
+choose.Choice._fate = lambda self, problem, reply, kept: "kept" if reply.text.count("e") % 2 else "wrong"
 recipe, _ = load_recipe(["nano", *sys.argv[3:]], NoOptions)
 out = Path(sys.argv[1])
 if sys.argv[2] == "resume":
@@ -71,12 +74,38 @@ with Console(quiet=True) as console:
     tell(Session.open(recipe, folder, console, clock=clock))
 '''
 FIXED = ["--save.every-s", "0.0", "--pretrain.steps", "8", "--sft.steps", "8", "--rl.steps", "8"]
+FIXED += [
+    "--stages",
+    "pretrain",
+    "sft",
+    "rl",
+    "sft2",
+    "distill",
+    "--start.sft2",
+    "pretrain",
+    "--start.distill",
+    "nothing",
+]
+FIXED += [
+    "--sft2.answers.teacher",
+    "rl",
+    "--sft2.answers.n-problems",
+    "80",
+    "--sft2.answers.k",
+    "2",
+    "--sft2.steps",
+    "6",
+]
+FIXED += ["--distill.method", "on_policy", "--distill.answers.teacher", "sft2", "--distill.n-prompts", "4"]
+FIXED += ["--distill.max-tokens", "8", "--distill.steps", "8", "--sft2.answers.max-tokens", "8"]
+FIXED += ["--sft2.batch-tokens", "512", "--distill.student.d-model", "16", "--distill.student.n-layers", "1"]
 TIMED = ["--save.every-s", "0.0", "--budget", "90s", "--pretrain.steps", "0", "--sft.steps", "0", "--rl.steps", "0"]
 CLOCKED = {"time_s", "used", "tokens_per_s", "rollout_s", "save_s"}
 """What a metric line says of real seconds."""
 
 
 MARKERS = ["state/tokenizer/*", "state/pretrain/step-*", "base/config.json", "state/sft/step-*2", "state/rl/step-*"]
+PATH_MARKERS = [*MARKERS[3:], "state/answers/sft2/part-0001*", "state/sft2/step-*2", "state/distill/step-*"]
 """A kill comes a random moment after each of these appears: in the preparation, in every stage, and between stages."""
 
 
@@ -116,7 +145,7 @@ def useful_tokens(out: Path) -> dict[str, int]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("flags", "markers"), [(FIXED, MARKERS[3:]), (TIMED, MARKERS)], ids=["fixed steps", "time budget"]
+    ("flags", "markers"), [(FIXED, PATH_MARKERS), (TIMED, MARKERS)], ids=["fixed steps, R1's path", "time budget"]
 )
 def test_a_run_killed_at_random_moments_ends_like_one_left_alone(flags, markers, tmp_path: Path):
     script = tmp_path / "child.py"
@@ -132,14 +161,18 @@ def test_a_run_killed_at_random_moments_ends_like_one_left_alone(flags, markers,
         process.send_signal(signal.SIGKILL)
         process.communicate()
     finish(start(script, killed, "resume", flags))
-    for stage in ("base", "sft", "rl"):
+    stages = ("pretrain", "sft", "rl", "sft2", "distill") if flags is FIXED else ("pretrain", "sft", "rl")
+    for stage in ("base", *stages[1:]):
         one, other = ((out / stage / "model.safetensors").read_bytes() for out in (alone, killed))
         assert one == other, stage
     assert metrics(killed) == metrics(alone)
     assert useful_tokens(killed) == useful_tokens(alone)
-    for stage in ("pretrain", "sft", "rl"):
+    for stage in stages:
         one, other = (json.loads((out / "eval" / f"{stage}.json").read_text()) for out in (alone, killed))
         assert one == other
-    if flags is TIMED:
+    if flags is FIXED:
+        one, other = ((out / "answers" / "sft2.jsonl").read_text() for out in (alone, killed))
+        assert one == other
+    else:
         events = [json.loads(line) for line in (killed / "state" / "events.jsonl").read_text().splitlines()]
         assert {event["kind"] for event in events} >= {"begin", "horizon", "end"}

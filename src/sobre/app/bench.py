@@ -6,10 +6,11 @@
     sobre bench rl                           a GRPO step against TRL
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
+    sobre bench distill                      RL on a small student against two ways to teach it, same FLOPs (an hour)
     sobre bench all                          train, decode and rl
 
 Timed benchmarks run at one thread and print every round; a peer that is not installed is named and skipped by `all`.
-twin and story are queues of cells: stop them at any time, and start them again to go on.
+twin, story and distill are queues of cells: stop them at any time, and start them again to go on.
 """
 
 import json
@@ -21,6 +22,7 @@ from typing import Any
 from sobre.bench.config import (
     BenchConfig,
     DecodeBench,
+    DistillBench,
     RLBench,
     ServeBench,
     StoryBench,
@@ -39,6 +41,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "serve": ServeBench,
     "twin": TwinBench,
     "story": StoryBench,
+    "distill": DistillBench,
 }
 QUICK = ("train", "decode", "rl")
 
@@ -108,6 +111,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import twin
 
         return lambda cfg: twin.bench(cfg, say)
+    if name == "distill":
+        from sobre.bench import distill
+
+        return lambda cfg: distill.bench(cfg, say)
     from sobre.bench import story
 
     return lambda cfg: story.bench(cfg, say)

@@ -121,12 +121,15 @@ def _recipe(asked: "tuple[Recipe, PlanOptions]") -> None:
 
 
 def _solve(recipe: "Recipe", options: PlanOptions) -> Plan:
+    from sobre.app.works import step_tokens, works
+
     return solve(
         recipe,
         stated_machine(options.gflops),
         vocab_size=recipe.tokenizer.vocab_size,
         seq_len=recipe.data.seq_len,
-        step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
+        step_tokens=step_tokens(recipe),
+        works=works(recipe, replace(recipe.model, vocab_size=recipe.tokenizer.vocab_size)),
         n_problems=recipe.eval.n_problems,
     )
 

@@ -7,6 +7,7 @@ measured and decided here is kept (state/calibration.json), so that a resumed ru
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,12 +15,15 @@ import torch
 
 from sobre.app.adapting import load_start
 from sobre.app.session import Session
+from sobre.app.teacher import is_service, teacher_config, teacher_folder
+from sobre.app.works import step_tokens, works
 from sobre.config.recipe import Recipe
 from sobre.data.chats import ChatSamples, tokenize_chats
 from sobre.data.corpus import Corpus, prepare, training_texts
 from sobre.data.events import Events
 from sobre.data.problems import ProblemSet
 from sobre.data.sources import Chat, Document, read_chats, read_documents
+from sobre.distill.config import DistillConfig
 from sobre.errors import CheckpointError, ConfigError
 from sobre.eval.score import prompt_ids
 from sobre.kernels.precision import choose_matmul_precision
@@ -29,12 +33,14 @@ from sobre.models.decoder import Decoder
 from sobre.models.hub import resolve
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
+from sobre.rl.config import RLConfig
 from sobre.runtime.device import Calibration, calibrate, choose_threads
 from sobre.runtime.environment import environment, memory_bytes
 from sobre.runtime.files import write_json
 from sobre.tasks.sampling import chat, test_set
 from sobre.tasks.text import documents, small_talk
 from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train.config import FineTuneConfig
 
 TOKENIZER_DOCUMENTS = 6000
 """Generated documents, and as many worked examples, that the tokenizer learns from."""
@@ -75,14 +81,18 @@ def look(session: Session) -> Machine:
 
 
 def make_tokenizer(session: Session) -> Tokenizer:
-    """The tokenizer of the model that the run begins with, or one trained on the run's own text."""
+    """The tokenizer of the model that the run begins with, of the teacher that a student from nothing begins with, or
+    one trained on the run's own text."""
     folder, recipe = session.folder.state / "tokenizer", session.recipe
 
     def make() -> None:
         if (folder / "tokenizer.json").is_file():
             return
+        teacher = recipe.teacher(recipe.stages[0])
         if recipe.start.model:
             Tokenizer.load(resolve(recipe.start.model)).save(folder)
+        elif teacher and not is_service(teacher):
+            Tokenizer.load(teacher_folder(session, teacher)).save(folder)
         else:
             Tokenizer.train(_tokenizer_texts(recipe, session.sets), recipe.tokenizer).save(folder)
 
@@ -130,16 +140,18 @@ def _plan(
     elif recipe.has_tasks:
         max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer, session.sets))
         recipe = replace(recipe, model=replace(recipe.model, max_len=max_len))
+    sizes = model or replace(recipe.model, vocab_size=tokenizer.vocab_size)
     plan = solve(
         recipe,
         machine,
         vocab_size=tokenizer.vocab_size,
         seq_len=recipe.data.seq_len,
-        step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
+        step_tokens=step_tokens(recipe),
         data_tokens=data_tokens,
         n_problems=recipe.eval.n_problems,
         model=model,
         lora=recipe.lora,
+        works=works(recipe, sizes, teacher_config(session, recipe.distill.answers.teacher)),
     )
     write_json(session.folder.path / "plan.json", plan.to_dict())
     return plan
@@ -167,16 +179,16 @@ def _write_corpus(session: Session, plan: Plan, tokenizer: Tokenizer, folder: Pa
     write_json(session.folder.path / "data.json", report)
 
 
-def make_examples(session: Session, tokenizer: Tokenizer, max_len: int) -> ChatSamples:
-    """The chats of the cold start: the recipe's files, or worked examples."""
+def make_examples(session: Session, stage: str, cfg: FineTuneConfig, tokenizer: Tokenizer, max_len: int) -> ChatSamples:
+    """The chats of a fine-tuning without a teacher: the recipe's files, or worked examples."""
     recipe = session.recipe
     events = Events(recipe.data.on_bad_record)
-    if recipe.sft.paths:
-        chats = read_chats(recipe.sft.paths, recipe.data, events)
+    if cfg.paths:
+        chats = read_chats(cfg.paths, recipe.data, events)
     else:
         chats = (
-            Chat(chat(recipe.tasks, f"sft/{recipe.seed}", index), "generated", where=f"worked example {index}")
-            for index in range(recipe.sft.n_examples)
+            Chat(chat(recipe.tasks, f"{stage}/{recipe.seed}", index), "generated", where=f"worked example {index}")
+            for index in range(cfg.n_examples)
         )
     return tokenize_chats(chats, tokenizer, max_len=max_len, events=events)
 
@@ -198,11 +210,22 @@ def _chat_len(recipe: Recipe, tokenizer: Tokenizer, sets: tuple[ProblemSet, ...]
     for each in sets:
         longest = sorted((*each.train, *each.test), key=lambda problem: -len(problem.prompt))[:N_LONGEST]
         question = max(question, *(len(prompt_ids(tokenizer, problem)) for problem in longest))
+    answer = max(recipe.eval.max_new_tokens, *map(partial(_longest_answer, recipe), recipe.stages))
     example = 0
     if recipe.tasks.names:
         chats = (chat(recipe.tasks, f"sft/{recipe.seed}", index) for index in range(200))
         example = int(max(len(tokenizer.render(each)) for each in chats) * LENGTH_MARGIN)
-    return max(question + max(recipe.eval.max_new_tokens, recipe.rl.max_tokens), example)
+    return max(question + answer, example)
+
+
+def _longest_answer(recipe: Recipe, stage: str) -> int:
+    """Tokens of the longest answer that a stage asks for."""
+    match getattr(recipe, stage):
+        case DistillConfig(method="on_policy") | RLConfig() as section:
+            return section.max_tokens
+        case FineTuneConfig(answers=answers) if answers.teacher:
+            return answers.max_tokens
+    return 0
 
 
 def _tokenizer_texts(recipe: Recipe, sets: tuple[ProblemSet, ...]) -> Iterator[str]:

@@ -5,6 +5,8 @@ the same files: other problems under the same names would be another run.
 """
 
 import json
+import random
+from functools import cache
 from typing import Any
 
 from sobre.app.session import Session
@@ -12,6 +14,8 @@ from sobre.data.events import Events
 from sobre.data.problems import ProblemSet, read_sets
 from sobre.errors import RunError
 from sobre.runtime.files import write_json
+from sobre.tasks.base import Problem
+from sobre.tasks.sampling import mixed_problem
 
 
 def open_problems(session: Session) -> None:
@@ -31,6 +35,25 @@ def open_problems(session: Session) -> None:
         session.console.say(_line(each))
     if events.n_bad:
         session.console.say(f"{events.n_bad:,} records of the problem files are malformed and left out (problems.json)")
+
+
+def training_problem(session: Session, key: str, index: int) -> Problem:
+    """Training problem `index` of the stream called `key`: of generated tasks and files in turn, equal parts of each.
+
+    A file is gone through in an order of its own, again and again if the stream is longer.
+    """
+    tasks, sets = session.recipe.tasks, session.sets
+    turn, place = index % (len(tasks.names) + len(sets)), index // (len(tasks.names) + len(sets))
+    if turn < len(tasks.names):
+        return mixed_problem(tasks, key, place * len(tasks.names) + turn)
+    chosen = sets[turn - len(tasks.names)].train
+    lap, at = divmod(place, len(chosen))
+    return chosen[_order(f"{key}/{turn}/{lap}", len(chosen))[at]]
+
+
+@cache
+def _order(key: str, n: int) -> list[int]:
+    return random.Random(f"problems/{key}").sample(range(n), n)
 
 
 def _keep(session: Session, document: dict[str, Any]) -> None:

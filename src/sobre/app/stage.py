@@ -1,4 +1,4 @@
-"""One stage of the story as a verb: `sobre pretrain`, `sobre sft`, `sobre rl`.
+"""One stage of the story as a verb: `sobre pretrain`, `sobre sft`, `sobre rl`, `sobre dpo`.
 
 The recipe is the same; of its stages only this one runs, and it goes on from the model that --model names.
 """
@@ -9,7 +9,7 @@ from sobre.app.run import MODEL_FLAG, RunOptions, run
 from sobre.config.recipe import Recipe, StageName, load_recipe
 from sobre.errors import ConfigError
 
-DATA_FLAG = {"pretrain": "--data.paths", "sft": "--sft.paths", "rl": "--tasks.files"}
+DATA_FLAG = {"pretrain": "--data.paths", "sft": "--sft.paths", "rl": "--tasks.files", "dpo": "--dpo.paths"}
 """What --data stands for in each stage."""
 
 

@@ -6,6 +6,7 @@ from sobre.bench.shapes import SMALL
 from sobre.config.base import config
 from sobre.errors import ConfigError
 from sobre.models.config import ModelConfig
+from sobre.tasks.config import check_difficulty
 
 Dtype = Literal["float32", "bfloat16"]
 TRAIN_CONTESTANTS = ("sobre", "transformers", "dense", "sobre muon", "dense muon")
@@ -153,6 +154,34 @@ class StoryBench(QueueConfig):
     def __post_init__(self) -> None:
         if self.seeds < 1:
             raise ConfigError(f"seeds={self.seeds} must be at least 1")
+
+
+@config
+class DistillBench(QueueConfig):
+    """RL on a small student, a teacher's answers, on-policy distillation, more cold start: the same FLOPs each."""
+
+    recipe: str = "demo"
+    """Recipe of teacher and student; the sizes, tasks and budgets are the ones below."""
+    tasks: tuple[str, ...] = ("copy", "reverse", "sorting", "arithmetic")
+    difficulty: int = 2
+    """Highest difficulty that is trained on; the test is at this one."""
+    problems: int = 400
+    """Test problems."""
+    seeds: int = 1
+    teacher_width: int = 128
+    student_width: int = 64
+    teacher_flops: str = "4e12flop"
+    student_flops: str = "6e11flop"
+    flops: str = "4e11flop"
+    """Of each contestant, the two examinations included."""
+    lr_answers: float = 0.5
+    """Learning rate of the teacher's answers, and of more cold start, over the recipe's."""
+    lr_on_policy: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.problems < 1:
+            raise ConfigError(f"seeds={self.seeds} and problems={self.problems} must be at least 1")
+        check_difficulty("difficulty", 1, self.difficulty)
 
 
 @config

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sobre.data.sources import Chat
-from sobre.distill.config import AnswersConfig
 from sobre.eval.answer import Reply
 from sobre.eval.measure import mark
 from sobre.tasks.base import Problem
 from sobre.tasks.format import THINK_CLOSE, THINK_OPEN, format_ok, question, thought_ok
 from sobre.tasks.judges import judge_of
+from sobre.train.config import AnswersConfig
 
 Fate = Literal["cut", "wrong", "layout", "unreadable", "long", "duplicate", "surplus", "kept"]
 FATES: tuple[Fate, ...] = ("cut", "wrong", "layout", "unreadable", "long", "duplicate", "surplus", "kept")

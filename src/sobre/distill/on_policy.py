@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sobre.distill.config import DistillConfig
 from sobre.distill.divergence import head_divergence
@@ -55,7 +56,6 @@ class StudentSource:
     tokenizer: Tokenizer
     cfg: DistillConfig
     draw: Draw
-    seed: int
     teacher_flops: Callable[[Batch], float]
     """Model FLOPs of the teacher's forward pass over a batch."""
     _last: tuple[int, int, Feed] | None = field(default=None, repr=False)
@@ -78,16 +78,16 @@ class StudentSource:
 
     def loss_fn(self, model: Decoder, output: StepOutput, batch: Batch) -> Loss:
         """Sum of the divergences of the answers' tokens."""
-        trained = batch.weights_N.nonzero().squeeze(1)
-        n_tokens = self.tokenizer.vocab_size  # heads may be padded, each in its own way
-        found_N = head_divergence(
-            output.hidden_ND[trained],
-            model.head_VD[:n_tokens].to(output.hidden_ND.dtype),
-            batch.streams["teacher_NE"][trained],
-            self.teacher.head_VD[:n_tokens].to(batch.streams["teacher_NE"].dtype),
-            self.cfg.beta,
-        )
-        return Loss((found_N * batch.weights_N[trained]).sum())
+        pick, teacher_NE = batch.first.pick, batch.streams["teacher_NE"]
+        head_VD, teacher_head_VE = (self._head(one).to(output.hidden_ND.dtype) for one in (model, self.teacher))
+        teacher_NE = pick(teacher_NE).to(head_VD.dtype)
+        found_N = head_divergence(pick(output.hidden_ND), head_VD, teacher_NE, teacher_head_VE, self.cfg.beta)
+        return Loss((found_N * pick(batch.weights_N)).sum())
+
+    def _head(self, model: Decoder) -> Tensor:
+        """The output head over the tokens that there are: heads may be padded, each in its own way."""
+        n_tokens = self.tokenizer.vocab_size
+        return model.head_VD if model.cfg.vocab_size == n_tokens else model.head_VD[:n_tokens]
 
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed: the engine forgets what it cached."""
@@ -124,7 +124,8 @@ class StudentSource:
         longest, most = max(batch.step.lengths), self.teacher.cfg.max_len
         if longest > most:
             raise ConfigError(f"the student wrote {longest:,} tokens, question included; the teacher reads {most:,}")
-        return replace(batch, streams={**batch.streams, "teacher_NE": self.teacher(batch.step).hidden_ND})
+        there = batch.to(self.teacher.embed.weight.device)
+        return replace(batch, streams={**batch.streams, "teacher_NE": self.teacher(there.step).hidden_ND.cpu()})
 
     def _metrics(self, problems: Sequence[Problem], outputs: Sequence[Output]) -> dict[str, float]:
         """Nothing of this is learned from; it says how good the answers are."""

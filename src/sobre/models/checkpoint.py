@@ -86,11 +86,7 @@ def load_model(
     if quantized != "fp8":
         raise CheckpointError(f"{folder}: weights quantized by {quantized!r} are not supported; FP8 blocks are")
     shards = Shards(folder)
-    try:
-        cfg = _without_absent_mtp(family.to_ours(theirs), shards)
-    except KeyError as error:
-        absent = f"{folder}/config.json lacks {error.args[0]!r}, which {family.model_type} needs"
-        raise CheckpointError(absent) from None
+    cfg = _without_absent_mtp(_ours(theirs, family, folder), shards)
     dtype = dtype or getattr(torch, theirs.get("dtype") or theirs.get("torch_dtype") or "float32")
     with torch.device("meta"):
         decoder = Decoder(cfg, dtype=compute_dtype or dtype)
@@ -147,6 +143,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(theirs, dict) or "model_type" not in theirs:
         raise CheckpointError(f"{path} has no model_type; it is not the config of a model")
     return theirs
+
+
+def model_config(model: Path | str) -> ModelConfig:
+    """The sizes of a folder or hub id, without its weights."""
+    folder = resolve(model)
+    theirs = read_config(folder)
+    return _ours(theirs, _family_of(theirs, folder), folder)
+
+
+def _ours(theirs: dict[str, Any], family: Family, folder: Path) -> ModelConfig:
+    try:
+        return family.to_ours(theirs)
+    except KeyError as error:
+        absent = f"{folder}/config.json lacks {error.args[0]!r}, which {family.model_type} needs"
+        raise CheckpointError(absent) from None
 
 
 def _family_of(theirs: dict[str, Any], folder: Path) -> Family:

@@ -12,9 +12,13 @@ class SplitConfig:
     pretrain: float = 0.30
     sft: float = 0.35
     rl: float = 0.35
+    sft2: float = 0.35
+    rl2: float = 0.35
+    dpo: float = 0.10
+    distill: float = 0.35
 
     def __post_init__(self) -> None:
-        for stage in ("pretrain", "sft", "rl"):
+        for stage in ("pretrain", "sft", "rl", "sft2", "rl2", "dpo", "distill"):
             if not 0 <= getattr(self, stage) < 1e6:
                 raise ConfigError(f"budget.split.{stage}={getattr(self, stage)} must be a weight of 0 or more")
 

@@ -47,6 +47,20 @@ class Purse:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a stage does beside plain training."""
+
+    samples: bool = False
+    """Each token is sampled by the model itself before it is trained on (RL, on-policy distillation)."""
+    model: ModelConfig | None = None
+    """The model that is trained, where it is not the run's: a student."""
+    read_by: ModelConfig | None = None
+    """A second model that reads each token: a teacher, a reference."""
+    before: float = 0.0
+    """Share of the stage's budget that is spent before its first step: on a teacher's answers."""
+
+
+@dataclass(frozen=True)
 class Rates:
     """What a token costs on this machine, in FLOPs, and in the budget's unit."""
 
@@ -54,16 +68,22 @@ class Rates:
     seq_len: int
     kind: str
     rules: Rules
+    works: Mapping[str, Work]
     lora: LoraConfig | None = None
 
     def token(self, stage: str, model: ModelConfig) -> tuple[float, float]:
-        """FLOPs and seconds of one token of a stage; in RL a token is sampled, then trained on."""
-        train = flops_per_token(model, self.seq_len, lora=self.lora).train
+        """FLOPs and seconds of one trained token of a stage, with all that is done for it."""
+        work = self.works.get(stage, Work(samples=stage in ("rl", "rl2")))
+        lora = self.lora if work.model is None else None
+        model = work.model or model
+        train = flops_per_token(model, self.seq_len, lora=lora).train
+        if work.read_by is not None:
+            train += flops_per_token(work.read_by, self.seq_len).forward
         seconds = train / (self.machine.total_flops * self.rules.train_efficiency)
-        if stage != "rl":
-            return train, seconds
-        sampled = decode_flops(model, [self.rules.eval_prompt + self.rules.rl_answer // 2])
-        return train + sampled, seconds + self._decode_s(sampled)
+        if work.samples:
+            sampled = decode_flops(model, [self.rules.eval_prompt + self.rules.rl_answer // 2])
+            train, seconds = train + sampled, seconds + self._decode_s(sampled)
+        return train / (1 - work.before), seconds / (1 - work.before)
 
     def tokens(self, stage: str, model: ModelConfig, amount: float) -> float:
         """Tokens of a stage that `amount` of the budget buys."""
@@ -90,18 +110,20 @@ def solve(
     n_problems: int = 1000,
     model: ModelConfig | None = None,
     lora: LoraConfig | None = None,
+    works: Mapping[str, Work] | None = None,
     rules: Rules | None = None,
 ) -> Plan:
     """Plan a run.
 
     `step_tokens` keeps the recipe's tokens of one step for the stages that it names; `data_tokens` is the size of the
     training text of the first stage, if it can end. `model` is the one that the run begins with, kept as it is and
-    examined before the first stage; `lora` says that adapters are trained and not its weights.
+    examined before the first stage; `lora` says that adapters are trained and not its weights, `works` which stages do
+    more than train it.
     """
     rules = rules or Rules()
     rate = price(recipe.budget.price)
     budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=machine.n_devices)
-    rates = Rates(machine, seq_len, budget.kind, rules, lora)
+    rates = Rates(machine, seq_len, budget.kind, rules, works or {}, lora)
     before = 0 if model is None else 1
     purse = divide(budget, recipe.budget, recipe.stages, rules, before=before)
     kind = model or replace(recipe.model, vocab_size=vocab_size, max_len=max(recipe.model.max_len, seq_len))
@@ -116,6 +138,9 @@ def solve(
     stages = tuple(_stage(s, chosen, purse, rates, (step_tokens or {}).get(s, batch), n_problems) for s in purse.stages)
     for stage in stages:
         _check_steps(stage, budget, rules)
+    notes += [
+        f"{s} teaches a student, {_size(w.model)}" for s, w in rates.works.items() if s in purse.stages and w.model
+    ]
     if data_tokens is not None:
         notes += _epochs(stages[0], data_tokens, rules)
     count = params(chosen)
@@ -229,10 +254,15 @@ def _in_words(models: Sequence[ModelConfig], purse: Purse, rates: Rates, aim: fl
     relation = "larger" if second.active > chosen.active else "smaller"
     mine, theirs = (_tokens_per_active(model, purse, rates) for model in models[:2])
     return (
-        f"a {relation} one, {short(second.active)} active of {short(second.total)}: {describe(models[1])}; it would see"
+        f"a {relation} one, {_size(models[1])}; it would see"
         f" {theirs:.3g} tokens for each active parameter and the chosen one {mine:.3g}, where {aim:g} are aimed at"
     )
 
 
 def _tokens_per_active(model: ModelConfig, purse: Purse, rates: Rates) -> float:
     return sum(rates.tokens(stage, model, amount) for stage, amount in purse.stages.items()) / params(model).active
+
+
+def _size(model: ModelConfig) -> str:
+    count = params(model)
+    return f"{short(count.active)} active of {short(count.total)}: {describe(model)}"

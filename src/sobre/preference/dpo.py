@@ -13,15 +13,15 @@ Shapes: X pairs, N trained tokens, G answers (two of each pair, the preferred on
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sobre.kernels import select
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepOutput
 from sobre.preference.config import DPOConfig
 from sobre.train.batch import Batch
-from sobre.train.losses import Loss, LossFn, target_nll
+from sobre.train.losses import Loss, LossFn
 
 
 class Pairs(NamedTuple):
@@ -45,7 +45,7 @@ def preference_loss(cfg: DPOConfig) -> LossFn:
 
     def loss(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
         policy = answer_log_probs(model, output, batch)
-        reference = _halves(answers(batch.streams["reference"], batch))
+        reference = answer_sums(batch.first.pick(batch.streams["reference"]), batch)
         loss_X, rewards = dpo(policy, reference, beta=cfg.beta, label_smoothing=cfg.label_smoothing)
         stats = {
             "reward_chosen": rewards.chosen_X.sum(),
@@ -60,19 +60,13 @@ def preference_loss(cfg: DPOConfig) -> LossFn:
 
 def answer_log_probs(model: Decoder, output: StepOutput, batch: Batch) -> Pairs:
     """log p of each whole answer of the batch (float32)."""
-    trained = batch.weights_N.nonzero().squeeze(1)
-    ones_N = torch.ones_like(batch.weights_N[trained])
-    nll_N = target_nll(model, output.hidden_ND[trained], batch.targets_N[trained], ones_N)
-    logp_N = torch.zeros_like(batch.weights_N).index_copy(0, trained, -nll_N)
-    return _halves(answers(logp_N, batch))
+    pick, head_VD = batch.first.pick, model.head_VD.to(output.hidden_ND.dtype)
+    nll_N = select.linear_nll(pick(output.hidden_ND), head_VD, pick(batch.targets_N))
+    return answer_sums(-nll_N, batch)
 
 
-def answers(values_N: Tensor, batch: Batch) -> Tensor:
-    """Sums over the answers (G) of what stands at their tokens."""
-    answer_N = batch.streams["answer"]
-    n_answers = int(answer_N.max()) + 1
-    return values_N.new_zeros(n_answers).index_add(0, answer_N, values_N)
-
-
-def _halves(values_G: Tensor) -> Pairs:
-    return Pairs(values_G[0::2], values_G[1::2])
+def answer_sums(values_N: Tensor, batch: Batch) -> Pairs:
+    """Sums over the answers of what stands at their compared tokens."""
+    sums_G = values_N.new_zeros(len(batch.step.lengths))
+    sums_G = sums_G.index_add(0, batch.first.pick(batch.streams["answer"]), values_N)
+    return Pairs(sums_G[0::2], sums_G[1::2])

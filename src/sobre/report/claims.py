@@ -11,6 +11,9 @@ STAGE_NAMES = {
     "pretrain": "base",
     "sft": "cold start",
     "rl": "reinforcement learning",
+    "sft2": "second fine-tuning",
+    "rl2": "second reinforcement learning",
+    "dpo": "preferences",
     "distill": "distillation",
 }
 GENERATED = (
@@ -32,7 +35,7 @@ def stage_name(stage: str) -> str:
 
 def stage_work(stage: str) -> str:
     """What was done in a stage, as in "after ..."."""
-    return {"pretrain": "pretraining", "sft": "the cold start"}.get(stage, stage_name(stage))
+    return {"start": "the start", "pretrain": "pretraining", "sft": "the cold start"}.get(stage, stage_name(stage))
 
 
 def headline(report: Report) -> str:

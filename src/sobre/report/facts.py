@@ -67,6 +67,9 @@ def _stage(files: RunFiles, name: str) -> Record:
         for field in ("logp_gap_max", "routes_differ"):
             seen = [line[field] for line in lines if line.get(field) is not None]
             metrics |= {f"{field}_worst": max(seen)} if seen else {}
+    metrics |= {
+        f"answers_{fate}": n for fate, n in files.answers.get(name, {}).items() if fate not in ("schema", "teacher")
+    }
     result = files.evals.get(name, {})
     return {"metrics": metrics, **{field: result[field] for field in EVAL_FIELDS if result.get(field) is not None}}
 

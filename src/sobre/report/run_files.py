@@ -8,6 +8,7 @@
     metrics.jsonl        one line a step (below)
     ledger.jsonl         what was spent
     state/events.jsonl   decisions taken from the clock
+    answers/STAGE.json   the fates of a teacher's answers, where a stage learned from some
     eval/STAGE.json      an EvalResult, with "bits_per_byte" {source: {value, ...}} and "baselines" {name: value}
 
 A metric line: stage, step, time_s (since the command's start, pauses between kill and resume left out), used (in the
@@ -29,7 +30,7 @@ from sobre.errors import RunError
 from sobre.schemas import lines
 
 Record = dict[str, Any]
-ORDER = ("start", "pretrain", "sft", "rl", "distill")
+ORDER = ("start", "pretrain", "sft", "rl", "sft2", "rl2", "dpo", "distill")
 """Stages in the order of the story; others follow in the order in which they appear."""
 
 
@@ -46,6 +47,7 @@ class RunFiles:
     events: list[Record]
     ledger: list[Record]
     evals: dict[str, Record]
+    answers: dict[str, Record]
 
     @property
     def stages(self) -> list[str]:
@@ -70,6 +72,7 @@ def read_run(folder: Path) -> RunFiles:
         metrics=lines.read(folder / "metrics.jsonl"),
         events=lines.read(folder / "state" / "events.jsonl"),
         ledger=lines.read(folder / "ledger.jsonl"),
+        answers={path.stem: _json(path) or {} for path in sorted((folder / "answers").glob("*.json"))},
         evals={name: found[name] for name in sorted(found, key=lambda n: ORDER.index(n) if n in ORDER else 9)},
     )
 

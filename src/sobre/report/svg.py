@@ -25,6 +25,9 @@ PALETTE = {
     "rl": ("#070707", "#1b6e79"),
     "distill": ("#080808", "#7a5a92"),
     "low": ("#090909", "#b4553d"),
+    "sft2": ("#0a0a0a", "#d7a95a"),
+    "rl2": ("#0b0b0b", "#4c9aa5"),
+    "dpo": ("#0c0c0c", "#5d7f4a"),
 }
 """Name: the placeholder that matplotlib draws with, and the colour on a light page."""
 RC = {

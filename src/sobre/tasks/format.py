@@ -49,6 +49,11 @@ def response(problem: Problem, thought: str) -> str:
     return f"{THINK_OPEN}\n{completion(thought, problem.answer)}"
 
 
+def plain_response(problem: Problem) -> str:
+    """The assistant's whole message without a thought: the reference answer alone."""
+    return f"{ANSWER_OPEN}{problem.answer}{ANSWER_CLOSE}"
+
+
 def extract_answer(text: str) -> str | None:
     """The answer of a completion; None without exactly one end of thought, or with answers that differ or nest.
 

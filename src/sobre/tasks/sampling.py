@@ -12,7 +12,7 @@ from typing import Literal
 from sobre.errors import ConfigError
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig, check_difficulty
-from sobre.tasks.format import response
+from sobre.tasks.format import plain_response, response
 from sobre.tasks.registry import task
 
 Split = Literal["train", "val", "test"]
@@ -95,6 +95,13 @@ def chat(cfg: TasksConfig, seed: int | str, index: int) -> list[Message]:
     problem = mixed_problem(cfg, seed, index)
     thought = task(problem.task).thought(problem, random.Random(f"{cfg.seed}/{seed}/thought/{index}"))
     return [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": response(problem, thought)}]
+
+
+def plain_chat(cfg: TasksConfig, seed: int | str, index: int) -> list[Message]:
+    """Question `index` of the easiest difficulty, answered at once: what a model does that is told not to think."""
+    easiest = cfg.difficulty[0]
+    problem = mixed_problem(cfg, f"{seed}/plain", index, dict.fromkeys(cfg.names, easiest))
+    return [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": plain_response(problem)}]
 
 
 def stream(cfg: TasksConfig, seed: int | str, start: int = 0) -> Iterator[list[Message]]:

@@ -3,12 +3,12 @@
 import pytest
 
 from sobre.distill.choose import FATES, Choice, readable
-from sobre.distill.config import AnswersConfig
 from sobre.errors import ConfigError
 from sobre.eval.answer import Reply
 from sobre.tasks.base import Problem
 from sobre.tasks.format import completion
 from sobre.tasks.sampling import sample_problem
+from sobre.train.config import AnswersConfig
 
 PROBLEM = sample_problem("sorting", "en", 1, "train", "distill", 0)
 RIGHT = PROBLEM.answer

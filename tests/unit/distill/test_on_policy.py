@@ -57,7 +57,6 @@ def build(nano_config: ModelConfig, tokenizer: Tokenizer):
             tokenizer,
             cfg,
             draw=lambda step, n: [mixed_problem(TASKS, "d", step * n + i) for i in range(n)],
-            seed=0,
             teacher_flops=lambda batch: 1.0,
         )
         names = dict(student.named_parameters())

@@ -1,0 +1,211 @@
+"""What each stage trains on: its source of batches, its loss, and how far it goes."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sobre.app.answers import answered_examples
+from sobre.app.prepare import make_examples
+from sobre.app.problems import training_problem
+from sobre.app.sampling import engine_for
+from sobre.app.session import Session
+from sobre.app.teacher import open_model
+from sobre.app.training import Job, n_trained
+from sobre.config.recipe import StageName
+from sobre.data.chats import ChatLoader
+from sobre.data.corpus import Corpus
+from sobre.data.events import Events
+from sobre.data.loader import PackedLoader
+from sobre.data.pairs import TokenPair, read_pairs, tokenize_pairs
+from sobre.data.problems import training_levels
+from sobre.distill.on_policy import StudentSource, check_same_tokens
+from sobre.errors import ConfigError
+from sobre.models.adapt import sharing_copy
+from sobre.models.decoder import Decoder
+from sobre.plan.count import forward_flops
+from sobre.plan.plan import Plan
+from sobre.preference.dpo import preference_loss
+from sobre.preference.source import LogProbs, PairSource, reference_log_probs
+from sobre.rl.config import RLConfig
+from sobre.rl.shared_engine import SharedEngine
+from sobre.rl.source import RolloutSource
+from sobre.runtime.files import write_json
+from sobre.runtime.seed import key_u64
+from sobre.tasks.base import Problem
+from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train.batch import Batch
+from sobre.train.config import FineTuneConfig, StageConfig
+from sobre.train.loop import Source
+from sobre.train.losses import next_token
+from sobre.train.sources import RowSource, SampleSource
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where a stage works: what the run has decided so far, and the model at hand."""
+
+    session: Session
+    plan: Plan
+    corpus: Corpus | None
+    tokenizer: Tokenizer
+    model: Decoder
+    stage: StageName
+    allowance: Callable[[], float]
+    """What the stage may use of the budget from now on."""
+    sampler: Decoder
+    """What answers: the model, or a whole one that gets its weights by `fetch`."""
+    fetch: Callable[[], None] | None
+
+    @property
+    def seed(self) -> int:
+        return key_u64(self.session.recipe.seed, self.stage) % 2**63
+
+    @property
+    def steps(self) -> int:
+        return self.plan.stage(self.stage).steps
+
+    def budget(self, fixed_steps: int) -> float | None:
+        """None where the recipe fixes the steps."""
+        return None if fixed_steps else self.allowance()
+
+
+def lesson(bench: Bench) -> Job:
+    """What the stage trains on."""
+    recipe = bench.session.recipe
+    match bench.stage:
+        case "pretrain":
+            assert bench.corpus is not None, "whatever pretrains has read its text"
+            loader = PackedLoader(bench.corpus.shards, recipe.data.seq_len, bench.seed)
+            return _supervised(bench, RowSource(loader, recipe.pretrain), recipe.pretrain)
+        case "sft":
+            return _fine_tuned(bench, recipe.sft)
+        case "sft2":
+            return _fine_tuned(bench, recipe.sft2)
+        case "rl":
+            return _reinforced(bench, recipe.rl)
+        case "rl2":
+            return _reinforced(bench, recipe.rl2)
+        case "dpo":
+            return _preferred(bench)
+        case "distill":
+            return _fine_tuned(bench, recipe.distill) if recipe.distill.method == "text" else _distilled(bench)
+
+
+def _supervised(bench: Bench, source: Source, cfg: StageConfig) -> Job:
+    return Job(
+        source=source,
+        loss_fn=next_token,
+        budget=bench.budget(cfg.steps),
+        steps=cfg.steps or bench.steps,
+        lr_scale=cfg.lr_scale,
+        clip=cfg.clip,
+        mtp_weight=cfg.mtp_weight if bench.model.lora is None else 0.0,  # a frozen module has nothing to learn
+        precision=cfg.precision,
+    )
+
+
+def _fine_tuned(bench: Bench, cfg: FineTuneConfig) -> Job:
+    session, max_len = bench.session, bench.model.cfg.max_len
+    if cfg.answers.teacher:
+        allowance = bench.allowance()
+        samples = answered_examples(session, bench.stage, cfg, bench.tokenizer, max_len=max_len, allowance=allowance)
+    else:
+        samples = make_examples(session, bench.stage, cfg, bench.tokenizer, max_len)
+    return _supervised(bench, SampleSource(ChatLoader(samples, bench.seed), cfg), cfg)
+
+
+def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
+    session, model = bench.session, bench.model
+    reference = sharing_copy(bench.sampler).eval() if cfg.algorithm.kl else None
+    engine = engine_for(session, bench.sampler, return_routes=model.cfg.ffn.kind == "moe")
+    source = RolloutSource(
+        engine=SharedEngine(engine, session.processes, fetch=bench.fetch),
+        model=model,
+        tokenizer=bench.tokenizer,
+        cfg=cfg,
+        tasks=session.recipe.tasks,
+        seed=bench.seed,
+        forward_flops=lambda batch: _reading(model, batch),
+        reference=reference,
+        sets=training_levels(session.sets),
+        gather=session.processes.gather,
+    )
+    return Job(
+        source=source,
+        loss_fn=source.loss_fn,
+        budget=bench.budget(cfg.steps),
+        steps=cfg.steps or bench.steps,
+        lr_scale=cfg.lr_scale,
+        clip=cfg.clip,
+        rebalance=False,
+    )
+
+
+def _distilled(bench: Bench) -> Job:
+    session, cfg = bench.session, bench.session.recipe.distill
+    teacher, theirs = open_model(session, cfg.answers.teacher, bench.model.dtype)
+    check_same_tokens(theirs, bench.tokenizer)
+
+    def draw(step: int, n: int) -> list[Problem]:
+        return [training_problem(session, f"distill/{bench.seed}", step * n + i) for i in range(n)]
+
+    source = StudentSource(
+        engine=SharedEngine(engine_for(session, bench.sampler), session.processes, fetch=bench.fetch),
+        model=bench.model,
+        teacher=teacher,
+        tokenizer=bench.tokenizer,
+        cfg=cfg,
+        draw=draw,
+        teacher_flops=lambda batch: _reading(teacher, batch),
+    )
+    return Job(
+        source=source,
+        loss_fn=source.loss_fn,
+        budget=bench.budget(cfg.steps),
+        steps=cfg.steps or bench.steps,
+        lr_scale=cfg.lr_scale,
+        clip=cfg.clip,
+        rebalance=False,
+    )
+
+
+def _preferred(bench: Bench) -> Job:
+    session, cfg = bench.session, bench.session.recipe.dpo
+    if session.processes.count > 1:
+        raise ConfigError(
+            f"dpo runs in one process, not in {session.processes.count}: both answers of a pair meet in it"
+        )
+    events = Events(session.recipe.data.on_bad_record)
+    found = read_pairs(cfg.paths, session.recipe.data, events)
+    pairs = tokenize_pairs(found, bench.tokenizer, max_len=bench.model.cfg.max_len, events=events)
+    if events.n_bad:
+        session.console.say(f"dpo: {events.n_bad:,} pairs are left out, {len(pairs):,} learned from")
+    return Job(
+        source=PairSource(pairs, _references(bench, pairs), cfg, seed=bench.seed),
+        loss_fn=preference_loss(cfg),
+        budget=bench.budget(cfg.steps),
+        steps=cfg.steps or bench.steps,
+        lr_scale=cfg.lr_scale,
+        clip=cfg.clip,
+        rebalance=False,
+        precision=cfg.precision,
+    )
+
+
+def _references(bench: Bench, pairs: list[TokenPair]) -> list[LogProbs]:
+    """What the model that the stage goes on from says of every answer: computed once, kept in state/."""
+    session, path = bench.session, bench.session.folder.state / "dpo-reference.json"
+    if "reference:dpo" not in session.done:
+        with session.part("reference:dpo") as spending:
+            seen: list[Batch] = []
+            said = reference_log_probs(bench.model, pairs, session.recipe.dpo.micro_tokens, seen.append)
+            flops = sum(_reading(bench.model, batch) for batch in seen)
+            spending.add(tokens=sum(batch.n_tokens for batch in seen), flops=flops)
+            session.meter.add_flops(flops)
+            write_json(path, {"schema": 1, "log_probs": said})
+    return [(chosen, rejected) for chosen, rejected in json.loads(path.read_text())["log_probs"]]
+
+
+def _reading(model: Decoder, batch: Batch) -> float:
+    """Model FLOPs of a forward pass."""
+    return forward_flops(model.cfg, batch.step.lengths, n_logits=n_trained(batch))
