@@ -21,13 +21,21 @@ if TYPE_CHECKING:
 
 MIXTURE_RATE = 0.74
 """Steps of a mixture in the time of one of its dense twin, with Muon on two cores (docs/benchmarks.md, train)."""
+DENSE = (
+    "dense, as the recipe says: at some 200,000 active parameters it learned more from each token than a mixture, and"
+    " made more of them (docs/lab/log.md); no loss is predicted, no law was fitted so low"
+)
 
 
 def in_minutes(recipe: "Recipe", chip: Chip, chips: int = 1) -> "tuple[Recipe, Plan]":
-    """The recipe with the better kind of feed-forward layer and the chosen sizes in it, and its plan."""
+    """The recipe with the better kind of feed-forward layer and the chosen sizes in it, and its plan.
+
+    A mixture becomes dense where that is the better buy; a dense recipe stays dense.
+    """
     flops = recipe.budget.amount.endswith("flop")
     worth = (1.0 if flops else MIXTURE_RATE) / MIXTURE_STEPS
-    if worth < 1:
+    is_mixture = recipe.model.ffn.kind == "moe"
+    if is_mixture and worth < 1:
         recipe = replace(recipe, model=replace(recipe.model, ffn=DenseConfig()))
     rent = 0.0 if chip.usd_per_h is None else chip.usd_per_h * chips
     price = PriceConfig(usd_per_h=rent, source=chip.price_source or f"no rent is known of {chip.name}")
@@ -40,7 +48,7 @@ def in_minutes(recipe: "Recipe", chip: Chip, chips: int = 1) -> "tuple[Recipe, P
         step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
         n_problems=recipe.eval.n_problems,
     )
-    plan = replace(plan, verdict=_verdict(worth, flops))
+    plan = replace(plan, verdict=_verdict(worth, flops) if is_mixture else DENSE)
     model = replace(plan.model, vocab_size=recipe.model.vocab_size, max_len=recipe.model.max_len)
     return replace(recipe, model=model, budget=replace(recipe.budget, choose_model=False)), plan
 

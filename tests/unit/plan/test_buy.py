@@ -107,7 +107,7 @@ def test_the_bill_of_everything_is_more_than_that_of_pretraining_and_names_its_c
 def test_below_the_laws_a_recipe_is_planned_dense_for_seconds_and_a_mixture_for_flops():
     """A mixture needs 0.83 of the steps, and makes them at 0.74 of the speed: seconds pay for both, FLOPs for one."""
     own = Chip(name="this", bf16=0.06, measured=True, memory_gb=24, bandwidth=10, link=0, network=1, node=1, watts=16)
-    asked = decode(Recipe, [read_recipe("demo")])
+    asked = decode(Recipe, [read_recipe("demo"), read_recipe("deepseek")])
     for amount, kind in (("10m", "dense"), ("1e14flop", "moe")):
         assert pretraining_flops(amount, own, 1) < LAWS_FROM
         wanted = replace(asked, budget=replace(asked.budget, amount=amount))
