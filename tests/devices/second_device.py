@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 KIND = "npu"
 HOME = torch.device("privateuseone", 0)
@@ -29,6 +29,8 @@ LOOKS = {
     "aten::repeat_interleave.Tensor",
 }
 """Operations whose result the host must see before it goes on."""
+
+torch.inference_mode = torch.no_grad  # takes no tensors made in Python; before anything is decorated with it
 
 
 class There(Tensor):
@@ -126,7 +128,17 @@ class SecondDevice(TorchDispatchMode):
             self.waits[f"{name.removeprefix('aten::')} in {at}"] += 1
 
 
+class Module(_DummyBackendModule):
+    """What torch.npu would be."""
+
+    def get_device_name(self, device: torch.device) -> str:
+        return "stand-in"
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return 2**33, 2**34
+
+
 def register() -> None:
-    """Make `KIND` known to torch as this machine's accelerator. Inference mode takes no tensors made in Python."""
-    torch.inference_mode = torch.no_grad  # type: ignore[assignment, misc]
-    _setup_privateuseone_for_python_backend(KIND)
+    """Make `KIND` known to torch as this machine's accelerator."""
+    torch.accelerator.synchronize = lambda device=None: None
+    _setup_privateuseone_for_python_backend(KIND, backend_module=Module())

@@ -70,3 +70,15 @@ def test_a_decode_step_makes_the_host_wait_once(found: dict[str, Any]) -> None:
         "_to_copy in engine/engine.py:_sample": 1.0,
         "_to_copy in engine/runner.py:routes": 0.05,
     }
+
+
+def test_the_whole_story_is_told_there_and_waits_where_it_must(found: dict[str, Any]) -> None:
+    story = found["story"]
+    assert story["device"] == "npu:0"
+    assert story["models"] == ["base", "sft", "rl"]
+    outside_of_steps = {"train/state.py:save_state", "models/checkpoint.py:save_model", "app/story.py:tell"}
+    once_a_step = {"train/step.py:_read", "engine/engine.py:_sample"}
+    once_an_answer_or_batch = {"engine/runner.py:routes", "train/loop.py:dry_run", "eval/bits.py:_score"}
+    filters = {"engine/sampling.py:_filter"}
+    where = {wait.partition(" in ")[2] for wait in story["waits"]}
+    assert where <= outside_of_steps | once_a_step | once_an_answer_or_batch | filters

@@ -13,6 +13,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 sys.path.insert(0, str(Path(__file__).parent))
 from second_device import SecondDevice, There, register
 
+from sobre.app.session import Session
+from sobre.app.story import tell
+from sobre.config.load import NoOptions, to_dict
+from sobre.config.recipe import load_recipe
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
@@ -24,7 +28,9 @@ from sobre.optim.roles import roles
 from sobre.rl.config import GSPOConfig, RLConfig
 from sobre.rl.losses import policy_loss
 from sobre.rl.mismatch import Mismatch
+from sobre.runtime.console import Console
 from sobre.runtime.device import pick_device
+from sobre.runtime.run_folder import claim
 from sobre.train.batch import Batch, from_rows, from_samples
 from sobre.train.losses import next_token
 from sobre.train.state import load_state, save_state
@@ -161,6 +167,20 @@ def sampled(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
+def told() -> dict[str, Any]:
+    """The whole story there: on which device it ran, what it made, and where the host waited."""
+    with tempfile.TemporaryDirectory() as folder, SecondDevice() as mode:
+        recipe, _ = load_recipe(
+            ["nano", "--eval.n-problems", "4", "--eval.k", "1", "--tasks.test-size", "12"], NoOptions
+        )
+        run = claim("nano", to_dict(recipe), out=Path(folder) / "run")
+        with Console(quiet=True) as console:
+            tell(Session.open(recipe, run, console))
+        device = json.loads((run.state / "calibration.json").read_text())["device"]
+        models = [name for name in ("base", "sft", "rl") if (run.path / name / "model.safetensors").is_file()]
+        return {"device": device, "models": models, "waits": sorted(mode.waits)}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     register()
@@ -169,6 +189,7 @@ def main() -> None:
     for stage, cfg in [("pretrain", MOE), ("sft", MOE), ("rl whole answers", DENSE)]:
         found[f"{stage} {'moe' if cfg is MOE else 'dense'}"] = trained(stage, cfg, device)
     found["engine"] = sampled(MOE, device)
+    found["story"] = told()
     print(json.dumps(found))
 
 

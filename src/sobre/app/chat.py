@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
         n_slots=1,
         max_context=cfg.max_context,
         dtype=cfg.dtype,
+        device=cfg.device,
         revision=cfg.revision,
         quiet=cfg.json,
     )

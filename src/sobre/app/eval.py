@@ -19,6 +19,7 @@ import tyro
 from sobre.config.base import config
 from sobre.config.load import load, to_dict
 from sobre.errors import ConfigError, DataError
+from sobre.runtime.config import Device
 from sobre.serve.config import Dtype
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class EvalOptions:
 
     model: tyro.conf.Positional[str] = ""
     """Folder of a model, or its id on the hub; or leave it out and give --endpoint and --model-name."""
+    device: Device = "auto"
+    """Where the model runs; auto is the accelerator if there is one, else the CPU."""
     dtype: Dtype = "saved"
     """Of weights and computing; saved keeps that of the files."""
     revision: str = ""
@@ -151,6 +154,7 @@ def _answerer(options: EvalOptions) -> "Answerer":
         n_slots=16,
         max_context=0,
         dtype=options.dtype,
+        device=options.device,
         revision=options.revision,
         quiet=options.json,
     )

@@ -34,8 +34,8 @@ from sobre.models.hub import resolve
 from sobre.plan.plan import Machine, Plan
 from sobre.plan.solve import solve
 from sobre.rl.config import RLConfig
-from sobre.runtime.device import Calibration, calibrate, choose_threads
-from sobre.runtime.environment import environment, memory_bytes
+from sobre.runtime.device import Calibration, calibrate, choose_threads, memory_of, pick_device
+from sobre.runtime.environment import environment
 from sobre.runtime.files import write_json
 from sobre.tasks.sampling import chat, test_set
 from sobre.tasks.text import documents, small_talk
@@ -55,12 +55,16 @@ N_LONGEST = 200
 def look(session: Session) -> Machine:
     """Measure the machine, or read what was measured when the run began.
 
-    The plan counts on its typical speed; shares of peak are taken of the best that was seen.
+    The plan counts on its typical speed; shares of peak are taken of the best that was seen. A run may go on on
+    another device than the one that it began on: the plan stays, and the device is measured for the shares of peak.
     """
     path, processes = session.folder.state / "calibration.json", session.processes
+    session.device = device = pick_device(session.recipe.device, processes.rank % processes.per_node)
+    if device.index:
+        torch.accelerator.set_device_index(device.index)
     if not processes.decide(path.is_file):
         threads = choose_threads()
-        found = calibrate(torch.device("cpu"))  # every process at the same time: they share the machine
+        found = calibrate(device)  # every process at the same time: they share the machine
         if processes.is_first:
             write_json(session.folder.path / "environment.json", environment(threads))
             write_json(path, found.to_dict())
@@ -69,13 +73,16 @@ def look(session: Session) -> Machine:
     dtype = stored.pop("dtype")
     found = Calibration(**stored)
     session.peak_flops = found.peak(dtype)
-    if dtype == "float32":
+    if torch.device(found.device).type != device.type:
+        session.console.say(f"resume: on {device}, where the run began on {found.device}; the plan stays as it was")
+        session.peak_flops = calibrate(device).peak(dtype)
+    if dtype == "float32" and device.type == "cpu":
         choose_matmul_precision()
     return Machine(
         name=found.name,
         dtype=dtype,
         peak_flops=found.flops(dtype),
-        memory_bytes=memory_bytes(),
+        memory_bytes=memory_of(str(device)),
         n_devices=processes.count,
     )
 

@@ -79,7 +79,12 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     services = []
     for name, folder in zip(names, folders, strict=True):
         loaded = load_folder(
-            str(folder), n_slots=cfg.n_slots, max_context=cfg.max_context, experts=cfg.experts, dtype=cfg.dtype
+            str(folder),
+            n_slots=cfg.n_slots,
+            max_context=cfg.max_context,
+            experts=cfg.experts,
+            dtype=cfg.dtype,
+            device=cfg.device,
         )
         speed = measure_speed(loaded.engine, cfg.n_slots)
         per_million = usd_per_million(price, speed.busy)

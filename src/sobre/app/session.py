@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from sobre.config.recipe import Recipe
 from sobre.data.problems import ProblemSet
 from sobre.ledger.ledger import Entry, Ledger, bill
@@ -41,6 +43,8 @@ class Session:
     """Of all machines of the run."""
     processes: Processes = field(default_factory=Processes)
     energy: EnergyMeter = field(default_factory=EnergyMeter)
+    device: torch.device = torch.device("cpu")
+    """Where this process's models are; chosen when the machine was looked at."""
     peak_flops: float | None = None
     """Of one device, measured; known once the machine was calibrated."""
     sets: tuple[ProblemSet, ...] = ()

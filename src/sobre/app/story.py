@@ -62,6 +62,7 @@ def tell(session: Session) -> None:
                 plan = make_plan(session, machine, tokenizer, model=given, data_tokens=corpus.shards.n_tokens)
     session.console.say(plan.table())
     model = model or _new(session, plan.model, machine, tokenizer, "weights")
+    model.to(session.device)
     _ensure_space(session, model)
     judge = partial(_judge, session, plan, tokenizer, corpus)
     evaluation = judge(START, model) or None if given is not None else None

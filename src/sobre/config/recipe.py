@@ -17,6 +17,7 @@ from sobre.parallel.config import ParallelConfig
 from sobre.plan.config import BudgetConfig
 from sobre.preference.config import DPOConfig
 from sobre.rl.config import RLConfig
+from sobre.runtime.config import Device
 from sobre.tasks.config import TasksConfig, TextConfig
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.train.config import FineTuneConfig, SaveConfig, StageConfig, StartConfig
@@ -36,6 +37,8 @@ class Recipe:
     """Name of the run; its folder is out/NAME unless --out says otherwise."""
     seed: int = 0
     """Every random choice of the run derives from it."""
+    device: Device = "auto"
+    """Where models train and sample; auto is the accelerator if there is one, else the CPU."""
     stages: tuple[StageName, ...] = ("pretrain", "sft", "rl")
     """What the run does, in this order; each stage goes on from the model that the one before left, or that `start`
     names."""

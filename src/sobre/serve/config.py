@@ -6,6 +6,7 @@ import tyro
 
 from sobre.config.base import config
 from sobre.errors import ConfigError
+from sobre.runtime.config import Device
 
 Dtype = Literal["saved", "float32", "bfloat16", "float16"]
 """What weights are held and computed with; `saved` is as they lie in the files."""
@@ -58,6 +59,8 @@ class ServeConfig:
     """Used when a request names none (DeepSeek's advice for R1)."""
     top_p: float = 0.95
     """Used when a request names none (DeepSeek's advice for R1)."""
+    device: Device = "auto"
+    """Where the model runs; auto is the accelerator if there is one, else the CPU."""
     max_context: int = 0
     """Longest prompt and answer together, in tokens; 0 takes the model's."""
     engine: str = "sobre"
@@ -132,6 +135,8 @@ class ChatConfig:
     """Sample among the likeliest tokens that together hold this probability."""
     max_tokens: int = 0
     """Longest answer, thoughts included; 0 means all the room that the context leaves."""
+    device: Device = "auto"
+    """Where the model runs; auto is the accelerator if there is one, else the CPU."""
     max_context: int = 0
     """Longest conversation, in tokens; 0 takes the model's."""
     seed: int | None = None

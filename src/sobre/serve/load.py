@@ -18,7 +18,9 @@ from sobre.models.decoder import Decoder
 from sobre.models.hub import is_hub_id, resolve
 from sobre.models.peft import is_adapter
 from sobre.plan.count import cache_bytes_per_token
+from sobre.runtime.config import Device
 from sobre.runtime.console import Console
+from sobre.runtime.device import pick_device
 from sobre.serve.config import Dtype
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -60,6 +62,7 @@ def load_folder(
     max_context: int,
     experts: bool = False,
     dtype: Dtype = "saved",
+    device: Device = "auto",
     revision: str = "",
     quiet: bool = False,
 ) -> Loaded:
@@ -68,7 +71,7 @@ def load_folder(
     Weights are held and computed with in `dtype`. A bar on standard error follows large ones unless `quiet`.
     """
     path = find_folder(model, revision)
-    weights = _weights(path, dtype, quiet)
+    weights = _weights(path, dtype, quiet).to(pick_device(device))
     tokenizer = Tokenizer.load(path)
     known = weights.cfg.vocab_size
     if tokenizer.vocab_size > known:
