@@ -4,10 +4,9 @@ Every token takes one uniform number, a hash of (run seed, request seed, positio
 state: what a request gets depends on its own logits alone, whoever shares its batch and in whatever order they came.
 The hash is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators").
 
-The number meets the distribution function in two levels, blocks of tokens and then the tokens of one block, summed in
-float64: cheaper than one long running sum, and a token of probability 1e-12 still comes up once in 1e12 draws.
+The number meets the distribution function in `kernels/draw.py`, or in a kernel that is selected in its place.
 
-Shapes: R rows, V vocabulary, J blocks of W tokens (J * W = V, padded).
+Shapes: R rows, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,15 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from sobre.engine.request import SamplingParams
+from sobre.kernels import select
+from sobre.kernels.draw import invert, log, pick
 from sobre.runtime.device import carried, exact
 
-BLOCK = 64
-"""Tokens of a block: near the square root of common vocabularies, where both levels cost the same."""
 SHORTLIST = 256
 """Most probable tokens looked at first for top_p; rows that need more are sorted whole."""
 
@@ -96,46 +94,22 @@ class Choice:
 def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """tokens_R and their logprobs_R (float64); a row of logits that is no distribution has a NaN logprob."""
     home, logits_RV = logits_RV.device, exact(logits_RV)
+    uniforms_R = carried(torch.from_numpy(uniforms(choice.keys_R, positions_R)), logits_RV.device)
+    if choice.filtered is None and choice.greedy_R is None:
+        tokens_R, logprobs_R = select.draw(logits_RV, choice.scale_R1, uniforms_R)
+        return tokens_R.to(home), logprobs_R
     scaled_RV = logits_RV if choice.scale_R1 is None else logits_RV * choice.scale_R1
     probs_RV = scaled_RV.softmax(-1)
     if choice.filtered is not None:
         _filter(probs_RV, choice)
     if choice.all_greedy:
         tokens_R = logits_RV.argmax(-1)
-        return tokens_R.to(home), _log(_pick(probs_RV, tokens_R).double())
-    uniforms_R = carried(torch.from_numpy(uniforms(choice.keys_R, positions_R)), logits_RV.device)
+        return tokens_R.to(home), log(pick(probs_RV, tokens_R).double())
     tokens_R, totals_R = invert(probs_RV, uniforms_R)
     if choice.greedy_R is not None:
         tokens_R = torch.where(choice.greedy_R, logits_RV.argmax(-1), tokens_R)
         totals_R = totals_R.masked_fill(choice.greedy_R, 1.0)  # as when all are greedy, to the last bit
-    return tokens_R.to(home), _log(_pick(probs_RV, tokens_R) / totals_R)
-
-
-def invert(weights_RV: Tensor, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The first token of each row at which the running sum exceeds uniform * total, and the totals (float64)."""
-    n_tokens = weights_RV.shape[1]
-    if n_tokens % BLOCK:
-        weights_RV = F.pad(weights_RV, (0, -n_tokens % BLOCK))
-    weights_RJW = weights_RV.unflatten(1, (-1, BLOCK))
-    sums_RJ = weights_RJW.sum(-1, dtype=torch.float64).cumsum(-1)
-    totals_R1 = sums_RJ[:, -1:]
-    block_R1, rest_R1 = _first_above(sums_RJ, uniforms_R.unsqueeze(1) * totals_R1)
-    inside_RW = weights_RJW.gather(1, block_R1.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1)
-    within_R1, _ = _first_above(inside_RW.double().cumsum(-1), rest_R1)
-    chosen_R1 = (block_R1 * BLOCK + within_R1).clamp_(max=n_tokens - 1)  # a row of NaN would point into the padding
-    return chosen_R1.squeeze(1), totals_R1.squeeze(1)
-
-
-def _first_above(sums_RJ: Tensor, targets_R1: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the first running sum above each target, and what of the target lies beyond the sum before it.
-
-    A target that rounding lifted to the total falls back just below it: the last token with any weight is taken.
-    """
-    below_R1 = torch.nextafter(sums_RJ[:, -1:], torch.zeros_like(targets_R1))
-    targets_R1 = torch.minimum(targets_R1, below_R1)
-    index_R1 = torch.searchsorted(sums_RJ, targets_R1, right=True).clamp_(max=sums_RJ.shape[1] - 1)
-    before_R1 = sums_RJ.gather(1, (index_R1 - 1).clamp_(min=0)).masked_fill_(index_R1 == 0, 0.0)
-    return index_R1, targets_R1 - before_R1
+    return tokens_R.to(home), log(pick(probs_RV, tokens_R) / totals_R)
 
 
 def _filter(probs_RV: Tensor, choice: Choice) -> None:
@@ -167,12 +141,3 @@ def model_logprobs(logits_V: Tensor, n_top: int) -> tuple[Tensor, list[tuple[int
     logprobs_V = exact(logits_V).double().log_softmax(-1)
     top = logprobs_V.topk(min(n_top, len(logprobs_V)))
     return logprobs_V, list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
-
-
-def _log(x_R: Tensor) -> Tensor:
-    """Logarithms whose bits do not depend on how many there are: a library treats a vector's rest in another way."""
-    return F.pad(x_R, (0, -len(x_R) % 16), value=1.0).log()[: len(x_R)]
-
-
-def _pick(probs_RV: Tensor, tokens_R: Tensor) -> Tensor:
-    return probs_RV.gather(1, tokens_R.unsqueeze(1)).squeeze(1)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sobre.kernels.paged import Places
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last dimension, in float32 at least, rounded once at the end (arXiv 1910.07467)."""
@@ -77,6 +79,28 @@ def cached_attention(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGW: Tensor, later_RTS: 
     scores_RHTS = torch.einsum("rthk,rshk->rhts", _widen(q_RTHK), _widen(k_RSHK)) * scale
     probs_RHTS = (scores_RHTS + later_RTS.unsqueeze(1)).softmax(-1)
     return torch.einsum("rhts,rshw->rthw", probs_RHTS, _widen(v_RSHW)).to(q_RTHK.dtype)
+
+
+def latent_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
+    """One new token for each of R sequences: all its heads attend to the cached entries (key: the first C numbers of
+    each; value: the first `rank`), which lie where `places` says."""
+    outs_HC = []
+    for q_HC, blocks_B, length in zip(q_RHC, places.table_RB, places.lengths_R.tolist(), strict=True):
+        position_S = torch.arange(length, device=q_HC.device)
+        cell_S = blocks_B[position_S // places.block] * places.block + position_S % places.block
+        entry_SC = _widen(cells_MC[cell_S, : q_HC.shape[1]])
+        outs_HC.append((_widen(q_HC) @ entry_SC.T * scale).softmax(-1) @ entry_SC[:, :rank])
+    return torch.stack(outs_HC).to(q_RHC.dtype)
+
+
+def draw(logits_RV: Tensor, scale_R1: Tensor | None, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
+    """tokens_R, the first at which the distribution function of softmax(logits * scale) exceeds its uniform number,
+    and their logprobs_R (float64)."""
+    probs_RV = (logits_RV if scale_R1 is None else logits_RV * scale_R1).softmax(-1).double()
+    sums_RV = probs_RV.cumsum(-1)
+    last_R = sums_RV.argmax(-1)  # where a target that rounding lifted to the total falls back to
+    tokens_R = torch.minimum((sums_RV <= uniforms_R[:, None] * sums_RV[:, -1:]).sum(-1), last_R)
+    return tokens_R, (probs_RV.gather(1, tokens_R[:, None]) / sums_RV[:, -1:]).log().squeeze(1)
 
 
 def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence[int]) -> Tensor:

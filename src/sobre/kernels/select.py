@@ -5,6 +5,8 @@ forces one in tests and benchmarks, and asking for one that cannot run there is 
 reasons of those that were preferred and cannot run.
 """
 
+import importlib
+import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +17,10 @@ import torch
 from torch import Tensor
 
 from sobre.errors import ConfigError
-from sobre.kernels import attention, cached, experts, fp8, loss, moe, pointwise, reference, sdpa, tiled
+from sobre.kernels import attention, cached, experts, fp8, loss, moe, paged, pointwise, reference, sdpa, tiled
+from sobre.kernels import draw as draws
 from sobre.kernels.fp8 import Quantised
+from sobre.kernels.paged import Places
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,24 @@ class Kernel:
 
 
 ACCELERATORS = ("cuda", "xpu", "npu", "mps")
+TRITON = ("cuda", "xpu")
+
+
+def _in_triton(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module that imports triton, imported when it is first called."""
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"sobre.kernels.{module}"), name)(*args)
+
+    return call
+
+
+def _no_triton() -> str | None:
+    return None if importlib.util.find_spec("triton") else "needs triton, which is not installed"
+
+
+def _gathered_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
+    return paged.latent_decode(q_RHC, cells_MC, places, rank, scale, cached_attention)
 
 
 def _grouped_moe(
@@ -55,6 +77,8 @@ def _grouped_moe(
     parts = experts.Parts(take_rows, weighted_swiglu, sum_rows)
     return experts.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, parts)
 
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # In order of preference: the first that does not refuse is taken.
 KERNELS: tuple[Kernel, ...] = (
@@ -89,11 +113,44 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("moe_ffn", "grouped", _grouped_moe, reason="grouped products, nothing asked of the device"),
     Kernel("moe_ffn", "reference", reference.moe_ffn),
     Kernel("moe_ffn", "tiled", tiled.moe_ffn, reason="the same bits in every batch"),
+    Kernel("take_rows", "triton", _in_triton("triton_experts", "take_rows"), TRITON, FLOATS, "one pass", _no_triton),
     Kernel("take_rows", "gathers", experts.take_rows, reason="its gradient is a gather, too"),
     Kernel("take_rows", "reference", reference.take_rows),
+    Kernel(
+        "weighted_swiglu",
+        "triton",
+        _in_triton("triton_experts", "weighted_swiglu"),
+        TRITON,
+        FLOATS,
+        "one pass forward, one back",
+        _no_triton,
+    ),
     Kernel("weighted_swiglu", "reference", reference.weighted_swiglu),
+    Kernel("sum_rows", "triton", _in_triton("triton_experts", "sum_rows"), TRITON, FLOATS, "one pass", _no_triton),
     Kernel("sum_rows", "gathers", experts.sum_rows, reason="its gradient is a gather, too"),
     Kernel("sum_rows", "reference", reference.sum_rows),
+    Kernel(
+        "latent_decode",
+        "triton",
+        _in_triton("triton_decode", "latent_decode"),
+        TRITON,
+        FLOATS,
+        "reads the cache where it lies, once for all heads",
+        _no_triton,
+    ),
+    Kernel("latent_decode", "gathered", _gathered_decode, reason="whatever attends to cached entries"),
+    Kernel("latent_decode", "reference", reference.latent_decode),
+    Kernel(
+        "draw",
+        "triton",
+        _in_triton("triton_sampling", "draw"),
+        TRITON,
+        (torch.float32,),
+        "softmax and draw in one kernel",
+        _no_triton,
+    ),
+    Kernel("draw", "blocks", draws.draw, reason="two levels of sums"),
+    Kernel("draw", "reference", reference.draw),
     Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
     Kernel("fp8_quantise", "reference", fp8.quantise),
@@ -231,6 +288,16 @@ def weighted_swiglu(gate_MF: Tensor, up_MF: Tensor, weights_M: Tensor) -> Tensor
 def sum_rows(y_MD: Tensor, token_M: Tensor, place_NA: Tensor) -> Tensor:
     """The sum of each token's rows."""
     return _kernel("sum_rows", y_MD)(y_MD, token_M, place_NA)
+
+
+def latent_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
+    """Latent attention of one new token per sequence over the cells of the cache."""
+    return _kernel("latent_decode", q_RHC)(q_RHC, cells_MC, places, rank, scale)
+
+
+def draw(logits_RV: Tensor, scale_R1: Tensor | None, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that uniform numbers choose, and their log-probabilities."""
+    return _kernel("draw", logits_RV)(logits_RV, scale_R1, uniforms_R)
 
 
 def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:

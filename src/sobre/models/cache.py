@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sobre.kernels.paged import Places, gather
 from sobre.models.config import BLOCK, ModelConfig
 from sobre.models.step import StepInput
 from sobre.runtime.device import carried
@@ -40,6 +41,9 @@ class KVCache(Protocol):
     def recall(self, trail: int, step: StepInput, age: int) -> Tensor:
         """Return x_N of the token `age` places before each; undefined before a beginning."""
 
+    def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
+        """cells_MC of a layer and where in them the entries of the step's sequences lie: for reading in place."""
+
 
 class BlockTables:
     """Which blocks each slot holds, and where the tokens of a step lie in them: for all that is kept per token."""
@@ -48,7 +52,7 @@ class BlockTables:
         self.device = torch.device(device)
         self._table_RB = np.zeros((n_slots, -(-max_len // BLOCK)), dtype=np.int64)
         self._cells: tuple[StepInput, Tensor] | None = None
-        self._blocks: tuple[StepInput, Tensor, int | None] | None = None
+        self._places: tuple[StepInput, Places] | None = None
 
     def place(self, slot: int, blocks: Sequence[int]) -> None:
         """From now on the slot's tokens lie in these blocks, `BLOCK` each, in this order."""
@@ -72,14 +76,16 @@ class BlockTables:
         cells = self._table_RB[slots, positions // BLOCK] * BLOCK + positions % BLOCK
         return carried(torch.from_numpy(cells), self.device)
 
-    def blocks_B(self, step: StepInput) -> tuple[Tensor, int | None]:
-        """The blocks of all sequences up to the step's longest context, one sequence after the other; and the first of
-        them when they lie in one run, as those of a single sequence mostly do."""
-        if self._blocks is None or self._blocks[0] is not step:
-            blocks = self._table_RB[np.array(step.slots), : -(-step.context // BLOCK)].ravel()
-            in_a_run = step.n_sequences == 1 and bool((np.diff(blocks) == 1).all())
-            self._blocks = (step, carried(torch.from_numpy(blocks), self.device), int(blocks[0]) if in_a_run else None)
-        return self._blocks[1], self._blocks[2]
+    def places(self, step: StepInput) -> Places:
+        """The blocks of all sequences up to the step's longest context, the same in every layer."""
+        if self._places is None or self._places[0] is not step:
+            blocks_RB = self._table_RB[np.array(step.slots), : -(-step.context // BLOCK)]
+            in_a_run = step.n_sequences == 1 and bool((np.diff(blocks_RB[0]) == 1).all())
+            first = int(blocks_RB[0, 0]) if in_a_run else None
+            table_RB = carried(torch.from_numpy(np.ascontiguousarray(blocks_RB)), self.device)
+            places = Places(table_RB, step.starts_R + step.lengths_R, step.context, BLOCK, first)
+            self._places = (step, places)
+        return self._places[1]
 
     def row_cells(self, slot: int, length: int) -> Tensor:
         """Where the first `length` tokens of a slot lie."""
@@ -109,16 +115,16 @@ class PagedCache:
         return sum(kept.numel() * kept.element_size() for kept in (self.entries_LB, *self.trails))
 
     def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> None:
-        cells_MC = self.entries_LB[layer].view(-1, self.width)
-        cells_MC.index_copy_(0, self.tables.cells_N(step), entries_NC.to(self.entries_LB.dtype))
+        self._cells_MC(layer).index_copy_(0, self.tables.cells_N(step), entries_NC.to(self.entries_LB.dtype))
 
     def read(self, layer: int, step: StepInput) -> Tensor:
-        blocks_B, first = self.tables.blocks_B(step)
-        if first is not None:
-            found = self.entries_LB[layer, first : first + len(blocks_B)]  # a view: read in place
-        else:
-            found = self.entries_LB[layer].index_select(0, blocks_B)
-        return found.view(step.n_sequences, -1, self.width)[:, : step.context]
+        return gather(self._cells_MC(layer), self.tables.places(step))
+
+    def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
+        return self._cells_MC(layer), self.tables.places(step)
+
+    def _cells_MC(self, layer: int) -> Tensor:
+        return self.entries_LB[layer].view(-1, self.width)
 
     def leave(self, trail: int, x_N: Tensor, step: StepInput) -> None:
         self.trails[trail].index_copy_(0, self.tables.cells_N(step), x_N.to(self.trails[trail].dtype))

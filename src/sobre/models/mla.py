@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sobre.kernels import select
+from sobre.kernels.paged import Places
 from sobre.models.cache import KVCache
 from sobre.models.config import MLAConfig, ModelConfig
 from sobre.models.indexer import Indexer
@@ -66,6 +67,8 @@ class MLA(nn.Module):
         chooses = mla.indexer is not None and step.context > mla.indexer.n_keys
         if fresh and not chooses:
             out_NHW = self._naive(q_NHP, q_rope_NHr, latent_NC, k_rope_Nr, step)
+        elif cache is not None and not chooses and step.max_length == 1:
+            out_NHW = self._decoded(q_NHP, q_rope_NHr, *cache.paged(self.layer, step))
         else:
             entries_RSC = step.pad(entry_NC) if fresh or cache is None else cache.read(self.layer, step).to(x_ND.dtype)
             bias_RTS = step.later_RTS
@@ -89,11 +92,23 @@ class MLA(nn.Module):
         self, q_NHP: Tensor, q_rope_NHr: Tensor, entries_RSC: Tensor, bias_RTS: Tensor, step: StepInput
     ) -> Tensor:
         mla = self.cfg
-        kv_up_HC = self.kv_up.whole_weight(q_NHP.dtype).unflatten(0, (mla.n_heads, mla.nope_dim + mla.v_dim))
-        k_up_HPC, v_up_HWC = kv_up_HC.split([mla.nope_dim, mla.v_dim], 1)
+        k_up_HPC, v_up_HWC = self._maps(q_NHP.dtype)
         q_NHC = select.heads_linear(q_NHP, k_up_HPC)
         entries_RS1C = entries_RSC.unsqueeze(2)
         q_RTHC = step.pad(torch.cat([q_NHC, q_rope_NHr], -1))
         out_RTHC = select.cached_attention(q_RTHC, entries_RS1C, entries_RS1C[..., : mla.kv_rank], bias_RTS, self.scale)
         out_NHC = step.unpad(out_RTHC)
         return select.heads_linear(out_NHC, v_up_HWC.transpose(1, 2))
+
+    def _decoded(self, q_NHP: Tensor, q_rope_NHr: Tensor, cells_MC: Tensor, places: Places) -> Tensor:
+        """The absorbed form of one new token per sequence, over the cache's cells where they lie."""
+        k_up_HPC, v_up_HWC = self._maps(q_NHP.dtype)
+        q_NHC = torch.cat([select.heads_linear(q_NHP, k_up_HPC), q_rope_NHr], -1)
+        out_NHC = select.latent_decode(q_NHC, cells_MC, places, self.cfg.kv_rank, self.scale)
+        return select.heads_linear(out_NHC, v_up_HWC.transpose(1, 2))
+
+    def _maps(self, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """From the latent to the keys (H, P, C) and values (H, W, C) of every head."""
+        mla = self.cfg
+        kv_up_HC = self.kv_up.whole_weight(dtype).unflatten(0, (mla.n_heads, mla.nope_dim + mla.v_dim))
+        return kv_up_HC.split([mla.nope_dim, mla.v_dim], 1)

@@ -6,7 +6,8 @@ import torch
 from torch.testing import assert_close
 
 from sobre.engine.request import SamplingParams
-from sobre.engine.sampling import Choice, invert, keys, mix64, sample, uniforms
+from sobre.engine.sampling import Choice, keys, mix64, sample, uniforms
+from sobre.kernels.draw import invert
 
 
 def params(**given):

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sobre.kernels import attention, experts, loss, moe, pointwise, reference, sdpa, select
+from sobre.kernels.paged import Places
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
 DTYPES = list(TOLERANCE)
@@ -290,3 +291,27 @@ def test_moving_rows_to_their_experts_and_back_is_a_gather_both_ways(dtype, name
     x = randn(10 if name == "sum_rows" else 5, width, dtype=dtype)
     assert_same(getattr(experts, name), getattr(reference, name), [x], rows.token_M, rows.place_NA)
     assert rows.ends_E.tolist() == [3, 5, 10, 10]
+
+
+@pytest.mark.parametrize("lengths", [(5,), (1, 40, 33)])
+def test_latent_attention_over_gathered_entries_is_latent_attention(lengths):
+    table_RB = torch.randperm(3 * len(lengths), generator=torch.Generator().manual_seed(1)).view(-1, 3)
+    cells_MC = randn(table_RB.numel() * 16, 15, dtype=torch.float32)
+    places = Places(table_RB, torch.tensor(lengths), max(lengths), 16)
+    if len(lengths) == 1:
+        places = Places(torch.arange(1)[None], torch.tensor(lengths), max(lengths), 16, first=0)
+    q_RHC = randn(len(lengths), 3, 12, dtype=torch.float32, seed=1)
+    ours = select.latent_decode(q_RHC, cells_MC, places, 8, 0.3)
+    assert_close(ours, reference.latent_decode(q_RHC, cells_MC, places, 8, 0.3))
+
+
+@pytest.mark.parametrize("n_words", [50, 128, 300])
+def test_a_number_draws_the_first_token_whose_sum_exceeds_it(n_words):
+    logits_RV = randn(40, n_words, dtype=torch.float32) * 3
+    uniforms_R = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    uniforms_R[:2] = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    for scale_R1 in (None, torch.linspace(0.5, 2, 40).unsqueeze(1)):
+        tokens_R, logprobs_R = select.draw(logits_RV, scale_R1, uniforms_R)
+        theirs_R, their_logprobs_R = reference.draw(logits_RV, scale_R1, uniforms_R)
+        assert tokens_R.tolist() == theirs_R.tolist()
+        assert_close(logprobs_R, their_logprobs_R)

@@ -36,7 +36,7 @@ def test_asking_for_an_unknown_kernel_lists_those_there_are():
 def test_a_kernel_asked_for_where_it_cannot_run_is_an_error_not_a_fallback():
     with select.override("moe_ffn", "routed"), pytest.raises(ConfigError, match="runs on cpu, not on cuda"):
         select.choose("moe_ffn", "cuda", torch.float32)
-    assert select.choose("moe_ffn", "cuda", torch.float32).name == "reference"
+    assert select.choose("moe_ffn", "cuda", torch.float32).name == "grouped"
 
 
 def test_the_chosen_float32_precision_is_accurate():
@@ -60,3 +60,15 @@ def test_an_inaccurate_medium_is_not_chosen(monkeypatch):
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("op", ["take_rows", "weighted_swiglu", "sum_rows", "latent_decode", "draw"])
+def test_a_gpu_without_triton_gets_the_next_best_and_is_told_why(op, monkeypatch):
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: None)
+    assert select.choose(op, "cuda", torch.float32).name != "triton"
+    assert "triton needs triton, which is not installed" in select._choose(op, "cuda", torch.float32)[1]
+    with pytest.raises(ConfigError, match="needs triton"), select.override(op, "triton"):
+        select.choose(op, "cuda", torch.float32)
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: object())
+    assert select.choose(op, "cuda", torch.float32).name == "triton"
+    assert select.choose(op, "cpu", torch.float32).name != "triton"

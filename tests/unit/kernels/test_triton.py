@@ -1,0 +1,126 @@
+"""The Triton kernels are their references: under Triton's interpreter on a CPU, for real where there is a GPU.
+
+Needs triton 3.9 or newer for the interpreter (`pip install 'sobre[kernels]'`); no shape is a multiple of a tile.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+pytest.importorskip("triton", reason="triton is not installed: pip install 'sobre[kernels]'")
+
+from sobre.kernels import experts, reference, triton_decode, triton_experts, triton_sampling  # noqa: E402
+from sobre.kernels.paged import Places  # noqa: E402
+
+DEVICE = "cuda" if HAS_GPU else "cpu"
+DTYPES = [torch.float32, torch.bfloat16]
+HALF = torch.bfloat16 if HAS_GPU else torch.float16
+"""The interpreter multiplies bfloat16 matrices as if they were integers."""
+CLOSE = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.float16: {"rtol": 5e-3, "atol": 5e-3},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+}
+
+
+def randn(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def assert_same(fast, exact, tensors: list[Tensor], *rest) -> None:
+    """Outputs and gradients under one cotangent."""
+    found = []
+    for call in (fast, exact):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        out = call(*leaves, *rest)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, randn(*out.shape, seed=9, dtype=out.dtype))])
+    for ours, theirs in zip(*found, strict=True):
+        assert_close(ours, theirs, **CLOSE[theirs.dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [5, 1030])
+def test_rows_go_to_their_experts_and_back(dtype, width):
+    rows = experts.order(torch.tensor([[2, 0], [2, 1], [0, 2]], device=DEVICE), 4)
+    assert_same(triton_experts.take_rows, reference.take_rows, [randn(3, width, seed=0, dtype=dtype)], *rows[1:3])
+    assert_same(triton_experts.sum_rows, reference.sum_rows, [randn(6, width, seed=1, dtype=dtype)], *rows[1:3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [3, 1030])
+def test_swiglu_times_a_weight(dtype, width):
+    tensors = [randn(*shape, seed=i, dtype=dtype) for i, shape in enumerate([(3, width), (3, width), (3,)])]
+    if width > 1000:
+        tensors[0] = tensors[0] * 0.1  # so that the sum over a row stays of the size of its rounding
+    assert_same(triton_experts.weighted_swiglu, reference.weighted_swiglu, [x * 0.5 for x in tensors])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize(
+    ("n_heads", "rank", "rope", "lengths", "block"),
+    [(2, 16, 4, (5,), 16), (5, 40, 12, (1, 130, 33), 16), (17, 24, 8, (64, 95), 32)],
+)
+def test_latent_attention_over_pages(dtype, n_heads, rank, rope, lengths, block):
+    n_blocks = -(-max(lengths) // block)
+    table_RB = torch.randperm(len(lengths) * n_blocks, generator=torch.Generator().manual_seed(1)).view(-1, n_blocks)
+    cells_MC = randn(table_RB.numel() * block, rank + rope + 3, seed=2, dtype=dtype)  # 3 numbers of an indexer's key
+    places = Places(table_RB.to(DEVICE), torch.tensor(lengths, device=DEVICE), max(lengths), block)
+    for row, length in enumerate(lengths):  # what lies beyond a sequence's end must not be read
+        last = table_RB[row, (length - 1) // block] * block
+        cells_MC[last + (length - 1) % block + 1 : last + block] = torch.nan
+        for beyond in table_RB[row, (length - 1) // block + 1 :].tolist():
+            cells_MC[beyond * block : (beyond + 1) * block] = torch.nan
+    q_RHC = randn(len(lengths), n_heads, rank + rope, seed=3, dtype=dtype)
+    ours = triton_decode.latent_decode(q_RHC, cells_MC, places, rank, 0.3)
+    assert_close(ours, reference.latent_decode(q_RHC, cells_MC, places, rank, 0.3), **CLOSE[dtype])
+
+
+def test_a_context_split_among_programs_is_attended_to_as_a_whole(monkeypatch):
+    cells_MC, q_RHC = randn(320, 20, seed=2), randn(1, 3, 20, seed=3)
+    places = Places(torch.arange(20, device=DEVICE)[None], torch.tensor([301], device=DEVICE), 301, 16, 0)
+    exact = reference.latent_decode(q_RHC, cells_MC, places, 16, 0.3)
+    for programs in (1, 3, 1000):
+        monkeypatch.setattr(triton_decode, "PROGRAMS", programs)
+        assert_close(triton_decode.latent_decode(q_RHC, cells_MC, places, 16, 0.3), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_words", [50, 2500])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_same_number_draws_the_same_token(n_words, scaled):
+    logits_RV = randn(9, n_words, seed=0) * 3
+    logits_RV[2, 10:] = -torch.inf
+    uniforms_R = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    uniforms_R[:3] = torch.tensor([0.0, 1 - 2**-53, 1 - 2**-53], dtype=torch.float64)
+    scale_R1 = randn(9, 1, seed=5).abs() + 0.5 if scaled else None
+    tokens_R, logprobs_R = triton_sampling.draw(logits_RV, scale_R1, uniforms_R)
+    theirs_R, their_logprobs_R = reference.draw(logits_RV, scale_R1, uniforms_R)
+    assert tokens_R.tolist() == theirs_R.tolist()
+    assert_close(logprobs_R, their_logprobs_R, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_logits_that_are_no_numbers_are_told_by_their_probability():
+    logits_RV = randn(2, 40, seed=0)
+    logits_RV[1, 7] = torch.nan
+    tokens_R, logprobs_R = triton_sampling.draw(logits_RV, None, torch.full((2,), 0.5, dtype=torch.float64).to(DEVICE))
+    assert logprobs_R.isnan().tolist() == [False, True]
+    assert 0 <= int(tokens_R[1]) < 40
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_hopper():
+    """The whole way to machine code, which needs no GPU."""
+    script = Path(__file__).with_name("compile_for_hopper.py")
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.splitlines()) == 6
