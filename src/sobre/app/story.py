@@ -115,7 +115,7 @@ def _new(session: Session, cfg: ModelConfig, machine: Machine, tokenizer: Tokeni
     model.init_weights(key_u64(session.recipe.seed, key) % 2**63)
     if model.memory is not None:
         model.memory.classes_V.copy_(torch.tensor(token_classes(tokenizer, cfg.vocab_size)))
-    return model
+    return model.to(session.device)
 
 
 def _allowance(session: Session, plan: Plan, stage: str, evaluation: float | None) -> float:

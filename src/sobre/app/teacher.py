@@ -44,7 +44,7 @@ def open_model(session: Session, teacher: str, dtype: torch.dtype) -> tuple[Deco
     model = load(folder, dtype=torch.float32, compute_dtype=dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model.eval(), Tokenizer.load(folder)
+    return model.to(session.device).eval(), Tokenizer.load(folder)
 
 
 def open_answerer(session: Session, cfg: AnswersConfig) -> tuple[Answerer, Engine | None]:

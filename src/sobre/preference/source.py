@@ -104,7 +104,7 @@ def reference_log_probs(
         part.append(pair)
         following = pairs[place + 1].n_tokens if place + 1 < len(pairs) else micro_tokens
         if sum(each.n_tokens for each in part) + following > micro_tokens:
-            batch = to_batch(part, [(0.0, 0.0)] * len(part))
+            batch = to_batch(part, [(0.0, 0.0)] * len(part)).to(model.embed.weight.device)
             said = answer_log_probs(model, model(batch.step), batch)
             found += list(zip(said.chosen_X.tolist(), said.rejected_X.tolist(), strict=True))
             seen(batch)
