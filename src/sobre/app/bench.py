@@ -2,6 +2,7 @@
 
     sobre bench train                        a training step against transformers, and against our dense twin
     sobre bench decode                       batched generation against transformers.generate
+    sobre bench load                         two gigabytes of weights against reading their bytes
     sobre bench serve                        a started server: 32 streams against one, first tokens, page
     sobre bench rl                           a GRPO step against TRL
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
@@ -23,6 +24,7 @@ from sobre.bench.config import (
     BenchConfig,
     DecodeBench,
     DistillBench,
+    LoadBench,
     RLBench,
     ServeBench,
     StoryBench,
@@ -38,6 +40,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "train": TrainBench,
     "decode": DecodeBench,
     "rl": RLBench,
+    "load": LoadBench,
     "serve": ServeBench,
     "twin": TwinBench,
     "story": StoryBench,
@@ -103,6 +106,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import rl
 
         return lambda cfg: rl.bench(cfg, say).document()
+    if name == "load":
+        from sobre.bench import load
+
+        return lambda cfg: load.bench(cfg, say).document()
     if name == "serve":
         from sobre.bench import serve
 

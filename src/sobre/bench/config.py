@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from sobre.bench.shapes import SMALL
+from sobre.bench.shapes import LARGE, SMALL
 from sobre.config.base import config
 from sobre.errors import ConfigError
 from sobre.models.config import ModelConfig
@@ -84,6 +84,13 @@ class DecodeBench(TimedConfig):
     """Fewest and most new tokens of a request at spread ends, drawn uniformly."""
     temperature: float = 0.0
     """Of both sides; 0 is greedy. The check is always greedy."""
+
+
+@config
+class LoadBench(TimedConfig):
+    """Two gigabytes of weights into a model that is ready, against `readinto` of the same files into fresh memory."""
+
+    model: ModelConfig = LARGE
 
 
 @config

@@ -18,6 +18,16 @@ SMALL = ModelConfig(
 )
 """19.9M parameters, 5.12M active: one dense layer, then five of 32 experts, 4 active and one shared."""
 
+LARGE = ModelConfig(
+    vocab_size=32_768,
+    max_len=4096,
+    d_model=1024,
+    n_layers=12,
+    attention=MLAConfig(n_heads=16, q_rank=384, kv_rank=256, nope_dim=64, rope_dim=64, v_dim=64),
+    ffn=MoEConfig(n_experts=52, n_active=4, d_expert=512, n_shared=1, n_dense_layers=1, d_ff=4096),
+)
+"""1.03 billion parameters, 2 GB in bfloat16: 572 experts of 3 MB each, the rest of the V3 shape around them."""
+
 D_FF_UNIT = 8
 """Inner widths of twins are multiples of this."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sobre.errors import CheckpointError
 from sobre.models.adapt import merge, merged_state
@@ -24,7 +24,6 @@ from sobre.models.families.memory import with_memory
 from sobre.models.families.table import FAMILIES, family_of
 from sobre.models.hub import resolve
 from sobre.models.peft import CONFIG, is_adapter, read_adapter, read_adapter_config, write_adapter
-from sobre.models.rope import Rope
 from sobre.models.shards import Shards
 
 log = logging.getLogger(__name__)
@@ -90,10 +89,7 @@ def load_model(
     dtype = dtype or getattr(torch, theirs.get("dtype") or theirs.get("torch_dtype") or "float32")
     with torch.device("meta"):
         decoder = Decoder(cfg, dtype=compute_dtype or dtype)
-        for parameter in decoder.parameters():
-            parameter.data = parameter.data.to(dtype)
-    decoder.to_empty(device=device)
-    decoder.rope = Rope(cfg.rope, decoder.rope.dim, cfg.max_len).to(device)
+    _allocate(decoder, dtype, device)
     for router in decoder.routers():
         router.bias_E.zero_()
     decoder.family = theirs.get("base_model_type", family.model_type)
@@ -129,6 +125,21 @@ def base_config(folder: Path) -> dict[str, Any]:
         return read_config(folder)
     config = read_adapter_config(folder)
     return base_config(resolve(config["base_model_name_or_path"], revision=config.get("revision")))
+
+
+def _allocate(model: Decoder, dtype: torch.dtype, device: str) -> None:
+    """Memory for what lies on the meta device, parameters in `dtype`; the table of the rope is there already.
+
+    Not Module.to_empty: its `empty_like` of meta tensors imports torch's compiler, which takes seconds.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
+        for name, buffer in module.named_buffers(recurse=False):
+            there = (
+                torch.empty(buffer.shape, dtype=buffer.dtype, device=device) if buffer.is_meta else buffer.to(device)
+            )
+            setattr(module, name, there)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -198,7 +209,7 @@ def saved_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if name.endswith("e_score_correction_bias") else dtype
 
 
-def _places(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
+def tensor_places(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
     """(their name, the place in our model), every tensor of the model once, experts as views of the stack."""
     places = model.state_dict() if model.lora is None else merged_state(model)
     for ours, theirs, form in their_names(model.cfg, family):
@@ -229,7 +240,7 @@ def their_names(cfg: ModelConfig, family: Family) -> Iterator[tuple[str, list[st
 
 
 def _their_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]]:
-    yield from _places(model, family)
+    yield from tensor_places(model, family)
     if model.mtp is not None:
         originals = {"embed.weight": model.embed.weight.data, "head.weight": model.head_VD.data}
         for pattern, ours in family.copies:
@@ -238,7 +249,7 @@ def _their_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor
 
 @torch.no_grad()
 def _fill(model: Decoder, family: Family, shards: Shards, progress: Progress | None) -> None:
-    places = dict(_places(model, family))
+    places = dict(tensor_places(model, family))
     _check(model, family, shards, {name: tuple(place.shape) for name, place in places.items()})
     done, total = 0, sum(shards.stored[name].size_bytes for name in places)
     for name in sorted(places, key=lambda name: (shards.stored[name].file, shards.stored[name].begin)):

@@ -117,7 +117,8 @@ class Decoder(nn.Module):
         self.family = ""
         self.lora: LoraConfig | None = None
         self.rope = Rope(cfg.rope, cfg.attention.rotary_dim, cfg.max_len)
-        self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        # not nn.Embedding(V, D): that draws numbers, which on the meta device imports torch's compiler (seconds)
+        self.embed = nn.Embedding.from_pretrained(torch.empty(cfg.vocab_size, cfg.d_model), freeze=False)
         self.layers = nn.ModuleList(Block(cfg, layer, dispatch) for layer in range(cfg.n_layers))
         self.norm = RMSNorm(cfg.d_model, cfg.norm_eps)
         self.head: nn.Module | None = None if cfg.tied else Linear(cfg.d_model, cfg.vocab_size)

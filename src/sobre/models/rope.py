@@ -7,6 +7,9 @@ position, as in DeepSeek's inference code, and its temperature enters the softma
 table: the table's own factor, mscale / mscale_all_dim, is 1 for V3. Others (Qwen) leave the softmax scale alone and
 multiply the table, which is mscale_all_dim = 0.
 
+The table is made on the CPU even where a model is laid out on the meta device: `arange` there imports torch's compiler,
+which took longer than reading a gigabyte of weights.
+
 Llama 3.1 (released code, `apply_scaling`) keeps short wavelengths, divides long ones, and blends by the number of
 wavelengths that fit the original context.
 """
@@ -29,7 +32,7 @@ class Rope(nn.Module):
         super().__init__()
         self.interleaved = cfg.interleaved
         self.dim = dim
-        angles_T2 = torch.outer(torch.arange(max_len, dtype=torch.float32), frequencies(cfg, dim))
+        angles_T2 = torch.outer(torch.arange(max_len, dtype=torch.float32, device="cpu"), frequencies(cfg, dim))
         factor = 1.0 if cfg.yarn is None else table_factor(cfg.yarn)
         self.register_buffer("cos_T2", angles_T2.cos() * factor, persistent=False)
         self.register_buffer("sin_T2", angles_T2.sin() * factor, persistent=False)
@@ -41,14 +44,14 @@ class Rope(nn.Module):
 
 def frequencies(cfg: RopeConfig, dim: int) -> Tensor:
     """Angle per position of each of the dim / 2 pairs, float32."""
-    exponents_2 = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    exponents_2 = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
     plain_2 = 1.0 / cfg.theta**exponents_2
     if cfg.llama3 is not None:
         return _llama3(plain_2, cfg.llama3)
     if cfg.yarn is None:
         return plain_2
     low, high = _blend_range(cfg.yarn, cfg.theta, dim)
-    ramp_2 = ((torch.arange(dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp_2 = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)).clamp(0, 1)
     return plain_2 * (1 - ramp_2) + plain_2 / cfg.yarn.factor * ramp_2
 
 

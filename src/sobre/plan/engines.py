@@ -51,10 +51,11 @@ def verdicts(cfg: ModelConfig, model_type: str = "") -> list[Verdict]:
         nobody = ("no open family carries this mixture of parts; mla with either feed-forward does (DeepSeek-V3)",)
         return [Verdict(engine, "", nobody) for engine in ("transformers", "vllm", "sglang", "llama.cpp")]
     form = family.architecture
+    ours = (llama_cpp.MEMORY,) if cfg.memory.layers else ()
     left_out = ("the multi-token prediction module is passed over",) if cfg.n_mtp else ()
     drafts = ("the multi-token prediction module can draft",) if cfg.n_mtp else ()
     return [
-        Verdict("transformers", form, (), left_out),
+        Verdict("transformers", form, ours, left_out),
         Verdict("vllm", form, tuple(_vllm(cfg)), (*_vllm_remarks(cfg, family.model_type), *drafts)),
         Verdict("sglang", form, tuple(_sglang(cfg)), (*_sglang_remarks(cfg, family.model_type), *drafts)),
         Verdict("llama.cpp", llama_cpp.architecture(cfg), tuple(llama_cpp.faults(cfg)), left_out),
@@ -72,6 +73,8 @@ def to_dict(found: dict[str, list[Verdict]]) -> dict[str, Any]:
 
 def _both(cfg: ModelConfig) -> Iterator[str]:
     """Faults that vLLM and SGLang share."""
+    if cfg.memory.layers:
+        yield llama_cpp.MEMORY
     if isinstance(cfg.attention, LightningConfig):
         yield "it has no MiniMax-Text-01 (any more); gqa or mla it has"
     if isinstance(cfg.attention, MLAConfig):

@@ -11,7 +11,7 @@ from typing import Any
 from sobre.config.load import Layer, decode
 from sobre.errors import CheckpointError, ConfigError
 from sobre.models.config import ModelConfig
-from sobre.models.families.table import FAMILIES
+from sobre.models.families.table import FAMILIES, family_of
 from sobre.plan.hf import from_hf
 from sobre.plan.outline import Outline, outline
 
@@ -36,7 +36,7 @@ def shape(name: str) -> tuple[ModelConfig, str]:
         return _ours(path, tree), ""
     if path is None:
         tree = UNSAID | tree
-    family = next((family for family in FAMILIES if tree["model_type"] in (family.model_type, *family.aliases)), None)
+    family = family_of(tree)
     if family is None:
         have = ", ".join(family.model_type for family in FAMILIES)
         raise ConfigError(f"{name}: model_type {tree['model_type']!r} is none of ours, which are {have}")

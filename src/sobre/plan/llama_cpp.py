@@ -10,6 +10,7 @@ from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, 
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024
 MAX_LATENT_EPS = 1e-5
+MEMORY = "nobody but sobre has n-gram memory; set memory.layers=[]"
 LITE_LAYERS = (26, 27)
 """Depths that it takes for DeepSeek-V2-Lite's, whose queries are not compressed."""
 
@@ -46,6 +47,8 @@ def _trunk(cfg: ModelConfig) -> Iterator[str]:
         yield f"n_experts={cfg.ffn.n_experts}: it takes {MAX_EXPERTS} at most"
     if cfg.memory.layers:
         yield "n-gram memory is a part that it does not have; serve the model with sobre, or train one without memory"
+    if cfg.memory.layers:
+        yield MEMORY
     if cfg.residual is not None:
         yield "scaled residual streams (MiniMax-01) have no GGUF form here"
 

@@ -192,6 +192,7 @@ torch.empty(1)
 def rss(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
 load_model(sys.argv[3])  # what torch loads on first use is not the weights
+assert not {"torch._dynamo", "sympy"} & {*sys.modules}, "loading a model takes seconds more where it imports a compiler"
 before = rss("VmRSS")
 model = load_model(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 weights = sum(p.numel() * p.element_size() for p in model.parameters())

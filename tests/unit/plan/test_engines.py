@@ -13,6 +13,7 @@ from sobre.models.config import (
     GQAConfig,
     IndexerConfig,
     LightningConfig,
+    MemoryConfig,
     MLAConfig,
     ModelConfig,
     MoEConfig,
@@ -68,6 +69,11 @@ def test_vllm_takes_three_widths_of_the_latent_and_is_told_what_to_change(kv_ran
         (replace(V3, rope=RopeConfig(interleaved=False)), {"vllm"}, "rope.interleaved=true"),
         (replace(V3, attention=replace(V3.attention, bias=True)), {"vllm", "sglang", "llama.cpp"}, "bias=false"),
         (replace(V3, ffn=replace(MOE, n_shared=0)), {"vllm", "llama.cpp"}, "n_shared=1"),
+        (
+            replace(V3, memory=MemoryConfig(layers=(1,))),
+            {"transformers", "vllm", "sglang", "llama.cpp"},
+            "memory.layers=[]",
+        ),
         (replace(V3, norm_eps=1e-3), {"vllm", "sglang", "llama.cpp"}, "1e-"),
         (
             replace(V3, attention=replace(V3.attention, indexer=IndexerConfig())),

@@ -183,3 +183,4 @@ V32 = Family(
     tensors=_V32_TENSORS + mtp(_V32_TENSORS),
     copies=MTP_COPIES,
 )
+FAMILIES = (V3, V2, V32)

@@ -132,3 +132,4 @@ ERNIE_MOE = Family(
     tensors=TRUNK + _ATTENTION + FFN + FFN_BIASES + EXPERTS + _BIAS + SHARED,
     without=("model.mtp",),
 )
+FAMILIES = (ERNIE, ERNIE_MOE)

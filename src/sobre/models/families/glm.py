@@ -71,3 +71,4 @@ GLM4_MOE = Family(
     tensors=_TENSORS + mtp(_TENSORS),
     copies=MTP_COPIES,
 )
+FAMILIES = (GLM4_MOE,)

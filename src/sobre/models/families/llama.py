@@ -51,3 +51,4 @@ LLAMA = Family(
     to_theirs=_to_theirs,
     tensors=TRUNK + QKV + QKV_BIASES + O_BIAS + FFN + FFN_BIASES,
 )
+FAMILIES = (LLAMA,)

@@ -165,3 +165,4 @@ M2 = Family(
     to_theirs=_m2_to_theirs,
     tensors=TRUNK + QKV + HEAD_NORMS + _EXPERTS + _BIAS,
 )
+FAMILIES = (M2, TEXT_01)

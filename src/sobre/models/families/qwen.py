@@ -141,3 +141,4 @@ QWEN3_MOE = Family(
     to_theirs=_qwen3_moe_to_theirs,
     tensors=TRUNK + QKV + HEAD_NORMS + QKV_BIASES + O_BIAS + FFN + EXPERTS,
 )
+FAMILIES = (QWEN2, QWEN3, QWEN3_MOE)

@@ -50,3 +50,4 @@ SEED_OSS = Family(
     to_theirs=_to_theirs,
     tensors=TRUNK + QKV + QKV_BIASES + O_BIAS + FFN + FFN_BIASES,
 )
+FAMILIES = (SEED_OSS,)

@@ -3,24 +3,23 @@
 The order matters where several could carry a model of our own: the first writes it.
 """
 
-from sobre.models.families import deepseek, ernie, glm, llama, minimax, qwen, seed
+from importlib import import_module
+
 from sobre.models.families.base import Family, HFConfig
 from sobre.models.families.memory import MODEL_TYPE, with_memory
 
-FAMILIES: tuple[Family, ...] = (
-    deepseek.V3,
-    deepseek.V2,
-    deepseek.V32,
-    llama.LLAMA,
-    qwen.QWEN2,
-    qwen.QWEN3,
-    qwen.QWEN3_MOE,
-    glm.GLM4_MOE,
-    minimax.M2,
-    minimax.TEXT_01,
-    ernie.ERNIE,
-    ernie.ERNIE_MOE,
-    seed.SEED_OSS,
+PAGES = (
+    "deepseek",
+    "llama",
+    "qwen",
+    "glm",
+    "minimax",
+    "ernie",
+    "seed",
+)
+"""Modules beside this one; each names its families in `FAMILIES`."""
+FAMILIES: tuple[Family, ...] = tuple(
+    family for page in PAGES for family in import_module(f"sobre.models.families.{page}").FAMILIES
 )
 
 

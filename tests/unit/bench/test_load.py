@@ -1,0 +1,78 @@
+"""The benchmark of loading: both sides read the same folder, what is loaded is checked, and slow is told from fast."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+from sobre.bench import load
+from sobre.bench.config import LoadBench
+from sobre.bench.timing import Timing
+from sobre.errors import RunError
+from sobre.models.checkpoint import load_model
+from sobre.models.config import ModelConfig
+from sobre.plan.count import params
+from sobre.schemas import schema
+
+
+@pytest.fixture
+def tiny(nano_config: ModelConfig) -> LoadBench:
+    return LoadBench(model=nano_config, rounds=2, warmup=1)
+
+
+def test_the_default_is_two_gigabytes_in_bfloat16():
+    assert 2e9 < 2 * params(LoadBench().model).total < 2.2e9
+
+
+def test_a_result_follows_the_schema_and_names_the_limit(tiny: LoadBench, monkeypatch: pytest.MonkeyPatch):
+    turns: list[str] = []
+
+    def turn(side: str, folder: Path, threads: int) -> Timing:
+        turns.append(side)
+        return Timing(1.2 if side == "sobre" else 1.0, 1.0)
+
+    monkeypatch.setattr(load, "_turn", turn)
+    document = load.bench(tiny, lambda line: None).document()
+    jsonschema.validate(document, schema("bench"))
+    (found,) = document["ratios"]
+    assert found["median"] == pytest.approx(1 / 1.2)
+    assert found["target"] == pytest.approx(1 / 1.5)
+    assert turns == ["readinto", "sobre", "sobre", "readinto", "readinto", "sobre"]
+    assert document["check"][0]["value"] == 0
+
+
+def test_both_sides_can_be_measured_and_a_process_that_fails_is_named(tiny: LoadBench, tmp_path: Path):
+    load.write(tiny.model, 0, tmp_path)
+    assert load_model(tmp_path).embed.weight.dtype == torch.bfloat16
+    for side in load.SIDES:
+        assert 0 < load.measure(side, tmp_path).wall_s < 5
+    with pytest.raises(RunError, match="the process that loads by sobre failed"):
+        load._turn("sobre", tmp_path / "nothing", 1)
+
+
+def test_the_forward_is_not_counted(tiny: LoadBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    load.write(tiny.model, 0, tmp_path)
+    monkeypatch.setattr(load, "_forward", lambda model: time.sleep(0.2))
+    assert load.measure("sobre", tmp_path).wall_s < 0.15
+
+
+def test_a_tensor_that_is_not_the_file_s_ends_the_benchmark(tiny: LoadBench, monkeypatch: pytest.MonkeyPatch):
+    def spoilt(folder: Path):
+        model = load_model(folder)
+        with torch.no_grad():
+            model.norm.weight[0] += 1
+        return model
+
+    monkeypatch.setattr(load, "load_model", spoilt)
+    with pytest.raises(RunError, match="tensors loaded that are not those of the files: 1 exceeds 0"):
+        load.bench(tiny, lambda line: None)
+
+
+def test_settings_are_written_with_the_result(tiny: LoadBench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(load, "_turn", lambda *_: Timing(1.0, 1.0))
+    settings = load.bench(dataclasses.replace(tiny, seed=3), lambda line: None).document()["settings"]
+    assert json.loads(json.dumps(settings))["seed"] == 3
