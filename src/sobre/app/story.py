@@ -40,6 +40,8 @@ SAMPLING = ("rl", "rl2", "distill")
 """Stages whose model answers while it is trained."""
 BYTES_PER_PARAMETER = 12
 """Of a saved state: weights and two moments in float32."""
+BYTES_PER_TABLE_NUMBER = 4
+"""The same of the memory's tables, which have one moment for each row."""
 
 
 def tell(session: Session) -> None:
@@ -85,7 +87,9 @@ def tell(session: Session) -> None:
 def _ensure_space(session: Session, model: Decoder) -> None:
     """What is learned goes to disk with every state, and with the model of every stage."""
     states = session.recipe.save.keep + 1  # the newest is written before the oldest goes
-    each = adapting.count(model) * BYTES_PER_PARAMETER * (states + 1)
+    tables = model.cfg.memory.n_table_numbers if model.lora is None else 0
+    each = (adapting.count(model) - tables) * BYTES_PER_PARAMETER + tables * BYTES_PER_TABLE_NUMBER
+    each *= states + 1
     merged = sum(p.nbytes for p in model.parameters()) if session.recipe.lora.merged and model.lora else 0
     need_bytes = (each + merged) * len(session.recipe.stages)
     ensure_space(session.folder.path, need_bytes, "the saved states and models of this run")

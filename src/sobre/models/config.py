@@ -326,6 +326,11 @@ class MemoryConfig:
         return len(self.orders) * self.n_heads
 
     @property
+    def n_table_numbers(self) -> int:
+        """Numbers in the tables of all layers."""
+        return len(self.layers) * self.n_tables * self.n_rows * self.dim
+
+    @property
     def read_dim(self) -> int:
         """Numbers that a token reads at one layer."""
         return self.n_tables * self.dim

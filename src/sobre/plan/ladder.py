@@ -2,14 +2,15 @@
 
 Head width is 32 (64 from width 512 on), and half as much rotary in latent attention; the cached latent is half the
 width; what a token visits in a feed-forward layer is 2.5 widths with experts (shared and active together), 8/3 without.
-Numbers of experts, of active ones and of groups are the recipe's own.
+Numbers of experts, of active ones and of groups are the recipe's own. So are the tables of the n-gram memory; it lies
+as deep in the model, by share of its layers, as in the recipe's.
 """
 
 from dataclasses import replace
 from math import gcd
 
 from sobre.errors import ConfigError
-from sobre.models.config import Attention, DenseConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import Attention, DenseConfig, LightningConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.plan.rules import Rung
 
 WIDTH_UNIT = 32
@@ -20,7 +21,12 @@ def at_rung(kind: ModelConfig, rung: Rung) -> ModelConfig:
     """The model of `kind` with the sizes of the rung."""
     d = rung.d_model
     return replace(
-        kind, d_model=d, n_layers=rung.n_layers, attention=_attention(kind.attention, d), ffn=_ffn(kind, rung)
+        kind,
+        d_model=d,
+        n_layers=rung.n_layers,
+        attention=_attention(kind.attention, d),
+        ffn=_ffn(kind, rung),
+        memory=_memory(kind, rung.n_layers),
     )
 
 
@@ -48,6 +54,12 @@ def _ffn(kind: ModelConfig, rung: Rung) -> DenseConfig | MoEConfig:
         d_ff=_units(rung.d_model * 2.5),
         n_dense_layers=min(kind.ffn.n_dense_layers, rung.n_layers - 1),
     )
+
+
+def _memory(kind: ModelConfig, n_layers: int) -> MemoryConfig:
+    """The layers that lie as deep; two that fall together in a shallow model are one."""
+    deep = dict.fromkeys(layer * n_layers // kind.n_layers for layer in kind.memory.layers)
+    return replace(kind.memory, layers=tuple(deep))
 
 
 def _units(width: float) -> int:

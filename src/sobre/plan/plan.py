@@ -163,7 +163,9 @@ def describe(model: ModelConfig) -> str:
         ffn = f"{model.ffn.n_active} of {model.ffn.n_experts} experts of {model.ffn.d_expert}"
     else:
         ffn = f"dense {model.ffn.d_ff}"
-    return f"{model.n_layers} layers of {model.d_model}, {model.attention.kind.upper()}, {ffn}"
+    layers = ", ".join(map(str, model.memory.layers))
+    memory = f", n-gram memory of {short(model.memory.n_rows)} rows a table before layers {layers}" if layers else ""
+    return f"{model.n_layers} layers of {model.d_model}, {model.attention.kind.upper()}, {ffn}{memory}"
 
 
 def short(number: float) -> str:

@@ -6,6 +6,8 @@ gets wrong about speed while the run goes on.
 
 from dataclasses import dataclass
 
+from sobre.models.config import ModelConfig
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -61,5 +63,13 @@ class Rules:
     """Repeating data more often than this teaches nothing (the same paper): the plan is refused."""
     bytes_per_parameter: int = 24
     """Master weight, gradient, optimizer state, compute copies and temporaries of training, for the memory check."""
+    bytes_per_table_number: int = 8
+    """The same of the memory's tables, whose gradient is sparse and whose state is one number a row: the weight, and a
+    copy while it is saved."""
     most_memory: float = 0.5
     """Share of the machine's memory that parameters may take in training; activations and data need the rest."""
+
+    def training_bytes(self, n_numbers: int, model: ModelConfig) -> int:
+        """Of a model with so many stored numbers."""
+        tables = model.memory.n_table_numbers
+        return (n_numbers - tables) * self.bytes_per_parameter + tables * self.bytes_per_table_number

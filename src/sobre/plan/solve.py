@@ -195,7 +195,7 @@ def _by_fit(kind: ModelConfig, purse: Purse, rates: Rates, aim: float) -> tuple[
     models = [at_rung(kind, rung) for rung in LADDER]
     if rates.machine.memory_bytes is not None:
         room = rates.machine.memory_bytes * rates.rules.most_memory
-        models = [model for model in models if params(model).total * rates.rules.bytes_per_parameter <= room]
+        models = [model for model in models if rates.rules.training_bytes(params(model).total, model) <= room]
         if not models:
             raise ConfigError(f"the smallest model needs more than {room / 2**30:.2f} GiB of memory for training")
     largest = models[-1]

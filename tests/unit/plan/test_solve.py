@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from sobre.errors import ConfigError
 from sobre.ledger.config import PriceConfig
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.plan.config import BudgetConfig, SplitConfig
 from sobre.plan.count import params
 from sobre.plan.ladder import at_rung
@@ -109,6 +109,19 @@ def test_every_rung_is_a_valid_model_larger_than_the_one_below(kind):
     sizes = [params(replace(at_rung(kind, rung), vocab_size=2048)) for rung in LADDER]
     active = [count.active for count in sizes]
     assert active == sorted(set(active))
+
+
+def test_memory_lies_as_deep_on_every_rung_and_its_tables_are_the_recipe_s():
+    kind = ModelConfig(n_layers=4, memory=MemoryConfig(layers=(1, 3), n_rows=500))
+    layers = {rung.n_layers: at_rung(kind, rung).memory.layers for rung in LADDER}
+    assert (layers[2], layers[3], layers[4], layers[8]) == ((0, 1), (0, 2), (1, 3), (2, 6))
+    assert {at_rung(kind, rung).memory.n_rows for rung in LADDER} == {500}
+
+
+def test_tables_take_less_memory_in_training_than_other_parameters():
+    model = ModelConfig(vocab_size=64, memory=MemoryConfig(layers=(1,), n_rows=1000, dim=8))
+    tables, total = 4 * 1000 * 8, params(model).total
+    assert Rules().training_bytes(total, model) == (total - tables) * 24 + tables * 8
 
 
 def test_a_model_that_would_not_fit_the_memory_is_not_chosen():
