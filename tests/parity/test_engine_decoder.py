@@ -1,6 +1,7 @@
 """Engine and trainer agree: the engine over the real decoder against full forward passes without a cache."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,14 +117,18 @@ def test_the_size_of_the_batch_changes_no_token(model):
 
 
 def test_guesses_found_prefixes_and_little_memory_change_no_token(model):
-    requests = requests_for(8, seed=5, temperature=0.7, repetition_penalty=0.2)  # answers that repeat are guessed
+    own = requests_for(
+        8, seed=5, max_tokens=24, temperature=0.7, repetition_penalty=0.2
+    )  # answers that repeat are guessed
+    requests = [replace(request, prompt_ids=(*range(20), *request.prompt_ids)) for request in own]
     plain = Engine(model, EngineConfig(max_batch=4, prefix_cache=False)).generate(requests)
     engine = Engine(model, EngineConfig(max_batch=4, speculate=True, cache_tokens=80, prefill_tokens=7))
     for _ in range(2):  # the second time the prompts are found
         outputs = engine.generate(requests)
         assert [output.token_ids for output in outputs] == [output.token_ids for output in plain]
         for output, wanted in zip(outputs, plain, strict=True):
-            assert_close(torch.tensor(output.logprobs), torch.tensor(wanted.logprobs), rtol=0, atol=1e-5)
+            # penalty and temperature multiply logits, and what rounding left in them, by up to 1 / (0.2 * 0.7)
+            assert_close(torch.tensor(output.logprobs), torch.tensor(wanted.logprobs), rtol=0, atol=1e-5 / 0.14)
     assert engine.stats.preemptions
     assert engine.stats.found_tokens
 

@@ -59,7 +59,10 @@ def test_the_verb_names_its_benchmarks(capsys):
     assert main(["bench", "--help"]) == 0
     assert "sobre bench story" in capsys.readouterr().out
     assert main(["bench", "swim"]) == 2
-    assert "no benchmark 'swim'; there are train, decode, rl, serve, twin, story, and all" in capsys.readouterr().err
+    assert (
+        "no benchmark 'swim'; there are train, decode, rl, load, serve, twin, story, distill, and all"
+        in capsys.readouterr().err
+    )
     assert main(["bench", "all", "--rounds", "3"]) == 2
 
 
