@@ -6,9 +6,7 @@ The unions `Attention` and `FeedForward` are closed: the recipe chooses a varian
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
-from sobre.config.base import config
+from sobre.config.base import by_kind, config
 from sobre.errors import ConfigError
 
 BLOCK = 16
@@ -246,8 +244,8 @@ class MoEConfig:
             raise ConfigError(f"bias_speed={self.bias_speed} moves a bias that biased=false takes away; set it to 0")
 
 
-Attention = Annotated[MLAConfig | GQAConfig | LightningConfig, Field(discriminator="kind")]
-FeedForward = Annotated[DenseConfig | MoEConfig, Field(discriminator="kind")]
+Attention = Annotated[MLAConfig | GQAConfig | LightningConfig, by_kind]
+FeedForward = Annotated[DenseConfig | MoEConfig, by_kind]
 
 
 @config

@@ -5,9 +5,7 @@ The union `Algorithm` is closed and chosen by one key of the recipe: `algorithm.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
-
-from sobre.config.base import config
+from sobre.config.base import by_kind, config
 from sobre.errors import ConfigError
 from sobre.tasks.config import check_difficulty
 
@@ -187,7 +185,7 @@ Algorithm = Annotated[
     | CISPOConfig
     | RLOOConfig
     | DeepSeekV32Config,
-    Field(discriminator="kind"),
+    by_kind,
 ]
 
 

@@ -139,9 +139,9 @@ def calibrate(device: torch.device | None = None, *, seconds: float = 1.8) -> Ca
     start = time.perf_counter()
     fp32 = product_rates(device, torch.float32, seconds / 3)
     bf16 = product_rates(device, torch.bfloat16, seconds / 3)
-    moved = _copy_bytes_per_s(device, seconds / 3)
+    moved = bytes_per_s(device, COPY_BYTES, seconds / 3)
     return Calibration(
-        name=_name(device),
+        name=device_name(device),
         device=str(device),
         threads=torch.get_num_threads(),
         fp32_flops=median(fp32),
@@ -185,10 +185,11 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return torch.mm(left, right)
 
 
-def _copy_bytes_per_s(device: torch.device, seconds: float) -> list[float]:
-    source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
+def bytes_per_s(device: torch.device, size_bytes: int, seconds: float) -> list[float]:
+    """Bytes read and written per second by copies of this size."""
+    source = torch.zeros(size_bytes, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
-    return [2 * COPY_BYTES / each for each in timed(lambda: target.copy_(source), device, seconds)]
+    return [2 * size_bytes / each for each in timed(lambda: target.copy_(source), device, seconds)]
 
 
 def timed(work: Callable[[], Any], device: torch.device, seconds: float) -> list[float]:
@@ -209,7 +210,8 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
     if device.type in ("cuda", "xpu", "npu"):
         name: str = getattr(torch, device.type).get_device_name(device)
         return name

@@ -1,0 +1,45 @@
+"""The benchmark of one accelerator runs here, too, in tiny sizes, and with nothing but torch and numpy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sobre.schemas import schema
+
+BARE = """
+import sys
+OURS = {"pydantic", "tyro", "rich", "tokenizers", "safetensors", "fastapi", "pyarrow", "llguidance", "huggingface_hub"}
+
+
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in OURS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Bare())
+from sobre.bench.gpu import PARTS, main
+
+for part in ("train", "kernels", "decode", "rl"):
+    main([part, "--out", f"{sys.argv[1]}/{part}.json", "--device", "cpu"])
+"""
+
+
+@pytest.mark.slow
+def test_a_bare_machine_measures_and_says_that_tiny_sizes_mean_nothing(tmp_path):
+    jsonschema = pytest.importorskip("jsonschema")
+    subprocess.run([sys.executable, "-c", BARE, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())}
+    assert list(found) == ["decode", "kernels", "rl", "train"]
+    for part, document in found.items():
+        jsonschema.validate(document, schema("bench"))
+        assert document["settings"]["device"] == "cpu"
+        assert document["notes"] == ["no accelerator: tiny sizes, the figures say nothing of a GPU"]
+        assert document["cell"]["id"] == part
+    figures = found["train"]["figures"]
+    assert figures["share_of_peak"] == pytest.approx(figures["flops_per_s"] / figures["peak_flops_per_s"])
+    assert "memory_bytes" not in figures
+    assert found["kernels"]["figures"]["latent_decode_kernel"] == "gathered"
+    assert found["rl"]["figures"]["rollout_tokens_per_s"] > 0
