@@ -5,6 +5,7 @@ SobreError
 ├── DataError         a file or record that is not what it should be
 ├── CheckpointError   a model folder or a saved state that cannot be read
 ├── SandboxError      a machine that cannot hold model-written code
+├── JudgeError        a judge that failed, or gave no verdict
 ├── RunError          a run that cannot start or go on (folder taken, disk full, non-finite loss)
 └── EngineError       a request that the engine refuses
     └── PromptTooLong
@@ -29,6 +30,10 @@ class CheckpointError(SobreError):
 
 class SandboxError(SobreError):
     """This machine cannot hold model-written code; nothing was run."""
+
+
+class JudgeError(SobreError):
+    """The judge of a task failed, or gave no verdict; the message names task, problem and answer."""
 
 
 class RunError(SobreError):

@@ -6,6 +6,7 @@ from sobre.report.bill import bill
 from sobre.report.curves import curves, load
 from sobre.report.run_files import Record, RunFiles
 from sobre.report.samples import samples
+from sobre.report.signs import signs
 
 SCHEMA = 1
 EVAL_FIELDS = (
@@ -38,6 +39,7 @@ def facts(files: RunFiles) -> dict[str, Any]:
         "samples": samples(files.evals),
         "data": files.data,
         "problems": files.problems,
+        "signs": signs(files.metrics, stages),
         "events": [{k: e.get(k) for k in ("stage", "step", "kind", "data")} for e in files.events],
         "environment": files.environment,
         "config": files.recipe,

@@ -26,6 +26,7 @@ def story(report: Report, run_dir: Path) -> RenderableType:
         Text(claims.headline(report), style="bold"),
         _accuracy(report),
         _gain(report),
+        *(Text(line, style="bold red") for line in report["signs"]),
         _bits(report),
         _sample(report),
         _bill(report),

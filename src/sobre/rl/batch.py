@@ -26,7 +26,7 @@ def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
     """Give every answer its advantage and its weight in the loss."""
     if not groups:
         return []
-    rewards_XY = torch.tensor([[answer.reward.total for answer in group.rollouts] for group in groups])
+    rewards_XY = torch.tensor([_rewards(group) for group in groups])
     advantages_XY = advantages(rewards_XY, cfg.algorithm.advantage).tolist()
     answers = [
         (answer, advantage)
@@ -97,7 +97,16 @@ def to_batch(samples: Sequence[Sample], *, replay: bool) -> Batch:
     )
 
 
+def _rewards(group: Group) -> list[float]:
+    """Rewards of a group; an answer without a verdict stands at the mean of the others, which moves no mean."""
+    judged = [answer.reward.total for answer in group.judged]
+    mean = sum(judged) / len(judged) if judged else 0.0
+    return [mean if answer.reward.fault else answer.reward.total for answer in group.rollouts]
+
+
 def _weight(answer: Rollout, cfg: RLConfig) -> float:
+    if answer.reward.fault:
+        return 0.0
     if not answer.finished and cfg.truncated == "mask":
         return 0.0
     return 1 / answer.n_tokens if cfg.algorithm.mean_over == "answers" else 1.0

@@ -252,12 +252,16 @@ class RLConfig:
     replay_above: float = 0.01
     """Share of tokens whose experts differ between engine and trainer."""
     curriculum: CurriculumConfig = CurriculumConfig()
+    judge_s: float = 60.0
+    """Seconds after which a judge that has not answered stops the run; none of ours takes as long."""
     give_up_after: int = 40
     """Steps in a row without one group whose answers earn differently, after which the run stops and says why; 0 goes
     on. Nothing is learned in such steps."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, give_up_after=0)
+        if not self.judge_s > 0:
+            raise ConfigError(f"judge_s={self.judge_s} must lie above 0")
         _check_at_least(
             self, steps=0, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1
         )

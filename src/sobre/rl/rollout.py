@@ -1,7 +1,8 @@
 """Rollouts: the policy answers X problems Y times each, and each answer gets its reward.
 
 A group whose answers all earn the same teaches nothing. Where the algorithm says so, such groups are replaced by new
-problems, for a limited number of rounds; what was thrown away is counted, for it is in the bill.
+problems, for a limited number of rounds; what was thrown away is counted, for it is in the bill. So are answers that
+nobody could judge (rl/judging.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +12,12 @@ from typing import Protocol
 from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request, SamplingParams
 from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
+from sobre.rl.judging import Asked, check, judge
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
-from sobre.tasks.format import question, reward
+from sobre.tasks.config import TasksConfig
+from sobre.tasks.equality import n_timeouts
+from sobre.tasks.format import Reward, question, reward
 from sobre.tokenizer.tokenizer import Tokenizer
 
 Draw = Callable[[int, int], list[Problem]]
@@ -39,6 +43,8 @@ class Rollouts:
     flops: float
     """Model FLOPs of all rollouts."""
     seconds: float
+    slow: int = 0
+    """Answers that took too long to compare with their reference, and so count as wrong."""
 
     @property
     def all(self) -> tuple[Group, ...]:
@@ -50,17 +56,22 @@ class Rollouts:
         return sum(group.n_tokens for group in self.dropped) / sum(group.n_tokens for group in self.all)
 
     def metrics(self) -> dict[str, float]:
-        """Means over all answers of this step, thrown away or not."""
-        answers = [rollout for group in self.all for rollout in group.rollouts]
+        """Means over all answers of this step that were judged, thrown away or not."""
+        answers = [answer for group in self.all for answer in group.judged]
         n = len(answers)
+        n_sampled = sum(len(group.rollouts) for group in self.all)
         return {
             "reward": sum(answer.reward.total for answer in answers) / n,
             "pass_rate": sum(answer.reward.accuracy for answer in answers) / n,
             "format_rate": sum(answer.reward.format for answer in answers) / n,
             "truncated": sum(not answer.finished for answer in answers) / n,
+            "empty": sum(answer.n_tokens <= answer.finished for answer in answers) / n,
+            "language": sum(answer.reward.language for answer in answers) / n,
             "answer_tokens": sum(answer.n_tokens for answer in answers) / n,
             "difficulty": sum(group.problem.difficulty for group in self.all) / len(self.all),
             "n_answers": n,
+            "unjudged": n_sampled - n,
+            "slow_to_judge": self.slow,
             "groups": len(self.groups),
             "flat_groups": sum(group.is_flat for group in self.all),
             "rollout_tokens": sum(group.n_tokens for group in self.all),
@@ -73,13 +84,13 @@ class Rollouts:
 
 
 def collect(
-    engine: Sampler, tokenizer: Tokenizer, draw: Draw, cfg: RLConfig, *, format_weight: float, seed: int
+    engine: Sampler, tokenizer: Tokenizer, draw: Draw, cfg: RLConfig, tasks: TasksConfig, *, seed: int
 ) -> Rollouts:
     """Sample `cfg.n_prompts` groups, or fewer when too many are flat, down to none.
 
     `seed` makes this step's answers differ from those of other steps.
     """
-    before = engine.stats
+    before, slow_before = engine.stats, n_timeouts()
     replaces = cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig | DAPOConfig) else None
     kept: list[Group] = []
     flat: list[Group] = []
@@ -88,11 +99,13 @@ def collect(
         if not missing:
             break
         first = (seed * (1 + (replaces or 0)) + round_) * cfg.n_prompts * cfg.group_size
-        groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, format_weight=format_weight, seed=first)
+        groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, tasks, seed=first)
         for group in groups:
             (flat if replaces is not None and group.is_flat else kept).append(group)
     after = engine.stats
-    return Rollouts(tuple(kept), tuple(flat), after.flops - before.flops, after.seconds - before.seconds)
+    check([answer.reward for group in (*kept, *flat) for answer in group.rollouts])
+    flops, seconds = after.flops - before.flops, after.seconds - before.seconds
+    return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before)
 
 
 def sample_groups(
@@ -100,8 +113,8 @@ def sample_groups(
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     cfg: RLConfig,
+    tasks: TasksConfig,
     *,
-    format_weight: float,
     seed: int,
 ) -> list[Group]:
     """Answer each problem `group_size` times; answer number i gets the request seed `seed + i`."""
@@ -112,12 +125,28 @@ def sample_groups(
         for y in range(cfg.group_size)
     ]
     outputs = engine.generate(requests)
+    asked = [_asked(problems[i // cfg.group_size], output, tokenizer) for i, output in enumerate(outputs)]
+
+    def give(each: Asked) -> Reward:
+        return reward(
+            *each,
+            format_weight=tasks.format_weight,
+            language_weight=tasks.language_weight,
+            credit_weight=tasks.credit_weight,
+        )
+
+    rewards = judge(asked, give, limit_s=cfg.judge_s)
     groups = []
     for x, problem in enumerate(problems):
-        answers = outputs[x * cfg.group_size : (x + 1) * cfg.group_size]
-        rollouts = (_rollout(problem, prompts[x], answer, tokenizer, cfg, format_weight) for answer in answers)
+        places = range(x * cfg.group_size, (x + 1) * cfg.group_size)
+        rollouts = (_rollout(prompts[x], outputs[i], asked[i], rewards[i], cfg) for i in places)
         groups.append(Group(problem, tuple(rollouts)))
     return groups
+
+
+def _asked(problem: Problem, output: Output, tokenizer: Tokenizer) -> Asked:
+    finished = output.finish_reason == "stop"
+    return Asked(problem, tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids), finished)
 
 
 def _sampling(cfg: RLConfig, tokenizer: Tokenizer, seed: int) -> SamplingParams:
@@ -135,17 +164,7 @@ def overlong_penalty(n_tokens: int, max_tokens: int, cache: int) -> float:
     return min(1.0, max(0.0, (n_tokens - (max_tokens - cache)) / cache)) if cache else 0.0
 
 
-def _rollout(
-    problem: Problem,
-    prompt_ids: tuple[int, ...],
-    output: Output,
-    tokenizer: Tokenizer,
-    cfg: RLConfig,
-    format_weight: float,
-) -> Rollout:
-    finished = output.finish_reason == "stop"
-    text = tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids)
-    earned = reward(problem, text, finished, format_weight=format_weight)
+def _rollout(prompt_ids: tuple[int, ...], output: Output, asked: Asked, earned: Reward, cfg: RLConfig) -> Rollout:
     if isinstance(cfg.algorithm, DAPOConfig) and cfg.algorithm.overlong_cache:
         lost = overlong_penalty(len(output.token_ids), cfg.max_tokens, cfg.algorithm.overlong_cache)
         earned = replace(earned, total=earned.total - lost)
@@ -153,8 +172,8 @@ def _rollout(
         prompt_ids=prompt_ids,
         response_ids=tuple(output.token_ids),
         logprobs=tuple(output.logprobs),
-        text=text,
-        finished=finished,
+        text=asked.text,
+        finished=asked.finished,
         reward=earned,
         routes_LTA=output.routes_LTA,
     )

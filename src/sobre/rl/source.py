@@ -126,8 +126,7 @@ class RolloutSource:
             names, langs = self.tasks.names, self.tasks.langs
             return curriculum.draw(self.pass_rates, names, langs, self.cfg.curriculum, n, key, self.sets)
 
-        weight = self.tasks.format_weight
-        rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, format_weight=weight, seed=step)
+        rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, self.tasks, seed=step)
         self._last = (step, version, rollouts)
         return rollouts
 

@@ -48,13 +48,18 @@ class Group:
 
     @cached_property
     def pass_rate(self) -> float:
-        """Share of right answers."""
-        return sum(rollout.reward.accuracy for rollout in self.rollouts) / len(self.rollouts)
+        """Share of right answers among those that were judged; 0 when none was."""
+        return sum(rollout.reward.accuracy for rollout in self.judged) / max(1, len(self.judged))
+
+    @cached_property
+    def judged(self) -> tuple[Rollout, ...]:
+        """The answers with a verdict."""
+        return tuple(rollout for rollout in self.rollouts if not rollout.reward.fault)
 
     @cached_property
     def is_flat(self) -> bool:
-        """All rewards are equal, so nothing can be learned from their differences."""
-        return len({rollout.reward.total for rollout in self.rollouts}) == 1
+        """All rewards of judged answers are equal, so nothing can be learned from their differences."""
+        return len({rollout.reward.total for rollout in self.judged}) <= 1
 
     @cached_property
     def n_tokens(self) -> int:

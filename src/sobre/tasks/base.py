@@ -7,9 +7,9 @@ Difficulty is a dial from 1 to 5; 3 is what the test set uses, and each task's h
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 DIFFICULTIES = range(1, 6)
 YES = {"en": "yes", "fr": "oui", "zh": "对"}
@@ -46,3 +46,19 @@ class Task(Protocol):
 
     def score(self, problem: Problem, answer: str) -> bool:
         """Whether the text of an answer is right, exactly."""
+
+
+@runtime_checkable
+class Creditor(Protocol):
+    """A task that can also say how near a wrong answer is."""
+
+    def credit(self, problem: Problem, answer: str) -> float:
+        """From 0 to 1; 1 for a right answer."""
+
+
+def places_right(wanted: Sequence[int], found: Sequence[int] | None) -> float:
+    """Places that hold the wanted number, over the places of the longer list."""
+    if found is None:
+        return 0.0
+    same = sum(a == b for a, b in zip(wanted, found, strict=False))
+    return same / max(len(wanted), len(found))

@@ -66,6 +66,11 @@ class TasksConfig:
     """Seed of the training problems, besides the run's own."""
     format_weight: float = 0.1
     """Reward for the exact layout of a response, beside 1 for the right answer."""
+    language_weight: float = 0.0
+    """Reward for a response in the language of its question: this times the share of its words that are of it."""
+    credit_weight: float = 0.0
+    """Reward for a wrong answer that is near, where the task can say how near (copy, reverse, sorting): this times
+    the nearness from 0 to 1."""
 
     def __post_init__(self) -> None:
         if self.names or not self.files:
@@ -81,8 +86,9 @@ class TasksConfig:
         check_difficulty("tasks.test_difficulty", self.test_difficulty, self.test_difficulty)
         if self.test_size < 1:
             raise ConfigError(f"tasks.test_size={self.test_size} must be at least 1")
-        if not 0 <= self.format_weight < 1:
-            raise ConfigError(f"tasks.format_weight={self.format_weight} must lie in 0..1, below a right answer's 1")
+        for key in ("format_weight", "language_weight", "credit_weight"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"tasks.{key}={getattr(self, key)} must lie in 0..1, below a right answer's 1")
 
 
 @config

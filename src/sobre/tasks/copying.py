@@ -8,7 +8,7 @@ answer. Levels (numbers; largest): 1 (2; 9), 2 (3; 20), 3, the test's (5; 99), 4
 import random
 from collections.abc import Mapping
 
-from sobre.tasks.base import Problem
+from sobre.tasks.base import Problem, places_right
 from sobre.tasks.verify import read_integers
 
 LEVELS = {1: (2, 9), 2: (3, 20), 3: (5, 99), 4: (7, 99), 5: (9, 99)}
@@ -45,3 +45,6 @@ class Rewriting:
 
     def score(self, problem: Problem, answer: str) -> bool:
         return read_integers(answer) == problem.data["wanted"]
+
+    def credit(self, problem: Problem, answer: str) -> float:
+        return places_right(problem.data["wanted"], read_integers(answer))

@@ -103,6 +103,11 @@ class Checker:
 _CHECKERS: list[Checker] = []
 
 
+def n_timeouts() -> int:
+    """Comparisons of this process that took too long, or in which the checker fell; each counted as wrong."""
+    return sum(checker.n_timeouts for checker in _CHECKERS)
+
+
 def _checker() -> Checker:
     """The checker of this process."""
     if not _CHECKERS:

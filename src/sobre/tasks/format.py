@@ -13,8 +13,10 @@ exactly the layout above. Both read the text alone (without the end-of-sequence 
 import re
 from dataclasses import dataclass
 
-from sobre.tasks.base import Problem
+from sobre.errors import JudgeError, SobreError
+from sobre.tasks.base import Creditor, Problem
 from sobre.tasks.judges import judge_of
+from sobre.tasks.language import consistency
 from sobre.tasks.registry import task
 
 THINK_OPEN = "<think>"
@@ -36,7 +38,13 @@ class Reward:
     format: float
     """1 if the completion has exactly our layout, else 0."""
     total: float
-    """accuracy + format_weight * format."""
+    """accuracy + format_weight * format + language_weight * language + credit_weight * credit (of a wrong answer)."""
+    language: float = 1.0
+    """Share of its words that are in the language of the question (`tasks/language.py`)."""
+    credit: float = 0.0
+    """How near a wrong answer is, where the task can say."""
+    fault: str = ""
+    """Why there is no verdict: the judge failed. The other fields then mean nothing."""
 
 
 def completion(thought: str, answer: str) -> str:
@@ -85,20 +93,60 @@ def question(problem: Problem) -> str:
     return problem.prompt if judge is None else judge.prompt(problem)
 
 
-def reward(problem: Problem, text: str, finished: bool, *, format_weight: float = 0.1) -> Reward:
+def reward(
+    problem: Problem,
+    text: str,
+    finished: bool,
+    *,
+    format_weight: float = 0.1,
+    language_weight: float = 0.0,
+    credit_weight: float = 0.0,
+) -> Reward:
     """Score a completion (the text after the generation prompt). One that was cut off earns nothing.
 
-    Problems from files are judged in any common layout (`tasks/judges.py`): the format reward then asks for one thought
-    that ended, and something after it.
+    total = accuracy + format_weight * format + language_weight * language + credit_weight * credit, where credit counts
+    for wrong answers alone. Problems from files are judged in any common layout (`tasks/judges.py`): the format reward
+    then asks for one thought that ended, and something after it. Raises JudgeError when the judge gives no verdict.
     """
     if not finished:
-        return Reward(0.0, 0.0, 0.0)
+        return Reward(0.0, 0.0, 0.0, language=0.0)
     judge = judge_of(problem)
-    if judge is not None:
-        found = judge.extract(problem, text)
-        right, formed = float(found is not None and judge.right(problem, found)), float(thought_ok(text))
-        return Reward(right, formed, right + format_weight * formed)
-    answer = extract_answer(text)
-    accuracy = float(answer is not None and task(problem.task).score(problem, answer))
-    layout = float(format_ok(text))
-    return Reward(accuracy, layout, accuracy + format_weight * layout)
+    answer = extract_answer(text) if judge is None else judge.extract(problem, text)
+    right = answer is not None and is_right(problem, answer)
+    formed = format_ok(text) if judge is None else thought_ok(text)
+    language = consistency(_TAG.sub(" ", text), problem.lang)
+    credit = 0.0 if right or answer is None or not credit_weight else nearness(problem, answer)
+    total = right + format_weight * formed + language_weight * language + credit_weight * credit
+    return Reward(float(right), float(formed), total, language, credit)
+
+
+def is_right(problem: Problem, answer: str) -> bool:
+    """The verdict of the problem's judge or task. Raises JudgeError where it raises, or says neither True nor False."""
+    judge = judge_of(problem)
+    try:
+        found = task(problem.task).score(problem, answer) if judge is None else judge.right(problem, answer)
+    except SobreError:
+        raise  # no sandbox, no reader of LaTeX: not this answer's fault
+    except Exception as error:
+        raise JudgeError(f"{_judged(problem, answer)}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, bool):
+        raise JudgeError(f"{_judged(problem, answer)}: it said {found!r}, which is neither True nor False")
+    return found
+
+
+def nearness(problem: Problem, answer: str) -> float:
+    """How near a wrong answer is, from 0 to 1; 0 where its task cannot say."""
+    chosen = None if judge_of(problem) else task(problem.task)
+    if not isinstance(chosen, Creditor):
+        return 0.0
+    try:
+        found = chosen.credit(problem, answer)
+    except Exception as error:
+        raise JudgeError(f"{_judged(problem, answer)}: {type(error).__name__}: {error}") from error
+    if not 0 <= found <= 1:  # a NaN too
+        raise JudgeError(f"{_judged(problem, answer)}: its credit is {found!r}, which is not in 0..1")
+    return float(found)
+
+
+def _judged(problem: Problem, answer: str) -> str:
+    return f"the judge of {problem.task} failed on {problem.key}, answer {answer[:80]!r}"

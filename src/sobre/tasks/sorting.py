@@ -6,7 +6,7 @@ A group such as `4: 47 41` keeps the order of the question; the answer then only
 
 import random
 
-from sobre.tasks.base import Problem
+from sobre.tasks.base import Problem, places_right
 from sobre.tasks.verify import read_integers
 
 LEVELS = {1: (3, 3, 20), 2: (3, 5, 50), 3: (5, 8, 99), 4: (8, 10, 99), 5: (10, 12, 99)}
@@ -35,3 +35,6 @@ class Sorting:
 
     def score(self, problem: Problem, answer: str) -> bool:
         return read_integers(answer) == sorted(problem.data["numbers"])
+
+    def credit(self, problem: Problem, answer: str) -> float:
+        return places_right(sorted(problem.data["numbers"]), read_integers(answer))

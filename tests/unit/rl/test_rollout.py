@@ -5,6 +5,7 @@ import pytest
 from sobre.engine.request import Request
 from sobre.rl.config import DAPOConfig, GRPOConfig, PublishedConfig, RLConfig
 from sobre.rl.rollout import collect, overlong_penalty
+from sobre.tasks.config import TasksConfig
 from sobre.tasks.sampling import sample_problem
 
 CFG = RLConfig(n_prompts=3, group_size=2, max_tokens=5, algorithm=GRPOConfig(refill_rounds=1))
@@ -23,7 +24,7 @@ class Drawer:
 
 def roll(make, answer, cfg=CFG, seed=4):
     draw, engine = Drawer(), make.engine(answer)
-    rollouts = collect(engine, make.tokenizer, draw, cfg, format_weight=0.1, seed=seed)
+    rollouts = collect(engine, make.tokenizer, draw, cfg, TasksConfig(), seed=seed)
     return rollouts, engine, draw
 
 

@@ -41,7 +41,7 @@ def tokenizer() -> Tokenizer:
 def _reward_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
     """An untrained model solves nothing; this reward tells its answers apart."""
 
-    def reward(problem, text: str, finished: bool, *, format_weight: float) -> Reward:
+    def reward(problem, text: str, finished: bool, **_weights: float) -> Reward:
         return Reward(0.0, 0.0, sum(letter.islower() for letter in text) / 6)
 
     monkeypatch.setattr(rollout, "reward", reward)

@@ -1,11 +1,13 @@
 """One layout, and no way to be rewarded around it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from sobre.tasks.base import Problem
 from sobre.tasks.format import Reward, completion, extract_answer, format_ok, response, reward
+from sobre.tasks.language import consistency
 from sobre.tasks.registry import TASKS
 
 PROBLEM = Problem("arithmetic", "en", 3, "Compute 6*7", "42", "k", {"lines": ["6*7=42"]})
@@ -69,7 +71,7 @@ def test_a_right_answer_in_another_layout_earns_no_format_reward(text):
 
 
 def test_a_completion_that_was_cut_off_earns_nothing():
-    assert reward(PROBLEM, GOOD, False) == Reward(0.0, 0.0, 0.0)
+    assert reward(PROBLEM, GOOD, False) == Reward(0.0, 0.0, 0.0, language=0.0)
     for end in range(len(GOOD)):
         assert reward(PROBLEM, GOOD[:end], True).accuracy == 0
         assert not format_ok(GOOD[:end])
@@ -87,3 +89,39 @@ def test_the_answer_of_a_reference_response_is_the_reference_answer(name):
         text = response(problem, TASKS[name].thought(problem, rng)).removeprefix("<think>\n")
         assert extract_answer(text) == problem.answer
         assert reward(problem, text, True).total == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    ("lang", "text", "share"),
+    [
+        ("en", "first we add 3+4=7 so the total is 7", 1.0),
+        ("en", "so the total 是 7", 3 / 4),
+        ("en", "puis nous avons the total", 3 / 5),
+        ("fr", "on ajoute donc les deux billes", 1.0),
+        ("fr", "les billes, and then the total", 3 / 6),
+        ("zh", "先加三再减一", 1.0),
+        ("zh", "先加 three", 2 / 3),
+        ("en", "3+4=7\n7*2=14", 1.0),
+        ("fr", "\\frac{1}{2} \\times \\text{x}", 1.0),
+        ("zh", "", 1.0),
+    ],
+)
+def test_language_is_the_share_of_words_that_are_of_it(lang, text, share):
+    assert consistency(text, lang) == pytest.approx(share)
+
+
+def test_the_total_is_the_weighted_sum_by_hand():
+    mixed = replace(PROBLEM, lang="fr")
+    text = "les billes and then the total\n</think>\n<answer>42</answer>"
+    earned = reward(mixed, text, True, format_weight=0.1, language_weight=0.5)
+    assert (earned.accuracy, earned.format, earned.language) == (1, 1, pytest.approx(3 / 6))
+    assert earned.total == pytest.approx(1 + 0.1 + 0.5 * 3 / 6)
+
+
+def test_a_near_answer_earns_what_its_task_says_and_never_as_much_as_a_right_one():
+    near = Problem("reverse", "en", 1, "Reverse: 4 3 2 1", "1 2 3 4", "k", {"wanted": [1, 2, 3, 4]})
+    for answer, credit in (("1 2 3 9", 0.75), ("1 2 3", 0.75), ("1 2 3 4 5", 0.8), ("4 3 2 1", 0.0), ("x", 0.0)):
+        earned = reward(near, completion("hm", answer), True, format_weight=0, credit_weight=0.4)
+        assert earned.total == pytest.approx(0.4 * credit)
+    assert reward(near, completion("hm", "1 2 3 4"), True, format_weight=0, credit_weight=0.4).total == 1
+    assert reward(PROBLEM, completion("hm", "41"), True, format_weight=0, credit_weight=0.4).total == 0

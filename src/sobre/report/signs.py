@@ -1,0 +1,83 @@
+"""Signs that a reward was cheated, or not given: sentences for the report, from the metric lines of a run.
+
+What a recipe wants is right answers; what it pays for is right answers, form, language and nearness. A model that finds
+the rest easier raises its reward and answers worse. Beginning and end are compared, a fifth of the steps each.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Line = Mapping[str, Any]
+RISE = 0.02
+"""Of the reward beside accuracy, per answer, that counts as a rise."""
+FALL = 0.03
+"""Of the share of right answers that counts as a fall."""
+HARDER = 0.2
+"""Levels by which the problems may have grown harder before a fall says nothing."""
+CUT = 0.5
+"""Share of answers that met the limit and still leaves something to learn from."""
+
+
+def signs(lines: Sequence[Line], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Warnings about the stage of reinforcement learning; `stages` are those of report.json, in order."""
+    steps = [line for line in lines if line["stage"] == "rl" and line.get("reward") is not None]
+    if not steps:
+        return []
+    found = [*_cheated(steps), *_not_transferred(steps, stages)]
+    unjudged = sum(line.get("unjudged") or 0 for line in steps)
+    if unjudged:
+        found.append(
+            f"{unjudged:,} answers could not be judged, since the judge failed; nothing was learned from them."
+        )
+    slow = sum(line.get("slow_to_judge") or 0 for line in steps)
+    if slow:
+        found.append(f"{slow:,} answers took too long to compare with their reference and counted as wrong.")
+    _, cut = _ends(steps, "truncated")
+    if cut > CUT:
+        found.append(f"At the end {cut:.0%} of the answers were cut at rl.max_tokens, and earned nothing.")
+    _, empty = _ends(steps, "empty")
+    if empty > CUT:
+        found.append(f"At the end {empty:.0%} of the answers were empty.")
+    return found
+
+
+def _cheated(steps: Sequence[Line]) -> list[str]:
+    before, after = _ends(steps, "pass_rate")
+    earned = [{"side": line["reward"] - line["pass_rate"]} for line in steps]
+    side_before, side_after = _ends(earned, "side")
+    easier, harder = _ends(steps, "difficulty")
+    if side_after - side_before < RISE or before - after < FALL or harder - easier > HARDER:
+        return []
+    what = [
+        f"{name} from {start:.0%} to {end:.0%}"
+        for name, field in (("form", "format_rate"), ("language", "language"))
+        for start, end in (_ends(steps, field),)
+        if end > start
+    ]
+    rose = f" ({', '.join(what)})" if what else ""
+    return [
+        f"The reward may be cheated: what it pays beside right answers rose from {side_before:.2f} to {side_after:.2f}"
+        f"{rose}, while right answers fell from {before:.0%} to {after:.0%} on problems no harder."
+    ]
+
+
+def _not_transferred(steps: Sequence[Line], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    judged = [(name, stage) for name, stage in stages.items() if "pass_at_1" in stage]
+    at = next((i for i, (name, _) in enumerate(judged) if name == "rl"), 0)
+    start, end = _ends(steps, "reward")
+    if not at or end - start < RISE:
+        return []
+    old, new = judged[at - 1][1], judged[at][1]
+    if new["ci_high"] >= old["ci_low"]:
+        return []
+    return [
+        f"The reward in training rose from {start:.2f} to {end:.2f}, while accuracy on the test fell from"
+        f" {old['pass_at_1']:.1%} to {new['pass_at_1']:.1%}: what was rewarded is not what is tested."
+    ]
+
+
+def _ends(lines: Sequence[Line], field: str) -> tuple[float, float]:
+    """Means over the first and the last fifth of the lines that have the field; 0 where none has."""
+    values = [line[field] for line in lines if line.get(field) is not None]
+    fifth = max(1, len(values) // 5)
+    return (sum(values[:fifth]) / fifth, sum(values[-fifth:]) / fifth) if values else (0.0, 0.0)
