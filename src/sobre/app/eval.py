@@ -1,7 +1,8 @@
 """sobre eval: how good is a model on named tasks, and is it better than another?
 
     sobre eval out/demo/rl --tasks arithmetic,countdown
-    sobre eval ./Qwen3-0.6B --tasks gsm8k,math500 --files ./problems --k 8
+    sobre eval ./Qwen3-0.6B --tasks gsm8k,math500 --files ./problems --k 8 --html out/eval.html
+    sobre eval out/demo/base --tasks arithmetic --shots 4 --style plain
     sobre eval --endpoint http://127.0.0.1:8000/v1 --model-name small --tasks mine=./mine.jsonl
 
 Generated tasks need no file; well-known sets are looked for under --files; NAME=PATH names a file of your own. Every
@@ -11,6 +12,7 @@ reply is kept in the result (--out), so that a second model can be compared with
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +25,7 @@ from sobre.runtime.config import Device
 from sobre.serve.config import Dtype
 
 if TYPE_CHECKING:
-    from sobre.eval.answer import Answerer
+    from sobre.eval.answer import Endpoint, Local
     from sobre.tasks.base import Problem
 
 
@@ -52,6 +54,10 @@ class EvalOptions:
     top_p: float = 0.95
     max_tokens: int = 1024
     """Longest reply, thought included; a longer one is cut and wrong."""
+    shots: int = 0
+    """Worked examples before each question: of generated tasks from the training split, of a file its last problems."""
+    style: Literal["chat", "plain"] = "chat"
+    """chat asks through the model's template; plain in text (Question: ... Answer:), for a base model of ours."""
     seed: int = 0
     endpoint: str = ""
     """A service, up to and with /v1."""
@@ -66,6 +72,8 @@ class EvalOptions:
     """Text files of the training data, to be searched for the problems."""
     out: str = ""
     """File for the result; every reply stands in it."""
+    html: str = ""
+    """File for a page with the table, and every question and reply to read."""
     json: bool = False
     """Print the result as one JSON document."""
 
@@ -74,6 +82,10 @@ class EvalOptions:
             raise ConfigError("give the folder of a model, or --endpoint URL with --model-name NAME")
         if self.endpoint and not self.model_name:
             raise ConfigError("--endpoint needs --model-name, the model's name there")
+        if self.shots < 0:
+            raise ConfigError(f"shots={self.shots} must be 0 or more")
+        if self.style == "plain" and self.endpoint:
+            raise ConfigError("--style plain asks a model of this process; a service is asked through its chat")
         if self.n < 0 or self.k < 1 or self.max_tokens < 1:
             raise ConfigError(f"n={self.n} must be 0 or more, k={self.k} and max_tokens={self.max_tokens} 1 or more")
         if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1:
@@ -87,11 +99,12 @@ class EvalOptions:
 def main(argv: list[str]) -> int:
     """Ask, judge, and tell."""
     options = load(EvalOptions, argv, recipes=None, prog="sobre eval")
-    problems = {name: _problems(name, path, options) for name, path in _named(options.tasks)}
+    asked_of = {name: _problems(name, path, options) for name, path in _named(options.tasks)}
     against = _read(Path(options.against)) if options.against else None
 
     from sobre.eval import measure
     from sobre.eval.answer import Sampling
+    from sobre.eval.shots import turns
 
     how = Sampling(
         max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
@@ -100,8 +113,9 @@ def main(argv: list[str]) -> int:
     texts = [_text(Path(path)) for path in options.training_text]
     shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
-    for name, asked in problems.items():
-        items = measure.measure(asked, answerer, options.k, how)
+    for name, (asked, examples) in asked_of.items():
+        shown_first = turns(examples, thinks=options.style == "chat")
+        items = measure.measure(asked, replace(answerer, shots=shown_first), options.k, how)
         found = measure.summary(items, seed=options.seed)
         if against is not None:
             found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
@@ -110,6 +124,11 @@ def main(argv: list[str]) -> int:
         result["tasks"][name] = found
         result["items"] += measure.to_dict(items)
         print(_line(name, found), file=sys.stderr if options.json else sys.stdout, flush=True)
+    if options.html:
+        from sobre.report.evaluation import render
+
+        Path(options.html).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.html).write_text(render(result), encoding="utf-8")
     text = json.dumps(result, ensure_ascii=False, indent=1)
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -128,19 +147,23 @@ def _named(tasks: str) -> list[tuple[str, str]]:
     return [(name, path) for name, _, path in parts]
 
 
-def _problems(name: str, path: str, options: EvalOptions) -> "list[Problem]":
-    from sobre.tasks.config import TasksConfig
+def _problems(name: str, path: str, options: EvalOptions) -> "tuple[list[Problem], list[Problem]]":
+    """What is asked, and the worked examples before it."""
+    from sobre.eval.shots import generated_examples, hold_back
+    from sobre.tasks.config import LANGS, TasksConfig
     from sobre.tasks.files import find_file, read_problems
     from sobre.tasks.registry import TASKS
     from sobre.tasks.sampling import test_set
 
     if name in TASKS and not path:
-        return test_set(options.n or 200, TasksConfig(names=(name,)))
+        asked = test_set(options.n or 200, TasksConfig(names=(name,)))
+        return asked, generated_examples(name, options.shots, LANGS)
     found = read_problems(Path(path) if path else find_file(name, Path(options.files)), name)
-    return found[: options.n] if options.n else found
+    asked, examples = hold_back(found, options.shots, name)
+    return (asked[: options.n] if options.n else asked), examples
 
 
-def _answerer(options: EvalOptions) -> "Answerer":
+def _answerer(options: EvalOptions) -> "Local | Endpoint":
     from sobre.eval.answer import Endpoint, Local
     from sobre.serve.load import load_folder
 
@@ -158,7 +181,7 @@ def _answerer(options: EvalOptions) -> "Answerer":
         revision=options.revision,
         quiet=options.json,
     )
-    return Local(loaded.engine, loaded.tokenizer)
+    return Local(loaded.engine, loaded.tokenizer, is_plain=options.style == "plain")
 
 
 def _text(path: Path) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.errors import RunError
+from sobre.eval.shots import cut_plain, plain
+from sobre.tasks.sampling import Message
 from sobre.tokenizer.tokenizer import Tokenizer
 
 Api = Literal["openai", "anthropic"]
@@ -48,6 +50,10 @@ class Local:
 
     engine: Engine
     tokenizer: Tokenizer
+    shots: tuple[Message, ...] = ()
+    """Worked examples before each question (eval/shots.py)."""
+    is_plain: bool = False
+    """Ask in plain text, without a chat template: for base models."""
 
     def answer(self, questions: Sequence[str], k: int, how: Sampling) -> list[list[Reply]]:
         """k replies to each question, all in one batch."""
@@ -59,14 +65,22 @@ class Local:
         )
         requests = []
         for x, question in enumerate(questions):
-            ids = tuple(self.tokenizer.render([{"role": "user", "content": question}], generation_prompt=True))
+            ids = self._ids([*self.shots, {"role": "user", "content": question}])
             requests += [Request(f"{x}/{y}", ids, replace(params, seed=how.seed + x * k + y)) for y in range(k)]
         found = {output.request_id: output for output in self.engine.generate(requests)}
         return [[self._reply(found[f"{x}/{y}"]) for y in range(k)] for x in range(len(questions))]
 
+    def _ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        if self.is_plain:
+            return tuple(self.tokenizer.encode(plain(messages)))
+        return tuple(self.tokenizer.render(list(messages), generation_prompt=True))
+
     def _reply(self, output: Any) -> Reply:
         finished = output.finish_reason == "stop"
         text = self.tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids)
+        if self.is_plain:
+            text, ended = cut_plain(text)
+            finished = finished or ended
         return Reply(text, finished, len(output.token_ids))
 
 
@@ -79,6 +93,8 @@ class Endpoint:
     model: str
     key: str = field(default="", repr=False)
     api: Api = "openai"
+    shots: tuple[Message, ...] = ()
+    """Worked examples before each question (eval/shots.py)."""
     n_at_once: int = 8
     timeout_s: float = 600.0
 
@@ -92,7 +108,7 @@ class Endpoint:
     def _ask(self, question: str, how: Sampling) -> Reply:
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": "user", "content": question}],
+            "messages": [*self.shots, {"role": "user", "content": question}],
             "max_tokens": how.max_tokens,
             "temperature": how.temperature,
             "top_p": how.top_p,

@@ -1,0 +1,36 @@
+"""The page of an evaluation: a table of the figures, then every question with every reply, to be read.
+
+One self-contained file without script, from the result of `sobre eval` alone (schemas/evaluation.schema.json).
+"""
+
+from importlib import resources
+from typing import Any
+
+from jinja2 import BaseLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from sobre.report import words
+
+Result = dict[str, Any]
+
+
+def render(result: Result) -> str:
+    """The page as text."""
+    folder = resources.files(__package__)
+    environment = Environment(
+        loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"visible": words.visible, "number": words.number, "figure": figure}
+    template = environment.from_string(folder.joinpath("evaluation.html.jinja").read_text(encoding="utf-8"))
+    options = result["options"]
+    return template.render(
+        r=result,
+        asked=options["model"] or f"{options['model_name']} at {options['endpoint']}",
+        css=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
+        items={name: [item for item in result["items"] if item["task"] == name] for name in result["tasks"]},
+    )
+
+
+def figure(share: Result) -> str:
+    """45.0 % (40.1-50.2)."""
+    return f"{words.percent(share['value'])} ({100 * share['ci_low']:.1f}–{100 * share['ci_high']:.1f})"
