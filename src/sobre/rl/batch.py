@@ -35,7 +35,13 @@ def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
     ]
     return [
         Sample(
-            answer.prompt_ids, answer.response_ids, answer.logprobs, advantage, _weight(answer, cfg), answer.routes_LTA
+            answer.prompt_ids,
+            answer.response_ids,
+            answer.logprobs,
+            advantage,
+            _weight(answer, cfg),
+            answer.routes_LTA,
+            own=answer.own,
         )
         for answer, advantage in answers
     ]
@@ -91,7 +97,7 @@ def to_batch(samples: Sequence[Sample], *, replay: bool) -> Batch:
     return Batch(
         step,
         torch.tensor(list(chain.from_iterable(targets))),
-        _per_answer(samples, [[sample.weight] * len(sample.response_ids) for sample in samples]),
+        _per_answer(samples, [sample.weights for sample in samples]),
         routes_LNA if replay else None,
         streams,
     )
@@ -114,7 +120,7 @@ def _weight(answer: Rollout, cfg: RLConfig) -> float:
 
 def _over_the_limit(part: list[Sample], cfg: RLConfig) -> list[Sample]:
     """Scale to a sum over tokens divided by answers times max_tokens; the step itself divides by the tokens."""
-    n_tokens = sum(len(sample.response_ids) for sample in part)
+    n_tokens = sum(sum(sample.own) if sample.own else len(sample.response_ids) for sample in part)
     return [replace(sample, scale=n_tokens / (len(part) * cfg.max_tokens)) for sample in part]
 
 

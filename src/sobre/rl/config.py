@@ -11,6 +11,7 @@ from sobre.tasks.config import check_difficulty
 
 Advantage = Literal["centred", "standardised", "leave_one_out"]
 """How rewards of a group become advantages (`rl.advantage`)."""
+ToolName = Literal["calculator", "python"]
 MeanOver = Literal["tokens", "answers", "limit"]
 """What the loss is a mean over: all tokens; answers, each the mean of its tokens; or answers times max_tokens."""
 
@@ -252,6 +253,11 @@ class RLConfig:
     replay_above: float = 0.01
     """Share of tokens whose experts differ between engine and trainer."""
     curriculum: CurriculumConfig = CurriculumConfig()
+    tools: tuple[ToolName, ...] = ()
+    """What the model may call while it answers; a call ends a turn, its result is read and not learned from.
+    Examinations ask without tools."""
+    max_calls: int = 4
+    """Turns of one answer that may end in calls."""
     judge_s: float = 60.0
     """Seconds after which a judge that has not answered stops the run; none of ours takes as long."""
     give_up_after: int = 40
@@ -259,7 +265,9 @@ class RLConfig:
     on. Nothing is learned in such steps."""
 
     def __post_init__(self) -> None:
-        _check_at_least(self, give_up_after=0)
+        _check_at_least(self, give_up_after=0, max_calls=1)
+        if len(set(self.tools)) < len(self.tools):
+            raise ConfigError(f"tools={list(self.tools)} must name each tool once")
         if not self.judge_s > 0:
             raise ConfigError(f"judge_s={self.judge_s} must lie above 0")
         _check_at_least(

@@ -13,6 +13,7 @@ from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request, SamplingParams
 from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
 from sobre.rl.judging import Asked, check, judge
+from sobre.rl.turns import Spoken, converse, described
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig
@@ -67,6 +68,7 @@ class Rollouts:
             "truncated": sum(not answer.finished for answer in answers) / n,
             "empty": sum(answer.n_tokens <= answer.finished for answer in answers) / n,
             "language": sum(answer.reward.language for answer in answers) / n,
+            "calls": sum(answer.n_calls for answer in answers) / n,
             "answer_tokens": sum(answer.n_tokens for answer in answers) / n,
             "difficulty": sum(group.problem.difficulty for group in self.all) / len(self.all),
             "n_answers": n,
@@ -118,14 +120,17 @@ def sample_groups(
     seed: int,
 ) -> list[Group]:
     """Answer each problem `group_size` times; answer number i gets the request seed `seed + i`."""
-    prompts = [tuple(tokenizer.render([_question(problem)], generation_prompt=True)) for problem in problems]
+    tools = described(cfg)
+    prompts = [
+        tuple(tokenizer.render([_question(problem)], generation_prompt=True, tools=tools)) for problem in problems
+    ]
     requests = [
         Request(f"{seed + x * cfg.group_size + y}", prompt, _sampling(cfg, tokenizer, seed + x * cfg.group_size + y))
         for x, prompt in enumerate(prompts)
         for y in range(cfg.group_size)
     ]
-    outputs = engine.generate(requests)
-    asked = [_asked(problems[i // cfg.group_size], output, tokenizer) for i, output in enumerate(outputs)]
+    spoken = converse(engine, tokenizer, requests, cfg)
+    asked = [_asked(problems[i // cfg.group_size], said, tokenizer) for i, said in enumerate(spoken)]
 
     def give(each: Asked) -> Reward:
         return reward(
@@ -139,14 +144,14 @@ def sample_groups(
     groups = []
     for x, problem in enumerate(problems):
         places = range(x * cfg.group_size, (x + 1) * cfg.group_size)
-        rollouts = (_rollout(prompts[x], outputs[i], asked[i], rewards[i], cfg) for i in places)
+        rollouts = (_rollout(prompts[x], spoken[i], asked[i], rewards[i], cfg) for i in places)
         groups.append(Group(problem, tuple(rollouts)))
     return groups
 
 
-def _asked(problem: Problem, output: Output, tokenizer: Tokenizer) -> Asked:
-    finished = output.finish_reason == "stop"
-    return Asked(problem, tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids), finished)
+def _asked(problem: Problem, said: Spoken, tokenizer: Tokenizer) -> Asked:
+    """The last turn, which holds the answer."""
+    return Asked(problem, tokenizer.decode(said.last_ids[:-1] if said.finished else said.last_ids), said.finished)
 
 
 def _sampling(cfg: RLConfig, tokenizer: Tokenizer, seed: int) -> SamplingParams:
@@ -164,18 +169,20 @@ def overlong_penalty(n_tokens: int, max_tokens: int, cache: int) -> float:
     return min(1.0, max(0.0, (n_tokens - (max_tokens - cache)) / cache)) if cache else 0.0
 
 
-def _rollout(prompt_ids: tuple[int, ...], output: Output, asked: Asked, earned: Reward, cfg: RLConfig) -> Rollout:
+def _rollout(prompt_ids: tuple[int, ...], said: Spoken, asked: Asked, earned: Reward, cfg: RLConfig) -> Rollout:
     if isinstance(cfg.algorithm, DAPOConfig) and cfg.algorithm.overlong_cache:
-        lost = overlong_penalty(len(output.token_ids), cfg.max_tokens, cfg.algorithm.overlong_cache)
+        lost = overlong_penalty(len(said.token_ids), cfg.max_tokens, cfg.algorithm.overlong_cache)
         earned = replace(earned, total=earned.total - lost)
     return Rollout(
         prompt_ids=prompt_ids,
-        response_ids=tuple(output.token_ids),
-        logprobs=tuple(output.logprobs),
+        response_ids=said.token_ids,
+        logprobs=said.logprobs,
         text=asked.text,
         finished=asked.finished,
         reward=earned,
-        routes_LTA=output.routes_LTA,
+        routes_LTA=said.routes_LTA,
+        own=None if all(said.own) else said.own,
+        n_calls=said.n_calls,
     )
 
 

@@ -145,8 +145,10 @@ class RolloutSource:
         for part in microbatches([sample for sample in samples if sample.weight], self.cfg.micro_tokens):
             batch = to_batch(part, replay=self.is_replaying)
             logp_N = self._scored(self.model, batch)
-            rows = logp_N.split([len(sample.response_ids) for sample in part])
-            found += [replace(sample, old=tuple(row.tolist())) for sample, row in zip(part, rows, strict=True)]
+            logps = iter(logp_N.tolist())
+            for sample in part:  # tokens that another wrote have no weight, and were not scored
+                old = tuple(next(logps) if weight else 0.0 for weight in sample.weights)
+                found.append(replace(sample, old=old))
             flops += self.forward_flops(batch)
         return found, flops
 
@@ -178,6 +180,7 @@ def _encode(sample: Sample) -> dict[str, Any]:
         "routes_LTA": routes,
         "scale": sample.scale,
         "old": None if sample.old is None else list(sample.old),
+        "own": None if sample.own is None else list(sample.own),
     }
 
 
@@ -185,4 +188,7 @@ def _decode(data: Mapping[str, Any]) -> Sample:
     lists: Sequence[str] = ("prompt_ids", "response_ids", "logprobs")
     routes: Tensor | None = None if data["routes_LTA"] is None else torch.tensor(data["routes_LTA"])
     old = None if data["old"] is None else tuple(data["old"])
-    return Sample(**{**data, **{name: tuple(data[name]) for name in lists}, "routes_LTA": routes, "old": old})
+    own = None if data["own"] is None else tuple(data["own"])
+    return Sample(
+        **{**data, **{name: tuple(data[name]) for name in lists}, "routes_LTA": routes, "old": old, "own": own}
+    )

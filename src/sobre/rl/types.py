@@ -32,11 +32,15 @@ class Rollout:
     reward: Reward
     routes_LTA: Tensor | None = None
     """Experts of every token that the engine read: the prompt and all of the answer but its last token."""
+    own: tuple[bool, ...] | None = None
+    """Which tokens the model sampled, where others stand between them: the results of its calls. None: all."""
+    n_calls: int = 0
+    """Turns that ended in calls of tools."""
 
     @property
     def n_tokens(self) -> int:
         """Tokens the engine sampled."""
-        return len(self.response_ids)
+        return len(self.response_ids) if self.own is None else sum(self.own)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,14 @@ class Sample:
     """Of its terms in the loss, beside the weight, which the step divides by."""
     old: tuple[float, ...] | None = None
     """Log-probability of each sampled token under the trainer before the update, where the sampler's is corrected."""
+    own: tuple[bool, ...] | None = None
+    """Which tokens of the answer are the model's own, and so learned from; None: all."""
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weight of each token of the answer: 0 where another wrote it."""
+        own = self.own or (True,) * len(self.response_ids)
+        return tuple(self.weight if mine else 0.0 for mine in own)
 
     @property
     def n_tokens(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sobre.serve.answer import Event, Finish
-from sobre.serve.tool_calls import CallArguments, CallStart
+from sobre.tokenizer.tool_calls import CallArguments, CallStart
 
 
 @dataclass

@@ -15,7 +15,7 @@ from sobre.serve.chat_schema import ChatRequest
 from sobre.serve.errors import ApiError
 from sobre.serve.events import Delta
 from sobre.serve.guard import encode
-from sobre.serve.tool_calls import CallArguments, CallStart
+from sobre.tokenizer.tool_calls import CallArguments, CallStart
 
 FLOOR = -9999.0
 """Sent for a log-probability of minus infinity, which JSON has no name for."""

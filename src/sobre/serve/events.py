@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sobre.errors import CheckpointError
-from sobre.serve.tool_calls import CallArguments, CallReader, CallStart, overlap
 from sobre.tokenizer.stream import Detokenizer
 from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.tokenizer.tool_calls import CallArguments, CallReader, CallStart, overlap
 
 Kind = Literal["reasoning", "content"]
 

@@ -21,7 +21,7 @@ from sobre.serve.ask import Ask
 from sobre.serve.chat_schema import ChatRequest, NamedTool, Sampling
 from sobre.serve.errors import ApiError, invalid
 from sobre.serve.events import Delta
-from sobre.serve.tool_calls import CallArguments, CallStart
+from sobre.tokenizer.tool_calls import CallArguments, CallStart
 
 RETRY = {"retry-after": "5"}
 

@@ -42,7 +42,7 @@ class WordTokenizer:
     eos_id = EOS
     WRONG = 101
 
-    def render(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:
+    def render(self, messages: list[dict[str, str]], *, generation_prompt: bool, tools: Sequence = ()) -> list[int]:
         assert generation_prompt
         assert [message["role"] for message in messages] == ["user"]
         return [ord(letter) % 90 + 3 for letter in messages[0]["content"]]

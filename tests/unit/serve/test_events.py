@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from sobre.serve.events import AnswerReader
-from sobre.serve.tool_calls import overlap
+from sobre.tokenizer.tool_calls import overlap
 
 
 def read(tokenizer, ids, stop=(), prompt=None):

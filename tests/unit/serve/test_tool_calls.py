@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sobre.serve.events import AnswerReader, Delta
-from sobre.serve.tool_calls import CallArguments, CallReader, CallStart
+from sobre.tokenizer.tool_calls import CallArguments, CallReader, CallStart
 
 V31 = (
     'Let me see. <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{"a": "é<｜x"}<｜tool▁call▁end｜>'

@@ -1,0 +1,112 @@
+"""Answers of several turns: the model calls a tool, reads the result, and goes on.
+
+A turn ends with the end token. If it holds calls, their results follow as the chat template lays out a tool's
+message, and the model is asked to go on, in the same sequence: nothing that it wrote is tokenized anew, so the trainer
+scores the very tokens that were sampled. Results are context and not learned from (`own`: the model's tokens).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from sobre.engine.request import Output, Request
+from sobre.errors import RunError
+from sobre.rl.config import RLConfig
+from sobre.tasks.tools import TOOLS, call
+from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.tokenizer.tool_calls import CallArguments, CallReader, CallStart
+
+
+class Generator(Protocol):
+    def generate(self, requests: Sequence[Request]) -> list[Output]: ...
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Everything that followed a prompt."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """0 for tokens that the model did not sample."""
+    own: tuple[bool, ...]
+    last_ids: tuple[int, ...]
+    """The last turn, which holds the answer."""
+    finished: bool
+    n_calls: int
+    routes_LTA: Tensor | None
+
+
+def converse(engine: Generator, tokenizer: Tokenizer, requests: Sequence[Request], cfg: RLConfig) -> list[Spoken]:
+    """Run requests to their ends, through at most `cfg.max_calls` turns with calls; `max_tokens` is for all turns."""
+    spoken = [_first(output) for output in engine.generate(requests)]
+    for turn in range(cfg.max_calls if cfg.tools else 0):
+        going_on: dict[int, tuple[Request, tuple[int, ...]]] = {}
+        for i, said in enumerate(spoken):
+            calls = read_calls(tokenizer.decode(said.last_ids[:-1])) if said.finished and said.n_calls == turn else []
+            if not calls:
+                continue
+            results = [call(name, arguments, cfg.tools) for name, arguments in calls]
+            given = between(tokenizer, results, cfg)
+            room = cfg.max_tokens - len(said.token_ids) - len(given)
+            if room < 1:
+                spoken[i] = replace(said, finished=False)  # cut: there is no room for the result
+                continue
+            prompt = (*requests[i].prompt_ids, *said.token_ids, *given)
+            params = replace(requests[i].params, max_tokens=room)
+            going_on[i] = (Request(f"{requests[i].id}/{turn + 1}", prompt, params), given)
+        if not going_on:
+            break
+        outputs = engine.generate([request for request, _ in going_on.values()])
+        for (i, (_, given)), output in zip(going_on.items(), outputs, strict=True):
+            spoken[i] = _joined(spoken[i], given, output)
+    return spoken
+
+
+def read_calls(text: str) -> list[tuple[str, str]]:
+    """(name, arguments as JSON text) of each whole call in a turn."""
+    reader = CallReader()
+    calls: list[tuple[str, str]] = []
+    for event in reader.push(text):
+        if isinstance(event, CallStart):
+            calls.append((event.name, ""))
+        elif isinstance(event, CallArguments):
+            calls[-1] = (calls[-1][0], calls[-1][1] + event.text)
+    return calls[: reader.n_complete]
+
+
+def between(tokenizer: Tokenizer, results: Sequence[str], cfg: RLConfig) -> tuple[int, ...]:
+    """What stands between the end of one turn and the beginning of the next: the results, as the template has them."""
+    tools = described(cfg)
+    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+    before = tokenizer.render(asked, tools=tools)
+    messages = [*asked, *({"role": "tool", "content": result} for result in results)]
+    after = tokenizer.render(messages, generation_prompt=True, tools=tools)
+    if after[: len(before)] != before or tokenizer.eos_id not in before:
+        raise RunError("rl.tools: this chat template rewrites what an assistant said once a tool has answered")
+    return tuple(after[len(before) - before[::-1].index(tokenizer.eos_id) :])
+
+
+def described(cfg: RLConfig) -> tuple[dict[str, object], ...]:
+    """The tools of the recipe, as the chat template shows them to the model."""
+    return tuple(dict(TOOLS[name]) for name in cfg.tools)
+
+
+def _first(output: Output) -> Spoken:
+    ids = tuple(output.token_ids)
+    finished = output.finish_reason == "stop"
+    return Spoken(ids, tuple(output.logprobs), (True,) * len(ids), ids, finished, 0, output.routes_LTA)
+
+
+def _joined(said: Spoken, given: tuple[int, ...], output: Output) -> Spoken:
+    new = _first(output)
+    return Spoken(
+        token_ids=(*said.token_ids, *given, *new.token_ids),
+        logprobs=(*said.logprobs, *(0.0 for _ in given), *new.logprobs),
+        own=(*said.own, *(False for _ in given), *new.own),
+        last_ids=new.token_ids,
+        finished=new.finished,
+        n_calls=said.n_calls + 1,
+        routes_LTA=new.routes_LTA,
+    )
