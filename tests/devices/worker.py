@@ -33,7 +33,8 @@ from sobre.runtime.device import pick_device
 from sobre.runtime.run_folder import claim
 from sobre.train.batch import Batch, from_rows, from_samples
 from sobre.train.losses import next_token
-from sobre.train.state import load_state, save_state
+from sobre.train.resume import load_state
+from sobre.train.state import save_state
 from sobre.train.step import StepInfo, train_step
 
 MOE = ModelConfig(
