@@ -102,9 +102,9 @@ def test_a_recipe_is_judged_by_the_model_that_its_budget_would_choose(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "config.json").write_text(json.dumps({"model": {"attention": {"kind": "mla", "kv_rank": 512}}}))
-    assert main(["engines", "text", str(tmp_path)]) == 0
+    assert main(["engines", "rl/math", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("text\n  transformers  yes  DeepseekV3ForCausalLM")
+    assert shown.startswith("rl/math\n  transformers  yes  DeepseekV3ForCausalLM")
     assert re.search(r"vllm          no .*\n +kv_rank=\d+ \+ rope_dim=\d+ = \d+ is none of the latents", shown)
     assert f"{tmp_path}\n" in shown
     assert "kv_rank=512 + rope_dim=16 = 528" in shown
