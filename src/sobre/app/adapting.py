@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sobre.config.recipe import Recipe
+from sobre.config.recipe import NOTHING, Recipe
 from sobre.errors import CheckpointError, ConfigError
 from sobre.models.adapt import adapt
 from sobre.models.checkpoint import load_adapted, load_model, save_adapter, save_model, take_adapter
@@ -30,8 +30,12 @@ def check(recipe: Recipe) -> None:
         raise ConfigError(
             f"lora.rank={rank} with{recipe.parallel.flags}: adapters train on whole copies; leave that out"
         )
-    if rank and "sft" in recipe.stages and recipe.sft.precision != "auto":
-        raise ConfigError(f"sft.precision={recipe.sft.precision!r} is for weights that learn; adapters train in auto")
+    for stage in recipe.stages if rank else ():
+        precision = getattr(getattr(recipe, stage), "precision", "auto")
+        if precision != "auto":
+            raise ConfigError(f"{stage}.precision={precision!r} is for weights that learn; adapters train in auto")
+        if recipe.begins_with(stage) == NOTHING:
+            raise ConfigError(f"lora.rank={rank}: {stage} begins with a new model, which has no weights to adapt")
 
 
 def load_start(recipe: Recipe, compute_dtype: torch.dtype, console: Console) -> Decoder:

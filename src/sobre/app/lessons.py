@@ -101,6 +101,7 @@ def _supervised(bench: Bench, source: Source, cfg: StageConfig) -> Job:
         clip=cfg.clip,
         mtp_weight=cfg.mtp_weight if bench.model.lora is None else 0.0,  # a frozen module has nothing to learn
         precision=cfg.precision,
+        recompute=cfg.recompute,
     )
 
 
@@ -138,6 +139,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         lr_scale=cfg.lr_scale,
         clip=cfg.clip,
         rebalance=False,
+        recompute=cfg.recompute,
     )
 
 
@@ -166,6 +168,7 @@ def _distilled(bench: Bench) -> Job:
         lr_scale=cfg.lr_scale,
         clip=cfg.clip,
         rebalance=False,
+        recompute=cfg.recompute,
     )
 
 
@@ -189,6 +192,7 @@ def _preferred(bench: Bench) -> Job:
         clip=cfg.clip,
         rebalance=False,
         precision=cfg.precision,
+        recompute=cfg.recompute,
     )
 
 

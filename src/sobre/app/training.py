@@ -238,6 +238,7 @@ class Job:
     mtp_weight: float = 0.0
     rebalance: bool = True
     precision: Precision = "auto"
+    recompute: bool = False
 
 
 def train(
@@ -246,6 +247,7 @@ def train(
     """Train `model` in place and write its folder; returns the model to go on with, whole in every process."""
     optim = session.recipe.optim
     set_precision(model, job.precision)
+    model.recompute = job.recompute
     names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     turn = turn_here if division is None else division.turn_whole
     optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype, turn_whole=turn)

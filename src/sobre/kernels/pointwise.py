@@ -29,8 +29,11 @@ def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> 
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """The same function as `reference.swiglu`, with one more rounding in bfloat16; a custom backward gains nothing."""
-    return F.silu(gate) * up
+    """The same function as `reference.swiglu`, with one more rounding in bfloat16.
+
+    Of the three that torch would keep, silu(gate) is made again: a cheap pass for a quarter of a layer's memory.
+    """
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else F.silu(gate).mul_(up)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -53,6 +56,19 @@ class _RMSNorm(torch.autograd.Function):
         mean = torch.mv(product, wide_weight / x.shape[-1]).view_as(inverse)
         dx = scaled.addcmul_(unit, mean, value=-1).mul_(inverse)
         return dx.to(x.dtype), product.sum(0).to(weight.dtype), None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)
 
 
 class _Rope(torch.autograd.Function):

@@ -12,6 +12,7 @@ from typing import assert_never
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sobre.errors import ConfigError
 from sobre.kernels import select
@@ -107,6 +108,9 @@ class Decoder(nn.Module):
     lora: LoraConfig | None
     """How it is adapted (models/adapt.py); None when the weights are all there is."""
 
+    recompute: bool = False
+    """Training computes each block twice and keeps its input alone in between (arXiv 1604.06174)."""
+
     def __init__(
         self, cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, dispatch: Dispatch = local_dispatch
     ) -> None:
@@ -140,10 +144,35 @@ class Decoder(nn.Module):
             if self.memory is not None and str(layer) in self.memory.at:
                 x_ND = self.memory.at[str(layer)](x_ND, grams_NO, step, cache)
             given = routes_LNA[len(routings)] if routes_LNA is not None and isinstance(block.ffn, MoE) else None
-            x_ND, routing = block(x_ND, rope, step, cache, given)
+            x_ND, routing = self._run(block, x_ND, rope, step, cache, given)
             if routing is not None:
                 routings.append(routing)
         return _output(self.norm(x_ND), routings, step, self.cfg)
+
+    def _run(
+        self,
+        block: nn.Module,
+        x_ND: Tensor,
+        rope: tuple[Tensor, Tensor],
+        step: StepInput,
+        cache: KVCache | None,
+        experts_NA: Tensor | None,
+    ) -> tuple[Tensor, Routing | None]:
+        """A block; under `recompute` it keeps its input alone and runs once more in the backward pass.
+
+        The second run visits the experts of the first: rounding cannot send a token elsewhere.
+        """
+        if not (self.recompute and self.training and torch.is_grad_enabled()):
+            return block(x_ND, rope, step, cache, experts_NA)
+        chosen = [experts_NA]
+
+        def again(x_ND: Tensor) -> tuple[Tensor, Routing | None]:
+            y_ND, routing = block(x_ND, rope, step, cache, chosen[0])
+            if routing is not None:
+                chosen[0] = routing.experts_NA
+            return y_ND, routing
+
+        return checkpoint(again, x_ND, use_reentrant=False, preserve_rng_state=False)
 
     def predict_second(
         self, hidden_ND: Tensor, next_tokens_N: Tensor, step: StepInput, cache: KVCache | None = None
@@ -153,7 +182,7 @@ class Decoder(nn.Module):
         assert self.mtp is not None, "the config has n_mtp = 0"
         embed_ND = self.mtp.embed_norm(self.embed(next_tokens_N).to(self.dtype))
         x_ND = self.mtp.proj(torch.cat([embed_ND, self.mtp.hidden_norm(hidden_ND)], -1))
-        x_ND, routing = self.mtp.block(x_ND, self.rope(step.positions_N), step, cache, None)
+        x_ND, routing = self._run(self.mtp.block, x_ND, self.rope(step.positions_N), step, cache, None)
         return _output(self.mtp.norm(x_ND), [] if routing is None else [routing], step, self.cfg)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:

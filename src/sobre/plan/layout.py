@@ -89,6 +89,13 @@ def activation_bytes(layer: Layer, d_model: int, recompute: Recompute, size: flo
     return 2.0 * 2 * d_model + size * (2 * d_model + inner / 2 + wide * (1 - 1 / ffn.n_matrices))
 
 
+def _passing(layer: Layer) -> int:
+    """Gradients of a token that live at once inside a layer: of gate, up and what goes down, which experts' kernels
+    are done with before the other two are there."""
+    ffn = layer.ffn
+    return ffn.n_matrices * ffn.d_inner + (ffn.n_matrices - 1) * ffn.n_active * ffn.d_expert
+
+
 def training_memory(
     model: Outline, layout: Layout, seq_len: int, n_micro: int, precision: str = "bf16"
 ) -> dict[str, float]:
@@ -109,9 +116,12 @@ def training_memory(
     layers = [*model.layers, *([model.mtp] if model.mtp else [])]
     kept = sum(activation_bytes(layer, model.d_model, layout.recompute, size) * layer.count for layer in layers)
     widest = max(activation_bytes(layer, model.d_model, "none") for layer in layers)
+    passing = 2.0 * max(map(_passing, layers))
     activations = wide * tokens / layout.tensor * (kept / layout.pipeline * in_flight)
-    working = wide * tokens / layout.tensor * (widest if layout.recompute != "none" else 0.0)
-    logits = min(tokens, 8192) * model.vocab_size * 6.0 / layout.tensor  # 16 bits and FP32, in pieces of 8,192 tokens
+    working = wide * tokens / layout.tensor * (passing + (widest if layout.recompute != "none" else 0.0))
+    heads = 2 if model.mtp else 1  # MTP's loss waits for the same backward pass
+    # 16 bits and FP32, in pieces of 8,192 tokens
+    logits = heads * min(tokens, 8192) * model.vocab_size * 6.0 / layout.tensor
     gathered = 2 * weight * (rest + experts) / max(1, model.n_layers / layout.pipeline) if layout.zero == 3 else 0.0
     parts = {
         "weights": split(weight, 3),
