@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sobre.errors import ConfigError
-from sobre.kernels import attention, cached, experts, fp8, loss, moe, paged, pointwise, reference, sdpa, tiled
+from sobre.kernels import attention, cached, experts, fp8, loss, moe, paged, pointwise, reference, scaled, sdpa, tiled
 from sobre.kernels import draw as draws
 from sobre.kernels.fp8 import Quantised
 from sobre.kernels.paged import Places
@@ -64,6 +64,10 @@ def _in_triton(module: str, name: str) -> Callable[..., Any]:
 
 def _no_triton() -> str | None:
     return None if importlib.util.find_spec("triton") else "needs triton, which is not installed"
+
+
+def _no_triton_fp8() -> str | None:
+    return _no_triton() or scaled.no_fp8_products()
 
 
 def _gathered_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
@@ -153,8 +157,16 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("draw", "reference", reference.draw),
     Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
+    Kernel(
+        "fp8_quantise", "triton", _in_triton("triton_fp8", "quantise"), ("cuda",), FLOATS, "one pass", _no_triton_fp8
+    ),
     Kernel("fp8_quantise", "reference", fp8.quantise),
+    Kernel("fp8_product", "cublas", scaled.product, ("cuda",), reason="torch's scaled product", lacks=scaled.lacks),
+    Kernel("fp8_product", "triton", _in_triton("triton_fp8", "product"), ("cuda",), lacks=_no_triton_fp8),
     Kernel("fp8_product", "reference", fp8.product),
+    Kernel(
+        "fp8_grouped_product", "triton", _in_triton("triton_fp8", "grouped_product"), ("cuda",), lacks=_no_triton_fp8
+    ),
     Kernel("fp8_grouped_product", "reference", fp8.grouped_product),
 )
 OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))

@@ -4,9 +4,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sobre.kernels import triton_decode, triton_experts, triton_sampling
+from sobre.kernels import triton_decode, triton_experts, triton_fp8, triton_sampling
 
-BF16, FP32, FP64, INT64 = "*bf16", "*fp32", "*fp64", "*i64"
+BF16, FP32, FP64, INT64, E4M3, BYTE = "*bf16", "*fp32", "*fp64", "*i64", "*fp8e4nv", "*u8"
 KERNELS = [
     (triton_experts._copy_kernel, [BF16, INT64, BF16, "i32"], {"WIDE": 1024}),
     (triton_experts._sum_kernel, [BF16, INT64, BF16, "i32"], {"N_ACTIVE": 8, "WIDE": 1024}),
@@ -18,6 +18,22 @@ KERNELS = [
         {"BLOCK": 16, "HEADS": 16, "POSITIONS": 32, "RANK": 512, "ROPE": 64},
     ),
     (triton_sampling._draw_kernel, [FP32, FP32, FP64, INT64, FP64, "i32"], {"HAS_SCALE": True, "WIDE": 1024}),
+    *(
+        (
+            triton_fp8._quantise_kernel,
+            [BF16, E4M3, FP32, *["i32"] * 5],
+            {"ONE_ROW": rows == 1, "POWER_OF_TWO": rows == 1, "HEIGHT": height, "TILE": 128},
+        )
+        for rows, height in [(1, 8), (128, 128)]
+    ),
+    *(
+        (
+            triton_fp8._product_kernel,
+            [BYTE, BYTE, BF16, FP32, FP32, INT64, INT64, INT64, *["i32"] * 4],
+            {"RIGHT_ROWS": rows, "WIDEN": False, "ROWS": 64, "COLUMNS": 128, "TILE": 128},
+        )
+        for rows in (1, 128)
+    ),
 ]
 
 for kernel, types, constants in KERNELS:

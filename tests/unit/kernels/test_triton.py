@@ -18,7 +18,15 @@ if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton", reason="triton is not installed: pip install 'sobre[kernels]'")
 
-from sobre.kernels import experts, reference, triton_decode, triton_experts, triton_sampling  # noqa: E402
+from sobre.kernels import (  # noqa: E402
+    experts,
+    fp8,
+    reference,
+    triton_decode,
+    triton_experts,
+    triton_fp8,
+    triton_sampling,
+)
 from sobre.kernels.paged import Places  # noqa: E402
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -116,6 +124,44 @@ def test_logits_that_are_no_numbers_are_told_by_their_probability():
     assert 0 <= int(tokens_R[1]) < 40
 
 
+def at_the_edge(dtype: torch.dtype) -> Tensor:
+    """Zeros, denormals, infinities and NaN among numbers of many sizes; neither side a multiple of a tile."""
+    x_IK = randn(37, 300, seed=1) * torch.logspace(-6, 3, 300, device=DEVICE)
+    x_IK[3], x_IK[5, :130], x_IK[11, 5] = 0.0, 1e-42, 1e-30
+    x_IK[7, 10], x_IK[9, 200] = torch.inf, torch.nan
+    return x_IK.to(dtype)
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 128])
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_tiles_have_the_scales_of_the_specification_and_its_numbers(dtype, rows, power_of_two):
+    for x_IK in (at_the_edge(dtype), at_the_edge(dtype).t()):
+        ours, theirs = (quantise(x_IK, rows, power_of_two) for quantise in (triton_fp8.quantise, fp8.quantise))
+        finite = theirs.scales.isfinite()
+        assert_close(ours.scales[finite], theirs.scales[finite], rtol=0, atol=0)
+        assert ours.scales[~finite].isnan().all()
+        assert_close(ours.dequantised(), theirs.dequantised(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("rows", [1, 128])
+def test_products_in_tiles_are_the_specifications(rows):
+    left, right = fp8.quantise(randn(70, 300, seed=1), 1), fp8.quantise(randn(150, 300, seed=2), rows)
+    assert_close(triton_fp8.product(left, right), fp8.product(left, right), rtol=1e-4, atol=1e-3)
+    if rows == 128:
+        turned = fp8.quantise(randn(300, 40, seed=2), 128).transposed()
+        assert_close(triton_fp8.product(left, turned), fp8.product(left, turned), rtol=1e-4, atol=1e-3)
+
+
+def test_grouped_products_in_tiles_are_the_specifications():
+    left = fp8.quantise(randn(70, 300, seed=1), 1)
+    rights = [fp8.quantise(randn(40, 300, seed=e), 128) for e in range(4)]
+    for counts in ([0, 65, 1, 4], [70, 0, 0, 0]):
+        wanted = fp8.grouped_product(left, rights, counts)
+        assert_close(triton_fp8.grouped_product(left, rights, counts), wanted, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.slow
 def test_every_kernel_compiles_for_hopper():
     """The whole way to machine code, which needs no GPU."""
@@ -123,4 +169,4 @@ def test_every_kernel_compiles_for_hopper():
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 6
+    assert len(done.stdout.splitlines()) == 10
