@@ -132,7 +132,9 @@ class Teacher:
 
     def answer(self, asked: Sequence[Problem], part: int) -> tuple[list[list[Reply]], float]:
         """k replies to each problem, and the model FLOPs that they took here."""
-        self._open = self._open or open_answerer(self._session, self._cfg)
+        self._open = self._open or open_answerer(
+            self._session, self._cfg.teacher, self._cfg.model_name, self._cfg.key_env
+        )
         answerer, engine = self._open
         before = engine.stats.flops if engine is not None else 0.0
         how = Sampling(

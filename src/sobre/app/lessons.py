@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sobre.app.answers import answered_examples
+from sobre.app.grader import ModelGrader
 from sobre.app.prepare import make_examples
 from sobre.app.problems import training_problem
 from sobre.app.sampling import engine_for
@@ -18,8 +19,10 @@ from sobre.data.events import Events
 from sobre.data.loader import PackedLoader
 from sobre.data.pairs import TokenPair, read_pairs, tokenize_pairs
 from sobre.data.problems import training_levels
+from sobre.data.rubrics import read_rubrics
 from sobre.distill.on_policy import StudentSource, check_same_tokens
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, DataError
+from sobre.eval.score import prompt_ids
 from sobre.models.adapt import sharing_copy
 from sobre.models.decoder import Decoder
 from sobre.plan.count import forward_flops
@@ -129,6 +132,8 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         forward_flops=lambda batch: _reading(model, batch),
         reference=reference,
         sets=training_levels(session.sets),
+        general=_general(bench, cfg),
+        grader=ModelGrader(session, cfg.general) if cfg.general.files else None,
         gather=session.processes.gather,
     )
     return Job(
@@ -141,6 +146,20 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         rebalance=False,
         recompute=cfg.recompute,
     )
+
+
+def _general(bench: Bench, cfg: RLConfig) -> list[Problem]:
+    """The questions that a judge grades, all of a length that the model can read and answer."""
+    if not cfg.general.files:
+        return []
+    recipe, most = bench.session.recipe, bench.model.cfg.max_len
+    found = list(read_rubrics(cfg.general.files, recipe.data, Events(recipe.data.on_bad_record)))
+    if not found:
+        raise DataError(f"{bench.stage}.general.files={list(cfg.general.files)} hold no question")
+    need = max(len(prompt_ids(bench.tokenizer, problem)) for problem in found) + cfg.max_tokens
+    if need > most:
+        raise ConfigError(f"the longest general question and its answer need {need:,} tokens; the model reads {most:,}")
+    return found
 
 
 def _distilled(bench: Bench) -> Job:

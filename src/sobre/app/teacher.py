@@ -17,7 +17,6 @@ from sobre.models.decoder import Decoder
 from sobre.models.hub import resolve
 from sobre.models.peft import is_adapter
 from sobre.tokenizer.tokenizer import Tokenizer
-from sobre.train.config import AnswersConfig
 
 
 def is_service(teacher: str) -> bool:
@@ -47,12 +46,12 @@ def open_model(session: Session, teacher: str, dtype: torch.dtype) -> tuple[Deco
     return model.to(session.device).eval(), Tokenizer.load(folder)
 
 
-def open_answerer(session: Session, cfg: AnswersConfig) -> tuple[Answerer, Engine | None]:
+def open_answerer(session: Session, who: str, model_name: str, key_env: str) -> tuple[Answerer, Engine | None]:
     """Whoever answers, and the engine whose FLOPs are in the bill (those of a service are not ours)."""
-    if is_service(cfg.teacher):
-        if cfg.key_env and cfg.key_env not in os.environ:
-            raise ConfigError(f"answers.key_env={cfg.key_env}: there is no such environment variable")
-        return Endpoint(cfg.teacher, cfg.model_name, os.environ.get(cfg.key_env, "") if cfg.key_env else ""), None
-    model, tokenizer = open_model(session, cfg.teacher, torch.float32)
+    if is_service(who):
+        if key_env and key_env not in os.environ:
+            raise ConfigError(f"key_env={key_env}, for {who}: there is no such environment variable")
+        return Endpoint(who, model_name, os.environ[key_env] if key_env else ""), None
+    model, tokenizer = open_model(session, who, torch.float32)
     engine = engine_for(session, model)
     return Local(engine, tokenizer), engine

@@ -175,6 +175,11 @@ class DistillBench(QueueConfig):
     problems: int = 400
     """Test problems."""
     seeds: int = 1
+    teacher_stages: tuple[Literal["pretrain", "sft", "rl"], ...] = ("pretrain", "sft", "rl")
+    """What makes the teacher; the last of them teaches."""
+    answers: int = 64
+    """Answers of one step, of RL (in groups of `group`) and of on-policy distillation."""
+    group: int = 8
     teacher_width: int = 128
     student_width: int = 64
     teacher_flops: str = "4e12flop"
@@ -188,6 +193,12 @@ class DistillBench(QueueConfig):
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.problems < 1:
             raise ConfigError(f"seeds={self.seeds} and problems={self.problems} must be at least 1")
+        if self.teacher_stages[-1:] not in (("sft",), ("rl",)):
+            raise ConfigError(f"teacher_stages={list(self.teacher_stages)} must end with sft or rl, which answer")
+        if self.group < 2 or self.answers < self.group or self.answers % self.group:
+            raise ConfigError(
+                f"answers={self.answers} must be one or more whole groups of group={self.group}, 2 or more"
+            )
         check_difficulty("difficulty", 1, self.difficulty)
 
 

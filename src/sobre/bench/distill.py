@@ -75,12 +75,13 @@ def begin(cfg: DistillBench) -> dict[str, Recipe]:
     tasks = replace(tasks, test_difficulty=cfg.difficulty)
     text = replace(recipe.text, names=cfg.tasks, langs=("en",), difficulty=(1, cfg.difficulty))
     curriculum = replace(recipe.rl.curriculum, difficulty=(1, cfg.difficulty))
-    recipe = replace(recipe, tasks=tasks, text=text, rl=replace(recipe.rl, curriculum=curriculum))
+    rl = replace(recipe.rl, curriculum=curriculum, n_prompts=cfg.answers // cfg.group, group_size=cfg.group)
+    recipe = replace(recipe, tasks=tasks, text=text, rl=rl)
     recipe = replace(recipe, eval=replace(recipe.eval, n_problems=cfg.problems, n_sampled=min(100, cfg.problems)))
     small = replace(recipe.model, d_model=cfg.student_width, n_layers=2, ffn=DenseConfig(d_ff=3 * cfg.student_width))
     large = replace(recipe.model, d_model=cfg.teacher_width, n_layers=3)
     sizes: dict[str, tuple[ModelConfig, tuple[StageName, ...], str]] = {
-        "teacher": (large, ("pretrain", "sft", "rl"), cfg.teacher_flops),
+        "teacher": (large, cfg.teacher_stages, cfg.teacher_flops),
         "student": (small, ("pretrain", "sft"), cfg.student_flops),
     }
     return {
@@ -98,9 +99,9 @@ def begin(cfg: DistillBench) -> dict[str, Recipe]:
 def contestant(name: str, cfg: DistillBench, teacher: Path, student: Path) -> Recipe:
     """What one contestant does with its FLOPs, from the student on."""
     recipe = begin(cfg)["student"]
-    distill = recipe.distill
+    distill, folder = recipe.distill, cfg.teacher_stages[-1]
     answers = replace(
-        distill.answers, teacher=str(teacher / "rl"), max_tokens=recipe.rl.max_tokens, keep=2, plain_share=0.0
+        distill.answers, teacher=str(teacher / folder), max_tokens=recipe.rl.max_tokens, keep=2, plain_share=0.0
     )
     sft = recipe.sft
     return replace(
@@ -115,6 +116,7 @@ def contestant(name: str, cfg: DistillBench, teacher: Path, student: Path) -> Re
             answers=answers,
             batch_tokens=sft.batch_tokens,
             micro_tokens=sft.micro_tokens,
+            n_prompts=cfg.answers,
             max_tokens=recipe.rl.max_tokens,
             lr_scale=cfg.lr_on_policy if name == "on-policy" else cfg.lr_answers,
         ),

@@ -85,6 +85,8 @@ class Recipe:
             raise ConfigError(
                 f"the stage {stage} needs chats: {stage}.paths, or tasks.names, whose worked examples it learns"
             )
+        if isinstance(section, RLConfig) and section.general.judge in STAGES and section.general.judge not in before:
+            raise ConfigError(f"{stage}.general.judge={section.general.judge!r} is a stage, and none of those before")
         if stage == "distill" and not teacher:
             raise ConfigError("distill needs a teacher: distill.answers.teacher, or --teacher")
         if stage == "dpo" and not self.dpo.paths:

@@ -6,6 +6,7 @@ and chaos. Here every answer has exactly one fate, the first of `FATES` that hol
     cut          did not end by itself
     wrong        the verifier says so
     layout       right, but without one thought that ended and one answer after it, as the task lays them out
+    mixed        in another language than its question, or in several (`answers.language`)
     unreadable   a line that comes again and again, or bytes that are no text
     long         more tokens than `answers.longest`
     duplicate    the same words answered the same question before
@@ -22,12 +23,13 @@ from sobre.data.sources import Chat
 from sobre.eval.answer import Reply
 from sobre.eval.measure import mark
 from sobre.tasks.base import Problem
-from sobre.tasks.format import THINK_CLOSE, THINK_OPEN, format_ok, question, thought_ok
+from sobre.tasks.format import THINK_CLOSE, THINK_OPEN, format_ok, question, thought_ok, without_tags
 from sobre.tasks.judges import judge_of
+from sobre.tasks.language import consistency
 from sobre.train.config import AnswersConfig
 
-Fate = Literal["cut", "wrong", "layout", "unreadable", "long", "duplicate", "surplus", "kept"]
-FATES: tuple[Fate, ...] = ("cut", "wrong", "layout", "unreadable", "long", "duplicate", "surplus", "kept")
+Fate = Literal["cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus", "kept"]
+FATES: tuple[Fate, ...] = ("cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus", "kept")
 
 
 @dataclass
@@ -68,6 +70,8 @@ class Choice:
             return "wrong"
         if not laid_out(problem, reply.text):
             return "layout"
+        if consistency(without_tags(reply.text), problem.lang) < self.cfg.language:
+            return "mixed"
         if not readable(reply.text, self.cfg.repeats):
             return "unreadable"
         if self.cfg.longest and reply.n_tokens > self.cfg.longest:

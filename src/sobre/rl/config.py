@@ -218,6 +218,37 @@ class CurriculumConfig:
 
 
 @config
+class GeneralConfig:
+    """Questions without a right answer among the problems; a judge grades what is said, by rubrics (R1, 2.3.4)."""
+
+    files: tuple[str, ...] = ()
+    """Files or folders of .jsonl: {"prompt": text, "rubric": text}."""
+    judge: str = ""
+    """Who grades: an earlier stage of this run, a model's folder or Hub id, or the URL (up to /v1) of a service."""
+    model_name: str = ""
+    """The judge's name at the service."""
+    key_env: str = ""
+    """Environment variable that holds the key of the service."""
+    share: float = 0.25
+    """Of the problems of a step."""
+    weight: float = 1.0
+    """What the best grade earns; a right answer to a problem earns 1."""
+    judge_tokens: int = 256
+    """Longest reply of the judge."""
+
+    def __post_init__(self) -> None:
+        if bool(self.files) != bool(self.judge):
+            raise ConfigError("general questions need both: general.files and a judge (general.judge)")
+        if "://" in self.judge and not self.model_name:
+            raise ConfigError(f"general.judge={self.judge} needs general.model_name, the model's name there")
+        if not 0 < self.share <= 1 or not 0 < self.weight <= 10:
+            raise ConfigError(
+                f"general.share={self.share} must lie in 0..1 and general.weight={self.weight} in 0..10, 0 not"
+            )
+        _check_at_least(self, judge_tokens=1)
+
+
+@config
 class RLConfig:
     """A step asks n_prompts problems group_size times each, scores the answers, and learns from the differences."""
 
@@ -260,6 +291,8 @@ class RLConfig:
     Examinations ask without tools."""
     max_calls: int = 4
     """Turns of one answer that may end in calls."""
+    general: GeneralConfig = GeneralConfig()
+    """Questions that a judge grades; examinations do without them."""
     judge_s: float = 60.0
     """Seconds after which a judge that has not answered stops the run; none of ours takes as long."""
     give_up_after: int = 40

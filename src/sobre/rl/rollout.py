@@ -12,13 +12,15 @@ from typing import Protocol
 from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request, SamplingParams
 from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
-from sobre.rl.judging import Asked, check, judge
+from sobre.rl.grading import Grader, rewards
+from sobre.rl.judging import Asked, check
 from sobre.rl.turns import Spoken, converse, described
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.equality import n_timeouts
 from sobre.tasks.format import Reward, question, reward
+from sobre.tasks.rubric import rubric_of
 from sobre.tokenizer.tokenizer import Tokenizer
 
 Draw = Callable[[int, int], list[Problem]]
@@ -52,6 +54,11 @@ class Rollouts:
         return (*self.groups, *self.dropped)
 
     @property
+    def verified(self) -> tuple[Group, ...]:
+        """The groups whose problems have a right answer; a judge grades the others."""
+        return tuple(group for group in self.all if not rubric_of(group.problem))
+
+    @property
     def wasted_share(self) -> float:
         """Share of the sampled tokens that was thrown away."""
         return sum(group.n_tokens for group in self.dropped) / sum(group.n_tokens for group in self.all)
@@ -60,10 +67,12 @@ class Rollouts:
         """Means over all answers of this step that were judged, thrown away or not."""
         answers = [answer for group in self.all for answer in group.judged]
         n = len(answers)
+        general = [group for group in self.all if rubric_of(group.problem)]
         n_sampled = sum(len(group.rollouts) for group in self.all)
         return {
             "reward": sum(answer.reward.total for answer in answers) / n,
-            "pass_rate": sum(answer.reward.accuracy for answer in answers) / n,
+            "pass_rate": _mean([answer.reward.accuracy for group in self.verified for answer in group.judged]),
+            **({"grade": _mean([a.reward.accuracy for g in general for a in g.judged])} if general else {}),
             "format_rate": sum(answer.reward.format for answer in answers) / n,
             "truncated": sum(not answer.finished for answer in answers) / n,
             "empty": sum(answer.n_tokens <= answer.finished for answer in answers) / n,
@@ -86,13 +95,20 @@ class Rollouts:
 
 
 def collect(
-    engine: Sampler, tokenizer: Tokenizer, draw: Draw, cfg: RLConfig, tasks: TasksConfig, *, seed: int
+    engine: Sampler,
+    tokenizer: Tokenizer,
+    draw: Draw,
+    cfg: RLConfig,
+    tasks: TasksConfig,
+    *,
+    seed: int,
+    grader: Grader | None = None,
 ) -> Rollouts:
     """Sample `cfg.n_prompts` groups, or fewer when too many are flat, down to none.
 
     `seed` makes this step's answers differ from those of other steps.
     """
-    before, slow_before = engine.stats, n_timeouts()
+    before, slow_before, graded_before = engine.stats, n_timeouts(), grader.flops if grader else 0.0
     replaces = cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig | DAPOConfig) else None
     kept: list[Group] = []
     flat: list[Group] = []
@@ -101,12 +117,13 @@ def collect(
         if not missing:
             break
         first = (seed * (1 + (replaces or 0)) + round_) * cfg.n_prompts * cfg.group_size
-        groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, tasks, seed=first)
+        groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, tasks, seed=first, grader=grader)
         for group in groups:
             (flat if replaces is not None and group.is_flat else kept).append(group)
     after = engine.stats
     check([answer.reward for group in (*kept, *flat) for answer in group.rollouts])
     flops, seconds = after.flops - before.flops, after.seconds - before.seconds
+    flops += grader.flops - graded_before if grader else 0.0
     return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before)
 
 
@@ -118,6 +135,7 @@ def sample_groups(
     tasks: TasksConfig,
     *,
     seed: int,
+    grader: Grader | None = None,
 ) -> list[Group]:
     """Answer each problem `group_size` times; answer number i gets the request seed `seed + i`."""
     tools = described(cfg)
@@ -140,11 +158,11 @@ def sample_groups(
             credit_weight=tasks.credit_weight,
         )
 
-    rewards = judge(asked, give, limit_s=cfg.judge_s)
+    earned = rewards(asked, give, grader, cfg, format_weight=tasks.format_weight)
     groups = []
     for x, problem in enumerate(problems):
         places = range(x * cfg.group_size, (x + 1) * cfg.group_size)
-        rollouts = (_rollout(prompts[x], spoken[i], asked[i], rewards[i], cfg) for i in places)
+        rollouts = (_rollout(prompts[x], spoken[i], asked[i], earned[i], cfg) for i in places)
         groups.append(Group(problem, tuple(rollouts)))
     return groups
 
@@ -184,6 +202,10 @@ def _rollout(prompt_ids: tuple[int, ...], said: Spoken, asked: Asked, earned: Re
         own=None if all(said.own) else said.own,
         n_calls=said.n_calls,
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def _question(problem: Problem) -> dict[str, str]:

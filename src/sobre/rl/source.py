@@ -4,6 +4,7 @@ It meets the same seam as the sources of pretraining and fine-tuning (`train.loo
 pass rates, whether routes are replayed, and, with several optimizer steps per set of rollouts, the samples to come.
 """
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from sobre.rl import curriculum
 from sobre.rl.barren import why_barren
 from sobre.rl.batch import microbatches, minibatches, to_batch, to_samples
 from sobre.rl.config import RLConfig
+from sobre.rl.grading import Grader
 from sobre.rl.losses import log_probs, policy_loss
 from sobre.rl.mismatch import Mismatch, replays, total
 from sobre.rl.rollout import Rollouts, collect
@@ -48,6 +50,9 @@ class RolloutSource:
     """The model that the stage started from; needed when the algorithm's kl is above 0."""
     sets: curriculum.Sets = field(default_factory=dict)
     """Training problems of files, beside the generated tasks."""
+    general: Sequence[Problem] = ()
+    """Questions without a right answer, which `grader` grades."""
+    grader: Grader | None = None
     pass_rates: dict[str, float] = field(default_factory=dict)
     is_replaying: bool = False
     barren: int = 0
@@ -74,7 +79,7 @@ class RolloutSource:
         if not self.pending:
             rollouts = self._roll_out(step)
             flops, metrics = rollouts.flops, rollouts.metrics()
-            self.pass_rates = curriculum.updated(self.pass_rates, rollouts.all, self.cfg.curriculum)
+            self.pass_rates = curriculum.updated(self.pass_rates, rollouts.verified, self.cfg.curriculum)
             self.barren = 0 if any(not group.is_flat for group in rollouts.all) else self.barren + 1
             if self.cfg.give_up_after and self.barren >= self.cfg.give_up_after:
                 raise RunError(why_barren(rollouts, self.pass_rates, self.barren))
@@ -124,9 +129,11 @@ class RolloutSource:
         def draw(round_: int, n: int) -> list[Problem]:
             key = f"{self.seed}/{step}/{round_}"
             names, langs = self.tasks.names, self.tasks.langs
-            return curriculum.draw(self.pass_rates, names, langs, self.cfg.curriculum, n, key, self.sets)
+            asked = general_questions(self.general, round(n * self.cfg.general.share), key)
+            left = n - len(asked)
+            return curriculum.draw(self.pass_rates, names, langs, self.cfg.curriculum, left, key, self.sets) + asked
 
-        rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, self.tasks, seed=step)
+        rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, self.tasks, seed=step, grader=self.grader)
         self._last = (step, version, rollouts)
         return rollouts
 
@@ -167,6 +174,14 @@ class RolloutSource:
         there = batch.to(self.model.embed.weight.device)
         self.mismatch.see_routes(self.model(there.step).routes_LNA, there.streams.get("engine_routes_LNA"))
         return self.forward_flops(batch)
+
+
+def general_questions(known: Sequence[Problem], n: int, key: str) -> list[Problem]:
+    """`n` of the general questions, none twice as long as there are others; none where there are none."""
+    rng, found = random.Random(f"general/{key}"), list[Problem]()
+    while known and len(found) < n:
+        found += rng.sample(known, min(n - len(found), len(known)))
+    return found
 
 
 def _encode(sample: Sample) -> dict[str, Any]:

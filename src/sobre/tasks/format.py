@@ -75,6 +75,11 @@ def extract_answer(text: str) -> str | None:
     return answers[-1] if whole and len(set(answers)) == 1 else None
 
 
+def without_tags(text: str) -> str:
+    """The words of a response, for those who count words."""
+    return _TAG.sub(" ", text)
+
+
 def format_ok(text: str) -> bool:
     """Whether a completion is laid out exactly as `completion` does it, with a thought that is not empty."""
     thought, _, tail = text.partition(f"\n{THINK_CLOSE}\n")
@@ -114,7 +119,7 @@ def reward(
     answer = extract_answer(text) if judge is None else judge.extract(problem, text)
     right = answer is not None and is_right(problem, answer)
     formed = format_ok(text) if judge is None else thought_ok(text)
-    language = consistency(_TAG.sub(" ", text), problem.lang)
+    language = consistency(without_tags(text), problem.lang)
     credit = 0.0 if right or answer is None or not credit_weight else nearness(problem, answer)
     total = right + format_weight * formed + language_weight * language + credit_weight * credit
     return Reward(float(right), float(formed), total, language, credit)

@@ -82,6 +82,8 @@ class AnswersConfig:
     """Longest answer, thought included; a longer one is cut, and not kept."""
     longest: int = 0
     """Tokens above which a whole answer is not kept (R1 left out long paragraphs); 0 keeps every length."""
+    language: float = 0.9
+    """Share of an answer's words that must not be plainly of another language than its question (R1: none mixed)."""
     repeats: int = 4
     """A line that comes this often makes a thought unreadable."""
     plain_share: float = 0.25
@@ -94,6 +96,8 @@ class AnswersConfig:
                 raise ConfigError(f"answers.{name}={getattr(self, name)} must be {least} or more")
         if self.repeats < 2:
             raise ConfigError(f"answers.repeats={self.repeats} must be 2 or more: every line comes once")
+        if not 0 <= self.language <= 1:
+            raise ConfigError(f"answers.language={self.language} must lie in 0..1")
         if not 0 < self.share < 1:
             raise ConfigError(f"answers.share={self.share} must lie between 0 and 1: the rest is for learning")
         if not 0 <= self.plain_share < 1:

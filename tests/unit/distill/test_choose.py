@@ -31,6 +31,7 @@ def fates(*replies: Reply, problem: Problem = PROBLEM, **settings: int) -> dict[
         (reply(completion("by hand", RIGHT), finished=False), "cut"),
         (reply(completion("by hand", "0 0 0")), "wrong"),
         (reply(f"by hand\n</think>\n<answer>{RIGHT}</answer> so there"), "layout"),
+        (reply(completion("la somme est dans le the", RIGHT)), "mixed"),
         (reply(completion("again\nagain\nagain\nagain", RIGHT)), "unreadable"),
         (reply(completion("by h\N{REPLACEMENT CHARACTER}nd", RIGHT)), "unreadable"),
         (reply(completion("by hand", RIGHT), n_tokens=51), "long"),
