@@ -8,10 +8,11 @@
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
     sobre bench distill                      RL on a small student against two ways to teach it, same FLOPs (an hour)
+    sobre bench frugality --data FILE        the race: which quality for how many seconds and FLOPs, by whom (hours)
     sobre bench all                          train, decode and rl
 
 Timed benchmarks run at one thread and print every round; a peer that is not installed is named and skipped by `all`.
-twin, story and distill are queues of cells: stop them at any time, and start them again to go on.
+twin, story, distill and frugality are queues of cells: stop them at any time, and start them again to go on.
 """
 
 import json
@@ -24,6 +25,7 @@ from sobre.bench.config import (
     BenchConfig,
     DecodeBench,
     DistillBench,
+    FrugalityBench,
     LoadBench,
     RLBench,
     ServeBench,
@@ -45,6 +47,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "twin": TwinBench,
     "story": StoryBench,
     "distill": DistillBench,
+    "frugality": FrugalityBench,
 }
 QUICK = ("train", "decode", "rl")
 
@@ -122,6 +125,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import distill
 
         return lambda cfg: distill.bench(cfg, say)
+    if name == "frugality":
+        from sobre.bench import frugality
+
+        return lambda cfg: frugality.bench(cfg, say)
     from sobre.bench import story
 
     return lambda cfg: story.bench(cfg, say)

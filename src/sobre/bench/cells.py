@@ -57,6 +57,9 @@ def figures(report: Mapping[str, Any], wall_s: float) -> dict[str, float]:
         "training share of the seconds": sum(row["wall_s"] for row in trained) / bill["total"]["wall_s"],
         "flops": bill["total"]["flops"],
     }
+    for name, key in (("usd", "cost_usd"), ("joules", "energy_j")):
+        if bill["total"].get(key) is not None:
+            found[name] = bill["total"][key]
     if report["budget"]["kind"] == "seconds":
         found["wall over budget"] = wall_s / report["budget"]["amount"]
     else:
@@ -88,4 +91,7 @@ def _stage(said: Mapping[str, Any]) -> dict[str, float]:
         found |= {f"pass@{k}": score["value"] for k, score in sampled.get("pass_at_k", {}).items() if k != "1"}
     if "bits_per_byte" in said:
         found["bits per byte"] = said["bits_per_byte"]["all"]["value"]
+        for source, score in said["bits_per_byte"].items():
+            if source != "all":
+                found[f"bits per byte of {source}"] = score["value"]
     return found

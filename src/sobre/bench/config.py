@@ -5,7 +5,7 @@ from typing import Literal
 from sobre.bench.shapes import LARGE, SMALL
 from sobre.config.base import config
 from sobre.errors import ConfigError
-from sobre.models.config import ModelConfig
+from sobre.models.config import MemoryConfig, ModelConfig
 from sobre.tasks.config import check_difficulty
 
 Dtype = Literal["float32", "bfloat16"]
@@ -226,3 +226,56 @@ class TwinBench(QueueConfig):
     def __post_init__(self) -> None:
         if self.rounds < 1 or not self.lr_scales:
             raise ConfigError(f"rounds={self.rounds} and lr_scales={list(self.lr_scales)}: at least one of each")
+
+
+FRUGAL_CONTESTANTS = (
+    "dense adamw",
+    "dense muon",
+    "deepseek-v3",
+    "ours",
+    "ours without tables",
+    "dense with tables",
+)
+
+
+@config
+class FrugalityBench(QueueConfig):
+    """A race between named contestants: which quality for how many seconds, FLOPs and dollars?"""
+
+    recipe: str = "text"
+    """Base recipe: text, tokenizer, batch, schedule. Its pretraining alone is run, unless --reasoning."""
+    budget: str = "10m"
+    """Seconds of the longest run over equal seconds; empty leaves that race out."""
+    flops: str = ""
+    """FLOPs of the longest run over equal FLOPs, for example 6e13flop; empty leaves that race out."""
+    ladder: tuple[float, ...] = (1.0,)
+    """Shares of the budget at which a run of its own ends; 0.1 0.3 1 draws a curve of three points."""
+    seeds: int = 3
+    lr_scales: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """The sweep, the same for every contestant: factors on the recipe's learning rates."""
+    contestants: tuple[str, ...] = FRUGAL_CONTESTANTS
+    data: tuple[str, ...] = ()
+    """Training text; generated once for all when not given."""
+    documents: int = 60_000
+    """Documents to generate."""
+    nanochat: str = ""
+    """A clone of nanochat, which then runs too, over equal seconds; needs its packages rustbpe and tiktoken."""
+    reasoning: bool = False
+    """The whole recipe (say --recipe demo), judged by pass@1 after its last stage."""
+    model: ModelConfig = SMALL
+    """The experts; the dense shape has as many active parameters. Vocabulary and context come from the run."""
+    memory: MemoryConfig = MemoryConfig(layers=(2, 5), n_rows=262_144)
+    """The tables of those that have some."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.contestants if name not in FRUGAL_CONTESTANTS]
+        if unknown or not self.contestants:
+            raise ConfigError(f"contestants={list(self.contestants)} must be some of {', '.join(FRUGAL_CONTESTANTS)}")
+        if self.seeds < 1 or not self.lr_scales or not self.ladder:
+            raise ConfigError(f"seeds={self.seeds}, lr_scales={self.lr_scales}, ladder={self.ladder}: one at least")
+        if any(not 0 < share <= 1 for share in self.ladder) or max(self.ladder) < 1:
+            raise ConfigError(f"ladder={list(self.ladder)} must be shares in (0, 1], with 1 among them")
+        if not self.budget and not self.flops:
+            raise ConfigError("budget and flops are both empty; give one of them, for example --budget 10m")
+        if self.nanochat and self.reasoning:
+            raise ConfigError("nanochat runs on text; leave it out with --reasoning")

@@ -44,9 +44,26 @@ def _timing(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _race(document: dict[str, Any]) -> list[str]:
+    race = document["race"]
+    rows: list[Row] = [
+        ("contestant", "equal", "share", race["score"], "lowest", "highest", "runs", "s", "FLOPs", "usd")
+    ]
+    for point in sorted(race["points"], key=lambda point: (point["kind"], point["share"], point["mean"])):
+        band = [f"{point[key]:.4f}" for key in ("mean", "lowest", "highest")]
+        costs = [f"{point[key]:.3g}" if key in point else "" for key in ("seconds", "flops", "usd")]
+        rows.append((point["contestant"], point["kind"], f"{point['share']:g}", *band, str(point["n"]), *costs))
+    lines = ["", *align(rows), ""]
+    for kind, winner in race["winners"].items():
+        if winner:
+            how = "its band apart from all others" if winner["clear"] else "within the band of another"
+            lines.append(f"equal {kind}: {winner['contestant']} won, {how}")
+    return lines
+
+
 def _summary(document: dict[str, Any]) -> list[str]:
-    lines: list[str] = [""]
-    for contestant, figures in document["means"].items():
+    lines: list[str] = _race(document) if "race" in document else [""]
+    for contestant, figures in document["means"].items() if "race" not in document else ():
         rows: list[Row] = [(contestant, "mean", "lowest", "highest", "runs")]
         for name, found in figures.items():
             rows.append((name, *(f"{found[key]:.4g}" for key in ("mean", "lowest", "highest")), str(found["n"])))
