@@ -134,7 +134,7 @@ def measured(name: str, n: int, length: int, *, recompute: bool, lora: bool = Fa
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize(("name", "n", "length"), zip(SHAPES, (12, 4, 12), (96, 256, 96), strict=True))
+@pytest.mark.parametrize(("name", "n", "length"), list(zip(SHAPES, (12, 4, 12), (96, 256, 96), strict=True)))
 def test_the_planner_s_memory_is_what_a_step_takes_within_15_percent(name, n, length, recompute, monkeypatch):
     """With the experts' kernel of accelerators, and attention that keeps no probabilities, as fused ones do: a CPU's
     kernels keep less of experts, and more of attention where that is small."""
