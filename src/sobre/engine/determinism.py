@@ -14,6 +14,7 @@ from sobre.errors import ConfigError
 from sobre.kernels import select, tiled
 from sobre.models.indexer import Indexer
 from sobre.models.lightning import Lightning
+from sobre.models.memory import Memory
 
 KERNELS = {
     **dict.fromkeys(
@@ -36,9 +37,9 @@ def check_rows(model: object) -> None:
     """Raise ConfigError where this machine's products make a row depend on its neighbours."""
     if not isinstance(model, nn.Module):
         return
-    if any(isinstance(module, Indexer | Lightning) for module in model.modules()):
+    if any(isinstance(module, Indexer | Lightning | Memory) for module in model.modules()):
         raise ConfigError(
-            "engine.deterministic: there are no fixed-shape forms of an indexer or of lightning attention"
+            "engine.deterministic: there are no fixed-shape forms of an indexer, lightning attention or n-gram memory"
         )
     shapes = {(p.shape[-1], p.shape[-2], p.dtype, p.device) for p in model.parameters() if p.ndim > 1}
     for n_in, n_out, dtype, device in sorted(shapes, key=str):

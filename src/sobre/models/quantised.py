@@ -2,8 +2,8 @@
 
 int8: one scale per output channel; int4: one scale per `GROUP` input weights of a channel, codes 0..15 around 8.
 Rounding is to the nearest; nothing is calibrated. The products are torch's own CPU kernels, which widen the weights in
-registers. What stays in bfloat16: embedding, norms, router, and MLA's up-projection of latents, which the absorbed form
-folds into queries and outputs.
+registers. What stays in bfloat16: embedding, norms, router, the memory's tables, and MLA's up-projection of latents,
+which the absorbed form folds into queries and outputs.
 
 Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, X groups.
 """
@@ -119,7 +119,7 @@ def _check_shapes(model: Decoder, bits: Bits) -> None:
     if bits == "int8":
         return
     for name, parameter in model.named_parameters():
-        is_kept = parameter.ndim < 2 or ".router." in name or "kv_up" in name
+        is_kept = parameter.ndim < 2 or ".router." in name or "kv_up" in name or name.endswith(("table_MW", "conv_KD"))
         n_out, n_in = parameter.shape[-2:] if parameter.ndim > 1 else (0, 0)
         if name == "embed.weight" and model.head is not None:
             continue

@@ -10,6 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from sobre.app import convert
+from sobre.engine.config import EngineConfig
+from sobre.engine.engine import Engine
 from sobre.errors import CheckpointError, ConfigError
 from sobre.models.checkpoint import load_model, save_model
 from sobre.models.config import MemoryConfig
@@ -118,6 +120,11 @@ def test_transformers_refuses_the_folder_instead_of_loading_it_without(model, tm
     save_model(model, tmp_path)
     with pytest.raises(ValueError, match="model type `sobre`"):
         transformers.AutoConfig.from_pretrained(tmp_path)
+
+
+def test_bit_equality_across_batches_is_refused_with_the_reason(model):
+    with pytest.raises(ConfigError, match="no fixed-shape forms of .* n-gram memory"):
+        Engine(model, EngineConfig(max_batch=2, deterministic=True))
 
 
 @pytest.mark.parametrize("form", ["hf", "gguf"])

@@ -8,7 +8,7 @@ from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.errors import ConfigError, EngineError
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.quantised import GROUP, QuantisedLinear, quantised
 from sobre.models.step import StepInput
@@ -22,6 +22,11 @@ SHAPES = {
         "attention": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8),
         "ffn": DenseConfig(d_ff=64),
         "tied": True,
+    },
+    "gqa-memory": {
+        "attention": GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8),
+        "ffn": DenseConfig(d_ff=64),
+        "memory": MemoryConfig(layers=(0, 1), n_rows=37, dim=24),
     },
 }
 
