@@ -6,6 +6,8 @@ from sobre.ledger.prices import GRID_KG_PER_KWH, co2_kg
 from sobre.report import words
 
 Report = dict[str, Any]
+LOST = ("cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus")
+"""What may be the matter with a teacher's answer (`distill.choose`)."""
 STAGE_NAMES = {
     "start": "at the start",
     "pretrain": "base",
@@ -46,12 +48,35 @@ def headline(report: Report) -> str:
     opening = f"{words.duration(spent)} bought {size}" if spent else f"This run made {size}"
     judged = last_judged(report)
     if judged is not None:
-        _, stage = judged
-        return f"{opening} that solves {words.percent(stage['pass_at_1'], 0)} of {stage['n']:,} test problems."
+        name, stage = judged
+        who = ", whose student" if is_student(report, name) else " that"
+        return f"{opening}{who} solves {words.percent(stage['pass_at_1'], 0)} of {stage['n']:,} test problems."
     if report["bits_per_byte"]:
         value = report["bits_per_byte"].get("all", min(report["bits_per_byte"].values()))
         return f"{opening} that reads unseen text at {value:.3f} bits per byte."
     return f"{opening}; it has not been examined."
+
+
+def is_student(report: Report, stage: str) -> bool:
+    """Whether a stage began a new model, taught by the run's own."""
+    return (report["config"].get("start") or {}).get(stage) == "nothing"
+
+
+def taught(report: Report) -> list[str]:
+    """What became of a teacher's answers, a sentence for each stage that learned from some."""
+    found = []
+    for name, stage in report["stages"].items():
+        counts = {k.removeprefix("answers_"): n for k, n in stage["metrics"].items() if k.startswith("answers_")}
+        if not counts:
+            continue
+        lost = ", ".join(f"{n:,} {fate}" for fate, n in counts.items() if fate in LOST and n)
+        work = stage_work(name)
+        found.append(
+            f"{work[0].upper()}{work[1:]} learned from {counts['kept']:,} of {counts['answers']:,} answers to"
+            f" {counts['problems']:,} problems ({lost or 'none was lost'}), and from {counts['plain']:,} chats without"
+            " a thought."
+        )
+    return found
 
 
 def last_judged(report: Report) -> tuple[str, Report] | None:
@@ -87,6 +112,8 @@ def gain(report: Report) -> str | None:
     points = 100 * (new["pass_at_1"] - old["pass_at_1"])
     work = stage_work(after)
     sentence = f"{work[0].upper()}{work[1:]} moved accuracy by {points:+.1f} points over {stage_work(before)}."
+    if is_student(report, after):
+        sentence = f"The student's accuracy is {points:+.1f} points over that of the model after {stage_work(before)}."
     if new["ci_low"] <= old["ci_high"] and old["ci_low"] <= new["ci_high"]:
         sentence += " The two 95 % intervals overlap: the difference may be chance."
     return sentence

@@ -45,6 +45,7 @@ def render(report: Report) -> str:
         headline=claims.headline(report),
         gain=claims.gain(report),
         unseen=claims.unseen(report),
+        taught=claims.taught(report),
         prices=[claims.carbon(report["bill"]["rows"]), *claims.prices(report)],
         shares=_shares(report),
         judged={name: stage for name, stage in report["stages"].items() if "pass_at_1" in stage},

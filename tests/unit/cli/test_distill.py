@@ -123,6 +123,15 @@ def test_every_answer_is_counted_and_the_chats_lie_there_to_be_read(r1: Path) ->
     assert report["stages"]["sft2"]["metrics"]["answers_kept"] == told["kept"]
 
 
+def test_the_report_tells_what_became_of_the_answers_and_calls_the_student_one(r1: Path) -> None:
+    page = (r1 / "report.html").read_text(encoding="utf-8")
+    told = json.loads((r1 / "answers" / "sft2.json").read_text())
+    assert f"Second fine-tuning learned from {told['kept']} of 80 answers to 40 problems (" in page
+    assert "40 wrong" in page
+    assert "whose student solves" in page
+    assert "The student" in page
+
+
 def test_chats_without_a_thought_teach_the_mode_that_does_not_think(r1: Path) -> None:
     tokenizer = Tokenizer.load(r1 / "sft2")
     chats = [json.loads(line)["messages"] for line in (r1 / "answers" / "sft2.jsonl").read_text().splitlines()]
