@@ -8,6 +8,7 @@ from sobre.app.answers import answered_examples
 from sobre.app.grader import ModelGrader
 from sobre.app.prepare import make_examples
 from sobre.app.problems import training_problem
+from sobre.app.references import References
 from sobre.app.sampling import engine_for
 from sobre.app.session import Session
 from sobre.app.teacher import open_model
@@ -120,6 +121,8 @@ def _fine_tuned(bench: Bench, cfg: FineTuneConfig) -> Job:
 
 def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     session, model = bench.session, bench.model
+    if cfg.reference_every and bench.fetch is not None:
+        raise ConfigError("rl.reference_every is for models that every process holds whole; set it to 0 or divide less")
     reference = sharing_copy(bench.sampler).eval() if cfg.algorithm.kl else None
     engine = engine_for(session, bench.sampler, return_routes=model.cfg.ffn.kind == "moe")
     source = RolloutSource(
@@ -131,6 +134,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         seed=bench.seed,
         forward_flops=lambda batch: _reading(model, batch),
         reference=reference,
+        references=References(session.folder.state / bench.stage, session.processes),
         sets=training_levels(session.sets),
         general=_general(bench, cfg),
         grader=ModelGrader(session, cfg.general) if cfg.general.files else None,

@@ -19,11 +19,17 @@ CUT = 0.5
 
 
 def signs(lines: Sequence[Line], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Warnings about the stage of reinforcement learning; `stages` are those of report.json, in order."""
-    steps = [line for line in lines if line["stage"] == "rl" and line.get("reward") is not None]
-    if not steps:
-        return []
-    found = [*_cheated(steps), *_not_transferred(steps, stages)]
+    """Warnings about the stages of reinforcement learning; `stages` are those of report.json, in order."""
+    rewarded: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.get("reward") is not None:
+            rewarded.setdefault(line["stage"], []).append(line)
+    found = [(name, text) for name, steps in rewarded.items() for text in _of_stage(name, steps, stages)]
+    return [f"{name}: {text}" if len(rewarded) > 1 else text for name, text in found]
+
+
+def _of_stage(name: str, steps: Sequence[Line], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = [*_cheated(steps), *_not_transferred(name, steps, stages)]
     unjudged = sum(line.get("unjudged") or 0 for line in steps)
     if unjudged:
         found.append(
@@ -61,9 +67,9 @@ def _cheated(steps: Sequence[Line]) -> list[str]:
     ]
 
 
-def _not_transferred(steps: Sequence[Line], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    judged = [(name, stage) for name, stage in stages.items() if "pass_at_1" in stage]
-    at = next((i for i, (name, _) in enumerate(judged) if name == "rl"), 0)
+def _not_transferred(name: str, steps: Sequence[Line], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    judged = [(each, stage) for each, stage in stages.items() if "pass_at_1" in stage]
+    at = next((i for i, (each, _) in enumerate(judged) if each == name), 0)
     start, end = _ends(steps, "reward")
     if not at or end - start < RISE:
         return []

@@ -293,6 +293,9 @@ class RLConfig:
     """Turns of one answer that may end in calls."""
     general: GeneralConfig = GeneralConfig()
     """Questions that a judge grades; examinations do without them."""
+    reference_every: int = 0
+    """Optimizer steps after which the model that the KL pulls to is replaced by the present one (R1: 400); 0 keeps the
+    one that the stage started from. At step n the KL is to the model after step e * floor(n / e)."""
     judge_s: float = 60.0
     """Seconds after which a judge that has not answered stops the run; none of ours takes as long."""
     give_up_after: int = 40
@@ -300,7 +303,12 @@ class RLConfig:
     on. Nothing is learned in such steps."""
 
     def __post_init__(self) -> None:
-        _check_at_least(self, give_up_after=0, max_calls=1)
+        _check_at_least(self, give_up_after=0, reference_every=0, max_calls=1)
+        if self.reference_every and not self.algorithm.kl:
+            raise ConfigError(
+                f"reference_every={self.reference_every} needs a KL to a reference: algorithm.kl above 0, with one of"
+                " grpo, grpo_published, dr_grpo, deepseek_v32"
+            )
         if len(set(self.tools)) < len(self.tools):
             raise ConfigError(f"tools={list(self.tools)} must name each tool once")
         if not self.judge_s > 0:

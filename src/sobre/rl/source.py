@@ -7,7 +7,7 @@ pass rates, whether routes are replayed, and, with several optimizer steps per s
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ from sobre.train.losses import LossFn
 from sobre.train.step import StepInfo
 
 
+class ReferenceStore(Protocol):
+    def keep(self, step: int, weights: dict[str, Tensor]) -> None: ...
+    def fetch(self, step: int) -> dict[str, Tensor]: ...
+
+
 @dataclass
 class RolloutSource:
     """Batches that the model itself writes. Train it with `source.loss_fn` and with the router biases frozen."""
@@ -55,6 +60,10 @@ class RolloutSource:
     grader: Grader | None = None
     pass_rates: dict[str, float] = field(default_factory=dict)
     is_replaying: bool = False
+    references: ReferenceStore | None = None
+    """Keeps the references of `reference_every` for a run that goes on after a kill."""
+    reference_step: int = 0
+    """Step after which the reference was the model; 0: it is the one that the stage started from."""
     barren: int = 0
     """Steps in a row in which no group told its answers apart."""
     pending: list[list[Sample]] = field(default_factory=list)
@@ -100,6 +109,12 @@ class RolloutSource:
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed: the engine forgets what it cached, and the next step may replay routes."""
         self.engine.weights_changed()
+        if self.cfg.reference_every and step % self.cfg.reference_every == 0:
+            assert self.reference is not None, "the config asks for a KL"
+            assert self.references is not None, "a reference that changes is kept"
+            self.reference.load_state_dict(self.model.state_dict())
+            self.references.keep(step, self.reference.state_dict())
+            self.reference_step = step
         self.mismatch = total(self.gather(self.mismatch.settled()))
         self.is_replaying = replays(self.cfg, self.is_replaying, self.mismatch.route_share)
         return self.mismatch.metrics()
@@ -110,6 +125,7 @@ class RolloutSource:
             "pass_rates": dict(self.pass_rates),
             "is_replaying": self.is_replaying,
             "barren": self.barren,
+            "reference_step": self.reference_step,
             "pending": [[_encode(sample) for sample in part] for part in self.pending],
         }
 
@@ -118,6 +134,11 @@ class RolloutSource:
         self.pass_rates = dict(state["pass_rates"])
         self.is_replaying = state["is_replaying"]
         self.barren = state["barren"]
+        if state["reference_step"] != self.reference_step:
+            assert self.reference is not None, "a state with a reference belongs to a config with a KL"
+            assert self.references is not None, "a reference that changes is kept"
+            self.reference.load_state_dict(self.references.fetch(state["reference_step"]))
+            self.reference_step = state["reference_step"]
         self.pending = [[_decode(sample) for sample in part] for part in state["pending"]]
 
     def _roll_out(self, step: int) -> Rollouts:

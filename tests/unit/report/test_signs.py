@@ -19,6 +19,13 @@ def test_form_that_rises_while_right_answers_fall_is_called_cheating():
     assert "right answers fell from 39% to 31%" in line
 
 
+def test_a_run_with_two_stages_says_which_is_meant():
+    cheated = lines(reward=(0.42, 0.40), pass_rate=(0.4, 0.3), format_rate=(0.2, 1.0), difficulty=(3, 3))
+    sound = [{**line, "stage": "rl2"} for line in lines(reward=(0.4, 0.5), pass_rate=(0.4, 0.5))]
+    (line,) = signs([*cheated, *sound], {})
+    assert line.startswith("rl: The reward may be cheated")
+
+
 def test_harder_problems_or_better_answers_are_no_cheating():
     assert not signs(lines(reward=(0.42, 0.40), pass_rate=(0.4, 0.3), format_rate=(0.2, 1), difficulty=(2, 3)), {})
     assert not signs(lines(reward=(0.42, 0.60), pass_rate=(0.4, 0.5), format_rate=(0.2, 1), difficulty=(3, 3)), {})

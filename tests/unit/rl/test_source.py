@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from sobre.app.references import References
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
-from sobre.errors import RunError
+from sobre.errors import CheckpointError, ConfigError, RunError
 from sobre.models.config import ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
@@ -19,6 +20,7 @@ from sobre.optim.roles import roles
 from sobre.rl import rollout
 from sobre.rl.config import CurriculumConfig, GRPOConfig, PublishedConfig, RLConfig
 from sobre.rl.source import RolloutSource
+from sobre.runtime.processes import Processes
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.format import Reward
 from sobre.tasks.sampling import chat
@@ -217,3 +219,51 @@ def test_bf16_leaves_only_rounding_between_engine_and_trainer(build) -> None:
     _, metrics = step(source, optimizer, 0)
     assert metrics["logp_gap_mean"] <= 0.02
     assert metrics["routes_differ"] < 0.2
+
+
+def test_the_reference_becomes_the_present_model_every_n_steps_and_outlives_a_kill(build, tmp_path) -> None:
+    cfg = RLConfig(algorithm=PublishedConfig(kl=0.1), reference_every=2, **SMALL)
+    source, optimizer = build(cfg)
+    source.references = References(tmp_path, Processes())
+    start = {name: tensor.clone() for name, tensor in source.model.state_dict().items()}
+
+    def is_at(model, weights) -> bool:
+        return all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+    def learn(number: int) -> float:
+        feed = source.feed(number)
+        info = train_step(
+            source.model, optimizer, feed.batches, source.loss_fn, lr_scale=5.0, clip=1.0, rebalance=False
+        )
+        source.updated(number + 1, info)
+        return info.stats["kl_reference"]
+
+    assert learn(0) == pytest.approx(0, abs=1e-6)
+    assert is_at(source.reference, start)
+    assert learn(1) > 1e-6  # to the model of the start
+    second = {name: tensor.clone() for name, tensor in source.model.state_dict().items()}
+    assert is_at(source.reference, second)
+    assert learn(2) == pytest.approx(0, abs=1e-6)  # to the present one
+
+    again, _ = build(cfg)
+    again.references = References(tmp_path, Processes())
+    again.restore(json.loads(json.dumps(source.state())))
+    assert is_at(again.reference, second)
+    (tmp_path / "step-00000003").mkdir()
+    (tmp_path / "step-00000003" / "meta.json").write_text(json.dumps({"source": source.state()}))
+    learn(3)
+    assert sorted(path.name for path in tmp_path.glob("reference-*")) == [
+        "reference-00000002.safetensors",  # a saved state names it
+        "reference-00000004.safetensors",
+    ]
+    (tmp_path / "step-00000003" / "meta.json").write_text(json.dumps({"source": source.state()}))
+    learn(4)
+    learn(5)
+    assert not (tmp_path / "reference-00000002.safetensors").exists()
+    with pytest.raises(CheckpointError, match="reference-00000002"):
+        again.references.fetch(2)
+
+
+def test_a_reset_without_a_kl_is_refused() -> None:
+    with pytest.raises(ConfigError, match="reference_every=2 needs a KL"):
+        RLConfig(reference_every=2)
