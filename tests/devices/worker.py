@@ -172,7 +172,8 @@ def told() -> dict[str, Any]:
     """The whole story there: on which device it ran, what it made, and where the host waited."""
     with tempfile.TemporaryDirectory() as folder, SecondDevice() as mode:
         recipe, _ = load_recipe(
-            ["nano", "--eval.n-problems", "4", "--eval.k", "1", "--tasks.test-size", "12"], NoOptions
+            ["nano", "--eval.n-problems", "4", "--eval.k", "1", "--tasks.test-size", "12", "--rl.offload", "on"],
+            NoOptions,
         )
         run = claim("nano", to_dict(recipe), out=Path(folder) / "run")
         with Console(quiet=True) as console:

@@ -11,6 +11,7 @@ from sobre.app.problems import training_problem
 from sobre.app.references import References
 from sobre.app.sampling import engine_for
 from sobre.app.session import Session
+from sobre.app.sharing import offloads
 from sobre.app.teacher import open_model
 from sobre.app.training import Job, n_trained
 from sobre.config.recipe import StageName
@@ -140,6 +141,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         grader=ModelGrader(session, cfg.general) if cfg.general.files else None,
         gather=session.processes.gather,
     )
+    source.rests = offloads(session, model, cfg, engine.cache_bytes)
     return Job(
         source=source,
         loss_fn=source.loss_fn,
@@ -149,6 +151,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         clip=cfg.clip,
         rebalance=False,
         recompute=cfg.recompute,
+        offloads=source.rests,
     )
 
 

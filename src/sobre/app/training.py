@@ -239,6 +239,7 @@ class Job:
     rebalance: bool = True
     precision: Precision = "auto"
     recompute: bool = False
+    offloads: bool = False
 
 
 def train(
@@ -268,6 +269,7 @@ def train(
         rebalance=job.rebalance and model.lora is None,
         division=division,
         share=(session.processes.rank, session.processes.count),
+        offloads=job.offloads,
     )
     Trainer(session, stage, rehearse=job.rebalance).run()
     save_folder(session, name, model, division, tokenizer)
@@ -277,7 +279,7 @@ def train(
     whole = Decoder(model.cfg, dtype=model.dtype)
     whole.family = model.family
     whole.load_state_dict(load_model(session.folder.model(name)).state_dict())
-    return whole
+    return whole.to(session.device)
 
 
 def n_trained(batch: Batch) -> int:

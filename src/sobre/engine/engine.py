@@ -94,6 +94,11 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache, as long as the engine does not rest."""
+        return self._runner.cache.size_bytes
+
+    @property
     def stats(self) -> EngineStats:
         runner = self._runner
         return EngineStats(
@@ -169,6 +174,13 @@ class Engine:
         refresh(self._runner.model, self.model)
         self._scheduler.requeue()
 
+    def rest(self) -> None:
+        """Give the cache's memory to others until the next request; only between requests."""
+        if self.has_work:
+            raise EngineError(f"an engine with work cannot rest; {self.n_running} run and {self.n_waiting} wait")
+        self._scheduler.requeue()
+        self._runner.cache.rest()
+
     def _check(self, request: Request) -> None:
         n_prompt, n_new, vocab_size = len(request.prompt_ids), request.params.max_tokens, self.model.cfg.vocab_size
         if not n_prompt:
@@ -199,6 +211,7 @@ class Engine:
         began = time.perf_counter()
         if not self.has_work:
             return [], []
+        self._runner.cache.wake()
         try:
             with torch.inference_mode(), self._kernels():
                 sampled, hidden_ND = self._sample()

@@ -102,8 +102,8 @@ class PagedCache:
     ) -> None:
         self.reads_fresh = False
         self.tables, self.width = tables, cfg.attention.cache_dim
-        shape = (n_layers or cfg.n_layers, n_blocks, BLOCK * self.width)
-        self.entries_LB = torch.zeros(shape, dtype=dtype, device=tables.device)
+        self._shape = (n_layers or cfg.n_layers, n_blocks, BLOCK * self.width)
+        self.entries_LB = torch.zeros(self._shape, dtype=dtype, device=tables.device)
         self.trails: list[Tensor] = []
         if cfg.memory.layers:
             n_cells, device = n_blocks * BLOCK, tables.device
@@ -138,6 +138,17 @@ class PagedCache:
         for kept in self.trails:
             by_block = kept.unflatten(0, (-1, BLOCK))
             by_block[target] = by_block[source]
+
+    def rest(self) -> None:
+        """Give the memory back; all entries are lost."""
+        self.entries_LB = self.entries_LB[:, :0].clone()
+        self.trails = [kept[:0].clone() for kept in self.trails]
+
+    def wake(self) -> None:
+        """Take the memory again, if it was given back."""
+        if self.entries_LB.shape != self._shape:
+            self.entries_LB = self.entries_LB.new_zeros(self._shape)
+            self.trails = [kept.new_zeros(self._shape[1] * BLOCK, *kept.shape[1:]) for kept in self.trails]
 
     def clear(self) -> None:
         """Make every entry zero: a failed step may have left numbers that are none."""

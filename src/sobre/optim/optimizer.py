@@ -19,6 +19,7 @@ from sobre.optim.config import OptimConfig
 from sobre.optim.muon import orthogonalize, update_scale
 from sobre.optim.roles import DECAYED_ROLES, MUON_ROLES, Role
 from sobre.optim.rows import move_rows
+from sobre.runtime.device import carried
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
@@ -111,6 +112,13 @@ class Optimizer:
             parameter = self.here[name]
             update = update_ZIO if is_batch else update_ZIO[index]
             parameter.mul_(1 - lr * self.cfg.weight_decay).add_(update, alpha=-lr * size)
+
+    def keep_on(self, device: torch.device) -> None:
+        """Bring the state there: to the host while others need the memory, and back before the next step."""
+        for kept in (self.momentum, self.sum_sq):
+            kept.update({name: carried(tensor, device) for name, tensor in kept.items()})
+        for held in self._adam.state.values():
+            held.update({key: carried(tensor, device) for key, tensor in held.items()})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the state under "quantity/parameter"."""

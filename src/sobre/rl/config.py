@@ -274,6 +274,9 @@ class RLConfig:
     """Most tokens in one forward and backward pass; the step's gradient is the same for every value."""
     recompute: bool = False
     """Keep of each layer its input alone, and compute the layer again in the backward pass: memory for arithmetic."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """Keep the optimizer's state on the host while answers are sampled: auto where an accelerator's memory would not
+    hold everything at once."""
     max_correction: float = 0.0
     """Truncated importance sampling: ratios are taken against the trainer's own log-probabilities from before the
     update, and a token counts at most this many times p(trainer) / p(sampler); 0 takes ratios against the sampler."""

@@ -31,6 +31,9 @@ class SharedEngine:
             self._engine.weights_changed()
         self._is_stale = self._fetch is not None
 
+    def rest(self) -> None:
+        self._engine.rest()
+
     def _refresh(self) -> None:
         if self._is_stale and self._fetch is not None:
             self._fetch()

@@ -71,6 +71,8 @@ class RolloutSource:
     mismatch: Mismatch = field(default_factory=Mismatch)
     gather: Callable[[Mismatch], Sequence[Mismatch]] = lambda found: [found]
     """What each process saw, in every process: all must decide alike."""
+    rests: bool = False
+    """The engine gives its cache's memory back after each rollout."""
     _last: tuple[int, int, Rollouts] | None = None
 
     def __post_init__(self) -> None:
@@ -156,6 +158,8 @@ class RolloutSource:
 
         rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, self.tasks, seed=step, grader=self.grader)
         self._last = (step, version, rollouts)
+        if self.rests:
+            self.engine.rest()
         return rollouts
 
     def _watch(self, *seen: Any) -> None:

@@ -85,7 +85,8 @@ def pick_device(wanted: str = "auto", index: int = 0) -> torch.device:
 
 
 def carried(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`. From the host it is pinned first, so that the host does not wait for the copy."""
+    """The tensor on `device`. From the host it is pinned first, so that the host does not wait for the copy; to the
+    host, it waits."""
     if tensor.device == device:
         return tensor
     if tensor.device.type == "cpu" and device.type == "cuda" and torch.cuda.is_available():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from sobre.errors import RunError
 from sobre.models.decoder import Decoder
 from sobre.optim.optimizer import Optimizer
@@ -80,6 +82,8 @@ class Stage:
     """How the model is divided over processes that share every batch; None for one on its own."""
     share: tuple[int, int] = (0, 1)
     """Which part of each batch is this process's, of how many."""
+    offloads: bool = False
+    """Keep the optimizer's state on the host, and no gradient, while the source makes a feed."""
 
 
 def run_stage(
@@ -93,7 +97,7 @@ def run_stage(
     step = start
     while not stage.horizon.ended(step):
         lr = stage.lr_at(stage.horizon.progress(step), step)
-        feed = stage.source.feed(step)
+        feed = _fed(stage, step)
         stage.model.train()
         info = _step(stage, feed, lr, step)
         flops = feed.flops + sum(stage.train_flops(batch) for batch in feed.batches)
@@ -104,6 +108,17 @@ def run_stage(
             hook(StepRecord(step, info, lr, flops, metrics))
         after_step(step)
     return step
+
+
+def _fed(stage: Stage, step: int) -> Feed:
+    """The next feed; with the optimizer's state on the host while it is made, if the memory asks for it."""
+    if not stage.offloads:
+        return stage.source.feed(step)
+    stage.optimizer.zero_grad()
+    stage.optimizer.keep_on(torch.device("cpu"))
+    feed = stage.source.feed(step)
+    stage.optimizer.keep_on(stage.model.embed.weight.device)
+    return feed
 
 
 def dry_run(stage: Stage) -> None:
