@@ -30,7 +30,7 @@ def model_card(run_dir: Path, stage: str) -> str:
 def _front_matter(report: Report) -> str:
     """What the Hub reads."""
     langs = _languages(report)
-    library = "sobre" if _memory(report) else "transformers"
+    library = "sobre" if _memory(report) else "peft" if _rank(report) else "transformers"
     lines = ["---", f"library_name: {library}", "pipeline_tag: text-generation", "tags: [sobre]"]
     if langs:
         lines.append(f"language: [{', '.join(langs)}]")
@@ -46,7 +46,7 @@ def _opening(report: Report, stage: str) -> str:
     kinds = [str(shape[part]["kind"]).upper() for part in ("attention", "ffn") if isinstance(shape.get(part), dict)]
     build = f" {shape.get('n_layers')} layers of width {shape.get('d_model')}, {', '.join(kinds)}." if kinds else ""
     title = f"# {report['name']}, {claims.stage_name(stage)}"
-    opening = f"{title}\n\nA small language model trained from scratch.{size}{build}"
+    opening = f"{title}\n\n{_origin(report)}{size}{build}"
     memory = _memory(report)
     if not memory:
         return opening
@@ -58,6 +58,25 @@ def _opening(report: Report, stage: str) -> str:
     )
 
 
+def _origin(report: Report) -> str:
+    base = _base(report)
+    if not base:
+        return "A small language model trained from scratch."
+    if rank := _rank(report):
+        return f"Adapters (LoRA) of rank {rank} over {base}, whose own weights are not in this folder."
+    return f"{base}, trained further."
+
+
+def _base(report: Report) -> str:
+    """The model that the run began with; "" when it began with nothing."""
+    return str((report["config"].get("start") or {}).get("model") or "")
+
+
+def _rank(report: Report) -> int:
+    """Of the adapters that the run trained; 0 when it trained weights."""
+    return int((report["config"].get("lora") or {}).get("rank") or 0)
+
+
 def _memory(report: Report) -> dict[str, Any] | None:
     found: dict[str, Any] = ((report["model"] or {}).get("shape") or {}).get("memory") or {}
     return found if found.get("layers") else None
@@ -65,10 +84,12 @@ def _memory(report: Report) -> dict[str, Any] | None:
 
 def _use(report: Report, stage: str) -> str:
     generated = bool((report["data"] or {}).get("generated"))
-    limits = claims.GENERATED if generated else claims.SMALL
+    limits = claims.BEGUN if _base(report) else claims.GENERATED if generated else claims.SMALL
     talk = (
         "It continues text and was not taught to answer: there is no chat in it."
         if stage == "pretrain"
+        else "It answers in the chat template of the model that it began as."
+        if _base(report)
         else "It thinks aloud between `<think>` and `</think>` and then answers; the chat template opens the thought."
     )
     return f"## What it can and cannot do\n\n{talk}\n\n{limits}"

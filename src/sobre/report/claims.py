@@ -24,6 +24,10 @@ GENERATED = (
     "it was taught; it knows nothing of the world, cannot hold a conversation, and what it says about anything else "
     "is noise in the shape of sentences."
 )
+BEGUN = (
+    "What it could do before, it may have kept or lost: the examination asks for the tasks below and for nothing else. "
+    "Like every model it makes things up; what it writes should not be relied upon without being checked."
+)
 SMALL = (
     "A model of this size makes things up and is sure of them. Nothing that it writes should be relied upon without "
     "being checked."

@@ -248,6 +248,25 @@ def test_the_terminal_says_once_that_all_its_energy_is_estimated(report):
     assert "0.100 Wh" in shown
 
 
+@pytest.mark.parametrize(
+    ("rank", "library", "words"),
+    [
+        (8, "peft", "Adapters (LoRA) of rank 8 over ./Qwen3-0.6B, whose own"),
+        (0, "transformers", "./Qwen3-0.6B, trained"),
+    ],
+)
+def test_the_card_of_an_adapted_model_names_its_base_and_claims_no_scratch(new_run, tmp_path, rank, library, words):
+    folder = new_run(tmp_path / "run", stages=("sft",))
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"] |= {"start": {"model": "./Qwen3-0.6B"}, "lora": {"rank": rank}}
+    (folder / "config.json").write_text(json.dumps(config))
+    card = model_card(folder, "sft")
+    assert f"library_name: {library}\n" in card
+    assert words in card
+    assert "from scratch" not in card
+    assert "knows nothing of the world" not in card
+
+
 def test_the_card_turns_the_energy_up_to_its_stage_into_carbon_with_the_factor(new_run, tmp_path):
     folder = new_run(tmp_path / "run", stages=("sft", "rl"))
     entries = [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()]
