@@ -52,8 +52,8 @@ class EvalOptions:
     temperature: float = 0.6
     """0 takes the most probable token, and then k must be 1."""
     top_p: float = 0.95
-    max_tokens: int = 1024
-    """Longest reply, thought included; a longer one is cut and wrong."""
+    max_tokens: int = 0
+    """Longest reply, thought included; a longer one is cut and wrong. 0: what the context leaves, up to 1,024."""
     shots: int = 0
     """Worked examples before each question: of generated tasks from the training split, of a file its last problems."""
     style: Literal["chat", "plain"] = "chat"
@@ -86,8 +86,8 @@ class EvalOptions:
             raise ConfigError(f"shots={self.shots} must be 0 or more")
         if self.style == "plain" and self.endpoint:
             raise ConfigError("--style plain asks a model of this process; a service is asked through its chat")
-        if self.n < 0 or self.k < 1 or self.max_tokens < 1:
-            raise ConfigError(f"n={self.n} must be 0 or more, k={self.k} and max_tokens={self.max_tokens} 1 or more")
+        if self.n < 0 or self.k < 1 or self.max_tokens < 0:
+            raise ConfigError(f"n={self.n} and max_tokens={self.max_tokens} must be 0 or more, k={self.k} 1 or more")
         if not 0 <= self.temperature <= 2 or not 0 < self.top_p <= 1:
             raise ConfigError(
                 f"temperature={self.temperature} must lie in 0..2, top_p={self.top_p} above 0 and up to 1"

@@ -29,11 +29,16 @@ class Reply:
     n_tokens: int
 
 
+LONGEST = 1024
+"""Tokens of a reply where no other limit is given; services get it as it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the answers are drawn. The seed and the place of question and answer make a draw of its own."""
 
     max_tokens: int
+    """0: what the context leaves after the question, up to LONGEST."""
     temperature: float
     top_p: float
     seed: int = 0
@@ -58,7 +63,7 @@ class Local:
     def answer(self, questions: Sequence[str], k: int, how: Sampling) -> list[list[Reply]]:
         """k replies to each question, all in one batch."""
         params = SamplingParams(
-            max_tokens=how.max_tokens,
+            max_tokens=how.max_tokens or LONGEST,
             temperature=how.temperature,
             top_p=how.top_p if how.temperature else 1.0,
             stop_ids=(self.tokenizer.eos_id,),
@@ -66,6 +71,8 @@ class Local:
         requests = []
         for x, question in enumerate(questions):
             ids = self._ids([*self.shots, {"role": "user", "content": question}])
+            if not how.max_tokens:
+                params = replace(params, max_tokens=max(1, min(LONGEST, self.engine.max_len - len(ids))))
             requests += [Request(f"{x}/{y}", ids, replace(params, seed=how.seed + x * k + y)) for y in range(k)]
         found = {output.request_id: output for output in self.engine.generate(requests)}
         return [[self._reply(found[f"{x}/{y}"]) for y in range(k)] for x in range(len(questions))]
@@ -109,7 +116,7 @@ class Endpoint:
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [*self.shots, {"role": "user", "content": question}],
-            "max_tokens": how.max_tokens,
+            "max_tokens": how.max_tokens or LONGEST,
             "temperature": how.temperature,
             "top_p": how.top_p,
         }

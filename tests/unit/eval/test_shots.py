@@ -88,9 +88,20 @@ class Echo:
         return "".join(map(chr, ids))
 
     def generate(self, requests):
+        self.limits = [request.params.max_tokens for request in requests]
         text = " #### 42\n\nQuestion: and"
         ids = [ord(letter) for letter in text]
         return [SimpleNamespace(request_id=r.id, token_ids=ids, finish_reason="length") for r in requests]
+
+
+def test_without_a_limit_a_reply_may_fill_the_context_up_to_1024_tokens():
+    echo, how = Echo(), Sampling(max_tokens=0, temperature=0, top_p=1)
+    for context, limits in ((100, [92, 91]), (5000, [1024, 1024])):
+        echo.max_len = context
+        Local(echo, echo).answer(["?2", "?22"], 1, how)
+        assert echo.limits == limits
+    Local(echo, echo).answer(["?2"], 1, replace(how, max_tokens=7))
+    assert echo.limits == [7]
 
 
 def test_the_examples_stand_before_every_question_in_both_styles():
