@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from sobre.app.answers import answered_examples
 from sobre.app.grader import ModelGrader
@@ -41,7 +42,7 @@ from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.config import FineTuneConfig, StageConfig
 from sobre.train.loop import Source
-from sobre.train.losses import next_token
+from sobre.train.losses import LossFn, next_token
 from sobre.train.sources import RowSource, SampleSource
 
 
@@ -97,17 +98,21 @@ def lesson(bench: Bench) -> Job:
 
 
 def _supervised(bench: Bench, source: Source, cfg: StageConfig) -> Job:
-    return Job(
-        source=source,
-        loss_fn=next_token,
-        budget=bench.budget(cfg.steps),
-        steps=cfg.steps or bench.steps,
-        lr_scale=cfg.lr_scale,
-        clip=cfg.clip,
-        mtp_weight=cfg.mtp_weight if bench.model.lora is None else 0.0,  # a frozen module has nothing to learn
-        precision=cfg.precision,
-        recompute=cfg.recompute,
-    )
+    mtp_weight = cfg.mtp_weight if bench.model.lora is None else 0.0  # a frozen module has nothing to learn
+    return _job(bench, cfg, source, next_token, mtp_weight=mtp_weight, rebalance=True, precision=cfg.precision)
+
+
+def _job(bench: Bench, cfg: StageConfig | RLConfig, source: Source, loss_fn: LossFn, **more: Any) -> Job:
+    """What every kind of stage says of itself; the router biases stay as they are unless `more` says otherwise."""
+    common: dict[str, Any] = {
+        "budget": bench.budget(cfg.steps),
+        "steps": cfg.steps or bench.steps,
+        "lr_scale": cfg.lr_scale,
+        "clip": cfg.clip,
+        "rebalance": False,
+        "recompute": cfg.recompute,
+    }
+    return Job(source=source, loss_fn=loss_fn, **{**common, **more})
 
 
 def _fine_tuned(bench: Bench, cfg: FineTuneConfig) -> Job:
@@ -142,17 +147,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         gather=session.processes.gather,
     )
     source.rests = offloads(session, model, cfg, engine.cache_bytes)
-    return Job(
-        source=source,
-        loss_fn=source.loss_fn,
-        budget=bench.budget(cfg.steps),
-        steps=cfg.steps or bench.steps,
-        lr_scale=cfg.lr_scale,
-        clip=cfg.clip,
-        rebalance=False,
-        recompute=cfg.recompute,
-        offloads=source.rests,
-    )
+    return _job(bench, cfg, source, source.loss_fn, offloads=source.rests)
 
 
 def _general(bench: Bench, cfg: RLConfig) -> list[Problem]:
@@ -186,16 +181,7 @@ def _distilled(bench: Bench) -> Job:
         draw=draw,
         teacher_flops=lambda batch: _reading(teacher, batch),
     )
-    return Job(
-        source=source,
-        loss_fn=source.loss_fn,
-        budget=bench.budget(cfg.steps),
-        steps=cfg.steps or bench.steps,
-        lr_scale=cfg.lr_scale,
-        clip=cfg.clip,
-        rebalance=False,
-        recompute=cfg.recompute,
-    )
+    return _job(bench, cfg, source, source.loss_fn)
 
 
 def _preferred(bench: Bench) -> Job:
@@ -209,17 +195,8 @@ def _preferred(bench: Bench) -> Job:
     pairs = tokenize_pairs(found, bench.tokenizer, max_len=bench.model.cfg.max_len, events=events)
     if events.n_bad:
         session.console.say(f"dpo: {events.n_bad:,} pairs are left out, {len(pairs):,} learned from")
-    return Job(
-        source=PairSource(pairs, _references(bench, pairs), cfg, seed=bench.seed),
-        loss_fn=preference_loss(cfg),
-        budget=bench.budget(cfg.steps),
-        steps=cfg.steps or bench.steps,
-        lr_scale=cfg.lr_scale,
-        clip=cfg.clip,
-        rebalance=False,
-        precision=cfg.precision,
-        recompute=cfg.recompute,
-    )
+    source = PairSource(pairs, _references(bench, pairs), cfg, seed=bench.seed)
+    return _job(bench, cfg, source, preference_loss(cfg), precision=cfg.precision)
 
 
 def _references(bench: Bench, pairs: list[TokenPair]) -> list[LogProbs]:
