@@ -9,10 +9,11 @@
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
     sobre bench distill                      RL on a small student against two ways to teach it, same FLOPs (an hour)
     sobre bench frugality --data FILE        the race: which quality for how many seconds and FLOPs, by whom (hours)
+    sobre bench laws --data FILE             the loss over size and tokens, and the law fitted to it (an hour)
     sobre bench all                          train, decode and rl
 
 Timed benchmarks run at one thread and print every round; a peer that is not installed is named and skipped by `all`.
-twin, story, distill and frugality are queues of cells: stop them at any time, and start them again to go on.
+twin, story, distill, frugality and laws are queues of cells: stop them at any time, and start them again to go on.
 """
 
 import json
@@ -26,6 +27,7 @@ from sobre.bench.config import (
     DecodeBench,
     DistillBench,
     FrugalityBench,
+    LawsBench,
     LoadBench,
     RLBench,
     ServeBench,
@@ -48,6 +50,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "story": StoryBench,
     "distill": DistillBench,
     "frugality": FrugalityBench,
+    "laws": LawsBench,
 }
 QUICK = ("train", "decode", "rl")
 
@@ -129,6 +132,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import frugality
 
         return lambda cfg: frugality.bench(cfg, say)
+    if name == "laws":
+        from sobre.bench import laws
+
+        return lambda cfg: laws.bench(cfg, say)
     from sobre.bench import story
 
     return lambda cfg: story.bench(cfg, say)

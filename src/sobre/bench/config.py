@@ -1,5 +1,6 @@
 """What each benchmark may be asked. No torch here."""
 
+import re
 from typing import Literal
 
 from sobre.bench.shapes import LARGE, SMALL
@@ -279,3 +280,36 @@ class FrugalityBench(QueueConfig):
             raise ConfigError("budget and flops are both empty; give one of them, for example --budget 10m")
         if self.nanochat and self.reasoning:
             raise ConfigError("nanochat runs on text; leave it out with --reasoning")
+
+
+@config
+class LawsBench(QueueConfig):
+    """Loss over size and tokens at the budgets of a laptop, and the law that is fitted to it."""
+
+    recipe: str = "demo"
+    """Kind of model, tokenizer, batch, schedule and learning rates of every cell."""
+    data: tuple[str, ...] = ()
+    """Training text; some of it is held out."""
+    sizes: tuple[str, ...] = ("32x2", "48x2", "64x3", "96x3", "128x4")
+    """Width x layers; the rest follows as on the planner's ladder (plan/ladder.py)."""
+    flops: tuple[float, ...] = (1e11, 3e11, 1e12, 3e12, 1e13)
+    """Of each training; every size meets every one of them."""
+    ratio: tuple[float, float] = (0.5, 400.0)
+    """Fewest and most tokens for each parameter: cells outside are left out, and named."""
+    seeds: int = 1
+    held_out: int = 24
+    """Documents of each source that are scored."""
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ConfigError("laws needs real text to read: --data FILE_OR_FOLDER ...")
+        wrong = [size for size in self.sizes if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size, re.ASCII)]
+        if wrong or not self.sizes:
+            raise ConfigError(f"sizes={list(self.sizes)} must be width x layers, such as 96x3")
+        if not self.flops or min(self.flops) <= 0 or not 0 < self.ratio[0] < self.ratio[1]:
+            raise ConfigError(
+                f"flops={list(self.flops)} and ratio={self.ratio}: numbers above 0, the lower ratio first"
+            )
+        if min(self.seeds, self.held_out, self.threads) < 1:
+            raise ConfigError(f"seeds={self.seeds}, held_out={self.held_out}, threads={self.threads}: at least 1")

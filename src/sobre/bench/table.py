@@ -61,7 +61,29 @@ def _race(document: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _law(document: dict[str, Any]) -> list[str]:
+    """The cells with what the fit says of them; before there is a fit, what was measured."""
+    law = document["law"]
+    if law is None:
+        rows: list[Row] = [("cell", "N", "tokens", "nats per token", "bits per byte")]
+        for cell in document["cells"]:
+            found = cell["figures"]
+            figures = f"{found['nats per token']:.4f}", f"{found['bits per byte']:.4f}"
+            rows.append((cell["contestant"], f"{found['n']:,.0f}", f"{found['d']:,.0f}", *figures))
+        return ["", *align(rows), ""]
+    rows = [("model", "N", "tokens", "FLOPs", "nats per token", "bits per byte", "fitted", "left out")]
+    for point in law["points"]:
+        sizes = f"{point['n']:,.0f}", f"{point['d']:,.0f}", f"{point['flops']:.3g}"
+        errors = f"{point['fitted']:+.2%}", f"{point['left_out']:+.2%}"
+        rows.append((point["model"], *sizes, f"{point['loss']:.4f}", f"{point['bits_per_byte']:.4f}", *errors))
+    constants = "nats per token = {e:.4g} + {a:.4g} / N^{alpha:g} + {b:.4g} / D^{beta:g}".format(**law)
+    said = f"{law['error']:.2%} root mean square when left out, {law['worst']:.2%} at the most"
+    return ["", *align(rows), "", f"{constants}; {said}"]
+
+
 def _summary(document: dict[str, Any]) -> list[str]:
+    if "law" in document:
+        return _law(document)
     lines: list[str] = _race(document) if "race" in document else [""]
     for contestant, figures in document["means"].items() if "race" not in document else ():
         rows: list[Row] = [(contestant, "mean", "lowest", "highest", "runs")]
