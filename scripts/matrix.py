@@ -23,6 +23,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "shards 2, ZeRO 1": {"shards": 2, "zero": 1},
         "experts 2": {"experts": 2},
         "shards 2, experts 2": {"shards": 2, "experts": 2},
+        "tensor 2": {"tensor": 2},
     },
     4: {
         "copies": {},
@@ -33,6 +34,8 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "shards 4, experts 4": {"shards": 4, "experts": 4},
         "shards 4, experts 2": {"shards": 4, "experts": 2},
         "shards 2, experts 4": {"shards": 2, "experts": 4},
+        "tensor 2": {"tensor": 2},
+        "tensor 2, shards 2": {"tensor": 2, "shards": 2},
     },
 }
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -48,7 +51,7 @@ PROMISED = {"float64": 1e-9, "float32": 1e-4}
 def measured(n_processes: int) -> dict[str, dict[str, Any]]:
     """What the worker found, for each layout and column."""
     cases = {
-        f"{layout}|{column}": {"layout": sizes, **case}
+        f"{layout}|{column}": {"layout": sizes, "dense": "tensor" in sizes, **case}
         for layout, sizes in LAYOUTS[n_processes].items()
         for column, case in COLUMNS.items()
     }

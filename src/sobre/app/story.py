@@ -32,7 +32,7 @@ from sobre.runtime.files import ensure_space
 from sobre.runtime.seed import key_u64
 from sobre.tokenizer.classes import token_classes
 from sobre.tokenizer.tokenizer import Tokenizer
-from sobre.train.divide import divide, n_experts
+from sobre.train.divide import divide
 
 START = "start"
 """What the model is called that a run begins with."""
@@ -55,7 +55,7 @@ def tell(session: Session) -> None:
         model = make_model(session, machine, tokenizer)
         given = None if model is None else model.cfg
         plan = make_plan(session, machine, tokenizer, model=given)
-    layout.check_experts(n_experts(plan.model))
+    layout.check_model(plan.model)
     corpus = None
     if "pretrain" in session.recipe.stages:
         with session.part("data"):

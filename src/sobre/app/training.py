@@ -15,7 +15,7 @@ from sobre.ledger.ledger import Entry
 from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
-from sobre.optim.optimizer import Optimizer, turn_here
+from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.optim.schedule import lr_scale as lr_at
 from sobre.parallel.division import Division
@@ -250,8 +250,7 @@ def train(
     set_precision(model, job.precision)
     model.recompute = job.recompute
     names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    turn = turn_here if division is None else division.turn_whole
-    optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype, turn_whole=turn)
+    optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype, matrices=division)
     stage = Stage(
         name=name,
         model=model,
@@ -268,7 +267,6 @@ def train(
         mtp_weight=job.mtp_weight,
         rebalance=job.rebalance and model.lora is None,
         division=division,
-        share=(session.processes.rank, session.processes.count),
         offloads=job.offloads,
     )
     Trainer(session, stage, rehearse=job.rebalance).run()

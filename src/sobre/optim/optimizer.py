@@ -2,12 +2,12 @@
 
 It works on named parameters and their roles and knows no module. Matrices of one shape go through Newton-Schulz as one
 batch. Of a parameter that is divided over processes (DTensor) it moves the numbers that are here, which is all that
-elementwise arithmetic needs; only matrices must be whole, and `turn_whole` sees to that. The state is saved flat, one
+elementwise arithmetic needs; only matrices must be whole, and `Matrices` sees to that. The state is saved flat, one
 tensor per parameter and quantity under the parameter's own name, so that it loads into any grouping.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 import torch
@@ -24,15 +24,30 @@ from sobre.runtime.device import carried
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
-class TurnWhole(Protocol):
-    """Brings rows of matrices together, calls `turn` on whole ones, and returns the rows of this process."""
+class Matrices(Protocol):
+    """Where the matrices lie that this process holds parts of."""
 
-    def __call__(self, rows_ZUO: Tensor, n_rows: int, turn: Callable[[Tensor], Tensor]) -> Tensor: ...
+    def whole_shape(self, name: str, parameter: Tensor) -> torch.Size:
+        """The shape of the whole parameter."""
+
+    def place(self, name: str) -> Hashable:
+        """Matrices of one shape and one place are turned together, in all processes in the same order."""
+
+    def turn_whole(self, name: str, box_ZUO: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+        """Bring matrices that lie as parameter `name` together, call `turn` on whole ones, return what belongs here."""
 
 
-def turn_here(rows_ZUO: Tensor, n_rows: int, turn: Callable[[Tensor], Tensor]) -> Tensor:
-    """The matrices are whole in this process."""
-    return turn(rows_ZUO)
+class Here:
+    """All matrices are whole in this process."""
+
+    def whole_shape(self, name: str, parameter: Tensor) -> torch.Size:
+        return parameter.shape
+
+    def place(self, name: str) -> Hashable:
+        return None
+
+    def turn_whole(self, name: str, box_ZUO: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+        return turn(box_ZUO)
 
 
 class Optimizer:
@@ -45,9 +60,10 @@ class Optimizer:
         cfg: OptimConfig,
         *,
         dtype: torch.dtype = torch.float32,
-        turn_whole: TurnWhole = turn_here,
+        matrices: Matrices | None = None,
     ) -> None:
-        self.cfg, self.dtype, self.params, self._turn_whole = cfg, dtype, dict(named_params), turn_whole
+        self.cfg, self.dtype, self.params = cfg, dtype, dict(named_params)
+        self.matrices = Here() if matrices is None else matrices
         self.here = {name: _here(parameter) for name, parameter in self.params.items()}
         """The numbers of each parameter that this process holds, in place."""
         muon = [name for name in self.params if cfg.kind == "muon" and roles[name] in MUON_ROLES]
@@ -80,11 +96,11 @@ class Optimizer:
             table = self.params[name]
             if table.grad is not None:
                 move_rows(table, table.grad.coalesce(), sum_sq_M, self.cfg.lr_table * lr_scale, self.cfg.eps)
-        by_shape: dict[torch.Size, list[str]] = defaultdict(list)
+        alike: dict[tuple[torch.Size, Hashable], list[str]] = defaultdict(list)
         for name in self.momentum:
             if self.here[name].grad is not None:
-                by_shape[self.params[name].shape].append(name)
-        for shape, names in by_shape.items():
+                alike[self.matrices.whole_shape(name, self.params[name]), self.matrices.place(name)].append(name)
+        for (shape, _), names in alike.items():
             if len(shape) == 3:
                 for name in names:
                     self._move([name], self._direction(name), lr_scale)
@@ -100,14 +116,14 @@ class Optimizer:
 
     def _move(self, names: list[str], direction_ZIO: Tensor, lr_scale: float) -> None:
         lr = self.cfg.lr * lr_scale
-        n_rows, n_columns = self.params[names[0]].shape[-2:]
+        n_rows, n_columns = self.matrices.whole_shape(names[0], self.params[names[0]])[-2:]
         size = update_scale(n_rows, n_columns)
 
         def turn(whole_ZIO: Tensor) -> Tensor:
             return orthogonalize(whole_ZIO, self.cfg.ns, self.cfg.ns_steps, self.dtype).to(whole_ZIO.dtype)
 
         is_batch = self.params[names[0]].ndim == 3  # experts are divided between matrices, never through one
-        update_ZIO = turn(direction_ZIO) if is_batch else self._turn_whole(direction_ZIO, n_rows, turn)
+        update_ZIO = turn(direction_ZIO) if is_batch else self.matrices.turn_whole(names[0], direction_ZIO, turn)
         for index, name in enumerate(names):
             parameter = self.here[name]
             update = update_ZIO if is_batch else update_ZIO[index]

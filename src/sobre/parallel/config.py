@@ -4,11 +4,18 @@ from typing import Literal
 
 from sobre.config.base import config
 from sobre.errors import ConfigError
+from sobre.models.config import DenseConfig, GQAConfig, ModelConfig, MoEConfig
+
+Schedule = Literal["1f1b", "interleaved", "zero-bubble", "zbv", "dualpipev"]
 
 
 @config
 class ParallelConfig:
-    """Sizes of the layout; what is left over of the processes are copies. All ones: every process holds the model."""
+    """Sizes of the layout; what is left over of the processes are copies. All ones: every process holds the model.
+
+    `pipeline` x `tensor` processes hold the model once between them; whoever holds the same part of it is a learner of
+    that part. `shards`, `experts` and `context` each arrange the learners.
+    """
 
     shards: int = 1
     """Processes over which weights, gradients and optimizer are divided (FSDP2); 0 is all of them. With fewer there are
@@ -20,6 +27,16 @@ class ParallelConfig:
     experts: int = 1
     """Processes over which the experts of a layer are divided; tokens travel to them (all-to-all)."""
 
+    tensor: int = 1
+    """Processes over which the heads and the inner width of every layer of a dense model are divided; neighbours, since
+    they sum hidden states twice in each layer (Megatron-LM, arXiv 1909.08053)."""
+    pipeline: int = 1
+    """Processes over which the layers are divided, one after the other."""
+    schedule: Schedule = "1f1b"
+    """In which order a pipeline takes the micro-batches of a step."""
+    context: int = 1
+    """Processes over which the tokens of each sequence are divided; each sees the keys of all."""
+
     timeout_s: float = 1800.0
     """How long a process waits for another inside a step. Then the run fails, says who is missing, and torchrun may
     start it anew."""
@@ -27,8 +44,9 @@ class ParallelConfig:
     def __post_init__(self) -> None:
         if self.shards < 0:
             raise ConfigError(f"shards={self.shards} must be 0 (all processes) or more")
-        if self.experts < 1:
-            raise ConfigError(f"experts={self.experts} must be 1 or more")
+        for name in ("experts", "tensor", "pipeline", "context"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more")
         if self.timeout_s <= 0:
             raise ConfigError(f"timeout_s={self.timeout_s} must be above 0")
 
@@ -41,28 +59,66 @@ class ParallelConfig:
     @property
     def is_divided(self) -> bool:
         """Whether any process holds less than the whole model."""
-        return self.shards != 1 or self.experts > 1
+        return self.shards != 1 or max(self.experts, self.tensor, self.pipeline) > 1
+
+    def learners_of(self, n_processes: int) -> int:
+        """How many processes hold the same part of the model, if it is divided over pipeline and tensor alone."""
+        return n_processes // (self.pipeline * self.tensor)
 
     def shards_of(self, n_processes: int) -> int:
         """How many shards a run of so many processes has."""
-        return self.shards or n_processes
+        return self.shards or self.learners_of(n_processes)
 
     def check(self, n_processes: int) -> None:
         """Refuse a layout that so many processes cannot form."""
-        shards = self.shards_of(n_processes)
-        for name, size in (("shards", shards), ("experts", self.experts)):
-            if n_processes % size:
-                fits = [str(n) for n in range(1, n_processes + 1) if n_processes % n == 0]
-                raise ConfigError(
-                    f"parallel.{name}={size} does not divide the {n_processes} processes of this run;"
-                    f" it fits: {', '.join(fits)}"
-                )
+        for name in ("pipeline", "context"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"parallel.{name}={getattr(self, name)} is not there yet; it fits: 1")
+        beside = self.pipeline * self.tensor
+        if n_processes % beside:
+            raise ConfigError(
+                f"parallel.pipeline={self.pipeline} x tensor={self.tensor} does not divide the {n_processes} processes"
+                f" of this run; the product fits: {_divisors(n_processes)}"
+            )
+        learners = self.learners_of(n_processes)
+        whom = f"{n_processes} processes of this run"
+        if beside > 1:
+            whom = f"{learners} processes of {n_processes} that are left beside pipeline x tensor = {beside}"
+        for name, size in (("shards", self.shards or 1), ("experts", self.experts), ("context", self.context)):
+            if learners % size:
+                raise ConfigError(f"parallel.{name}={size} does not divide the {whom}; it fits: {_divisors(learners)}")
 
-    def check_experts(self, n_experts: int) -> None:
-        """Refuse a layout that a model with so many routed experts in a layer (0: a dense one) cannot take."""
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse a layout that a model cannot take."""
+        n_experts = model.ffn.n_experts if isinstance(model.ffn, MoEConfig) else 0
         if self.experts > 1 and not n_experts:
             raise ConfigError(f"parallel.experts={self.experts}: the model is dense and has none to divide; it fits: 1")
         if self.experts > 1 and n_experts % self.experts:
             raise ConfigError(
                 f"parallel.experts={self.experts} does not divide the {n_experts} experts of a layer evenly"
             )
+        if self.tensor > 1:
+            self._check_tensor(model)
+
+    def _check_tensor(self, model: ModelConfig) -> None:
+        what, attention, ffn = f"parallel.tensor={self.tensor}", model.attention, model.ffn
+        if not isinstance(attention, GQAConfig):
+            raise ConfigError(
+                f"{what} divides the heads of grouped-query attention, and this is {attention.kind}; it fits: 1"
+                " (shards divide any model)"
+            )
+        if not isinstance(ffn, DenseConfig):
+            raise ConfigError(f"{what} divides dense layers, and this model has experts; take parallel.experts instead")
+        if attention.norm_all_heads:
+            raise ConfigError(f"{what}: norm_all_heads=true needs all heads in one place; it fits: 1")
+        for name, size in (
+            ("n_heads", attention.n_heads),
+            ("n_kv_heads", attention.n_kv_heads),
+            ("d_ff", ffn.d_ff),
+        ):
+            if size % self.tensor:
+                raise ConfigError(f"{what} does not divide {name}={size} evenly")
+
+
+def _divisors(size: int) -> str:
+    return ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)

@@ -1,12 +1,14 @@
 """Which part of every parameter is here, and what follows: how gradients are summed, their norm, the whole again.
 
-A parameter is divided by FSDP (torch's DTensor, which sums its own gradient), or by hand (the experts of this process,
-whose gradient is summed over the copies of them), or whole in every process. Optimizer and files work with the part
-that is here (`here`); `Part.of_whole` says to torch's checkpoint and to whoever needs the whole which part it is.
+A parameter is divided by FSDP (torch's DTensor, which sums its own gradient), or by hand (the experts or the heads of
+this process, whose gradient is summed over the copies of them), or both, or whole in every process. Optimizer and files
+work with the part that is here (`here`); `Part.of_whole` says to torch's checkpoint and to whoever needs the whole
+which part it is.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -16,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from sobre.parallel.collectives import sum_over
-from sobre.parallel.matrices import turn_whole
+from sobre.parallel.matrices import Box, turn_whole
 
 
 @torch.no_grad()
@@ -36,6 +38,8 @@ class Part:
     shape: torch.Size
     here: Tensor
     """The numbers in this process, in place."""
+    holders: dist.ProcessGroup | None = None
+    """The processes that hold a matrix between them; None when matrices are whole where they lie."""
 
     @property
     def n_copies(self) -> int:
@@ -52,7 +56,14 @@ class Part:
     @property
     def first_row(self) -> int:
         """Where the numbers here begin in the whole."""
-        return int(self.cut(torch.arange(self.shape[0]).unsqueeze(1))[0]) if len(self.here) else self.shape[0]
+        return self._spans(self.coordinate)[0].start
+
+    @property
+    def coordinate(self) -> Sequence[int]:
+        """Where this process is in the mesh."""
+        found = self.mesh.get_coordinate()
+        assert found is not None, "a part lies in this process"
+        return found
 
     @property
     def copies(self) -> dist.ProcessGroup:
@@ -60,13 +71,28 @@ class Part:
         return self.mesh.get_group(0)
 
     def cut(self, whole: Tensor) -> Tensor:
-        """The part of a whole tensor that belongs here; all divisions are of rows."""
-        for dim, placement in enumerate(self.placements):
-            if isinstance(placement, Shard):
-                most = -(-whole.shape[0] // self.mesh.size(dim))
-                begin = most * self.mesh.get_local_rank(dim)
-                whole = whole[begin : begin + most]
+        """The part of a whole tensor that belongs here."""
+        for dim, span in enumerate(self._spans(self.coordinate)):
+            whole = whole.narrow(dim, span.start, span.stop - span.start)
         return whole
+
+    @cached_property
+    def boxes(self) -> list[Box]:
+        """What each of the holders has of a matrix."""
+        assert self.holders is not None
+        coordinates = [(self.mesh.mesh == rank).nonzero()[0] for rank in dist.get_process_group_ranks(self.holders)]
+        return [Box(*self._spans(coordinate.tolist())) for coordinate in coordinates]
+
+    def _spans(self, coordinate: Sequence[int]) -> list[slice]:
+        """Of each dimension of the whole: where the part of one process of the mesh lies, as torch.chunk cuts."""
+        spans = [slice(0, size) for size in self.shape]
+        for placement, size, index in zip(self.placements, self.mesh.shape, coordinate, strict=True):
+            if isinstance(placement, Shard):
+                span = spans[placement.dim]
+                most = -(-(span.stop - span.start) // size)
+                begin = min(span.start + most * index, span.stop)
+                spans[placement.dim] = slice(begin, min(begin + most, span.stop))
+        return spans
 
     def of_whole(self, part: Tensor) -> DTensor:
         """This process's part of the parameter, or of a moment of it, as a view that knows the whole."""
@@ -79,11 +105,19 @@ class Division:
     """How one model is divided over all processes; `parts` has an entry for each parameter that is."""
 
     group: dist.ProcessGroup
+    """The learners: processes that share every batch, and hold the same parameters or parts of them."""
     parts: Mapping[str, Part] = field(default_factory=dict)
-    shards: dist.ProcessGroup | None = None
-    """Over which FSDP divides; None when what is not divided by hand is whole."""
+    tensor: dist.ProcessGroup | None = None
+    """Processes that learn from the same tokens with other heads; None when heads are whole."""
+    partial: frozenset[str] = frozenset()
+    """Parameters whose gradient is that of this process's heads alone."""
     accumulates: bool = False
     """Gradients are summed over processes only after the last micro-batch."""
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part of each batch is this process's, of how many."""
+        return dist.get_rank(self.group), dist.get_world_size(self.group)
 
     @property
     def is_whole(self) -> bool:
@@ -114,9 +148,20 @@ class Division:
         held = self.parts.get(name)
         return part if held is None else held.of_whole(part).full_tensor()
 
-    def turn_whole(self, rows_ZUO: Tensor, n_rows: int, turn: Callable[[Tensor], Tensor]) -> Tensor:
-        """For the optimizer: `turn` of whole matrices of which this process holds rows."""
-        return turn(rows_ZUO) if self.shards is None else turn_whole(rows_ZUO, n_rows, turn, self.shards)
+    def whole_shape(self, name: str, parameter: Tensor) -> torch.Size:
+        """For the optimizer: the shape of the whole parameter."""
+        return self.parts[name].shape if name in self.parts else parameter.shape
+
+    def place(self, name: str) -> Hashable:
+        """For the optimizer: matrices of one shape and one place are turned together."""
+        return self.parts[name].placements if name in self.parts else None
+
+    def turn_whole(self, name: str, box_ZUO: Tensor, turn: Callable[[Tensor], Tensor]) -> Tensor:
+        """For the optimizer: `turn` of whole matrices that lie as parameter `name`, of which a box is here."""
+        part = self.parts.get(name)
+        if part is None or part.holders is None:
+            return turn(box_ZUO)
+        return turn_whole(box_ZUO, part.boxes, turn, part.holders)
 
     def begin_backward(self, model: nn.Module, *, is_last: bool) -> None:
         """Say before a backward pass whether it is the last one of the step."""
@@ -136,14 +181,16 @@ class Division:
                 by_copies.setdefault(self.parts[name].copies, []).append(gradient)
         for copies, tensors in by_copies.items():
             sum_over(copies, tensors)
+        if self.tensor is not None and self.partial:
+            sum_over(self.tensor, [here(gradients[name]) for name in gradients if name in self.partial])
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The norm of the whole gradient, every number of it counted once."""
         norms = torch.stack(torch._foreach_norm([here(gradient) for gradient in gradients.values()])).double()
         if not self.parts:
             return norms.norm()
-        everywhere = dist.get_world_size(self.group)
+        everywhere = dist.get_world_size()
         counted = [self.parts[name].n_copies if name in self.parts else everywhere for name in gradients]
         squares = (norms.square() / torch.tensor(counted, device=norms.device)).sum()
-        dist.all_reduce(squares, group=self.group)
+        dist.all_reduce(squares)
         return squares.sqrt()

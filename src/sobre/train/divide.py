@@ -1,4 +1,4 @@
-"""Divide a model over the processes of a run: FSDP around its layers, and each process's experts in its MoE layers.
+"""Divide a model over the processes of a run: each process's experts and heads, and FSDP around the layers.
 
 All processes build the same whole model; afterwards each holds its part, and the modules put together what a forward
 or backward pass needs. What a layer does is left as it is.
@@ -6,21 +6,21 @@ or backward pass needs. What a layer does is left as it is.
 
 from typing import cast
 
-import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from sobre.errors import ConfigError
-from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.moe import MoE
 from sobre.optim.roles import role_of
 from sobre.parallel.config import ParallelConfig
 from sobre.parallel.dispatch import ExpertDispatch
 from sobre.parallel.division import Division, Part, here
-from sobre.parallel.grid import grid
+from sobre.parallel.grid import Grid
 from sobre.runtime.processes import Processes
+from sobre.train.heads import divide_heads
 
 EXPERTS = ("gate_EFD", "up_EFD", "down_EDF")
 
@@ -28,36 +28,40 @@ EXPERTS = ("gate_EFD", "up_EFD", "down_EDF")
 def divide(model: Decoder, cfg: ParallelConfig, processes: Processes) -> Division | None:
     """Divide `model` in place; None for one process on its own."""
     cfg.check(processes.count)
-    cfg.check_experts(n_experts(model.cfg))
+    cfg.check_model(model.cfg)
     if cfg.is_divided and model.lora is not None:
-        raise ConfigError(
-            f"parallel.shards={cfg.shards}, experts={cfg.experts}: adapters train with whole weights only"
-        )
-    group = processes.data_group
-    if group is None:
+        raise ConfigError(f"lora with{cfg.flags}: adapters train with whole weights only; leave that out")
+    if processes.data_group is None:
         return None
-    parts = _divide_experts(model, cfg, processes) if cfg.experts > 1 else {}
-    shards = None
-    if cfg.shards_of(processes.count) > 1:
-        tables = [name for name in dict(model.named_parameters()) if role_of(name) == "table"]
-        shards = _shard(model, cfg, processes, {model.get_parameter(name) for name in (*parts, *tables)})
-        parts |= {
-            name: Part(parameter.device_mesh, tuple(parameter.placements), parameter.shape, here(parameter))
-            for name, parameter in model.named_parameters()
-            if isinstance(parameter, DTensor)
-        }
-    return Division(group, parts, shards, accumulates=cfg.zero == 1)
-
-
-def n_experts(cfg: ModelConfig) -> int:
-    """Routed experts of a layer; 0 in a dense model."""
-    return cfg.ffn.n_experts if isinstance(cfg.ffn, MoEConfig) else 0
-
-
-def _divide_experts(model: Decoder, cfg: ParallelConfig, processes: Processes) -> dict[str, Part]:
-    """Keep this process's experts of every layer, whole ones, and let tokens travel."""
     device = model.embed.weight.device.type
-    mesh = grid(device, processes.count, ("copies", "experts"), cfg.experts, processes.timeout)
+    grid = Grid(cfg, processes.rank, processes.count, device, processes.timeout)
+    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+    parts = _divide_experts(model, cfg, grid) if cfg.experts > 1 else {}
+    dims, partial = divide_heads(model, grid) if cfg.tensor > 1 else ({}, set[str]())
+    mesh, n_shards = None, cfg.shards_of(processes.count)
+    if n_shards > 1:
+        mesh = grid.mesh(("copies", "shards"), n_shards)
+        tables = [name for name in dict(model.named_parameters()) if role_of(name) == "table"]
+        _shard(model, cfg, mesh, {model.get_parameter(name) for name in (*parts, *tables)})
+    if mesh is not None or dims:
+        holders = grid.holders(n_shards)
+        mesh = mesh if cfg.tensor == 1 else grid.tensor_mesh(mesh)
+        assert mesh is not None
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, DTensor) or name in dims:
+                cuts: list[Placement] = [Replicate()]
+                if cfg.tensor > 1:
+                    cuts.append(Shard(dims[name]) if name in dims else Replicate())
+                if n_shards > 1:
+                    cuts.append(Shard(0))
+                parts[name] = Part(mesh, tuple(cuts), shapes[name], here(parameter), holders)
+    tensor = grid.tensor if cfg.tensor > 1 else None
+    return Division(grid.learners, parts, tensor, frozenset(partial), accumulates=cfg.zero == 1)
+
+
+def _divide_experts(model: Decoder, cfg: ParallelConfig, grid: Grid) -> dict[str, Part]:
+    """Keep this process's experts of every layer, whole ones, and let tokens travel."""
+    mesh = grid.mesh(("copies", "experts"), cfg.experts)
     dispatch = ExpertDispatch(mesh.get_group("experts"))
     parts = {}
     for name, module in model.named_modules():
@@ -71,14 +75,11 @@ def _divide_experts(model: Decoder, cfg: ParallelConfig, processes: Processes) -
     return parts
 
 
-def _shard(model: Decoder, cfg: ParallelConfig, processes: Processes, ours: set[nn.Parameter]) -> dist.ProcessGroup:
-    """FSDP around each layer and the rest; `ours` (divided by hand, or tables, which stay whole) are left alone.
+def _shard(model: Decoder, cfg: ParallelConfig, mesh: DeviceMesh, ours: set[nn.Parameter]) -> None:
+    """FSDP around each layer and the rest; `ours` (divided experts, and tables, which stay whole) are left alone.
 
     Gradients are sums: the loss is divided before.
     """
-    shards = cfg.shards_of(processes.count)
-    device = model.embed.weight.device.type
-    mesh = grid(device, processes.count, ("copies", "shards"), shards, processes.timeout)
     layers = [*model.layers, *([model.mtp.block] if model.mtp is not None else [])]
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=cfg.zero == 3, ignored_params=ours)
@@ -88,4 +89,3 @@ def _shard(model: Decoder, cfg: ParallelConfig, processes: Processes, ours: set[
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-    return mesh.get_group("shards")

@@ -80,10 +80,13 @@ class Stage:
     """Move the router biases; frozen in RL."""
     division: Division | None = None
     """How the model is divided over processes that share every batch; None for one on its own."""
-    share: tuple[int, int] = (0, 1)
-    """Which part of each batch is this process's, of how many."""
     offloads: bool = False
     """Keep the optimizer's state on the host, and no gradient, while the source makes a feed."""
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which part of each batch is this process's, of how many."""
+        return (0, 1) if self.division is None else self.division.share
 
 
 def run_stage(

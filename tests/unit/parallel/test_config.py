@@ -3,6 +3,7 @@
 import pytest
 
 from sobre.errors import ConfigError
+from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.parallel.config import ParallelConfig
 
 
@@ -22,7 +23,39 @@ def test_a_layout_that_cannot_be_is_refused(layout, n_processes, n_experts, mess
 
 def check(cfg: ParallelConfig, n_processes: int, n_experts: int) -> None:
     cfg.check(n_processes)
-    cfg.check_experts(n_experts)
+    ffn = MoEConfig(n_experts=n_experts) if n_experts else DenseConfig()
+    cfg.check_model(ModelConfig(vocab_size=8, max_len=8, ffn=ffn))
+
+
+def dense(attention: GQAConfig | MLAConfig, ffn: DenseConfig | MoEConfig) -> ModelConfig:
+    return ModelConfig(vocab_size=8, max_len=8, attention=attention, ffn=ffn)
+
+
+HEADS = GQAConfig(n_heads=4, n_kv_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "attention", "ffn", "message"),
+    [
+        (2, MLAConfig(), DenseConfig(), "parallel.tensor=2 divides the heads of grouped-query attention, .* is mla"),
+        (2, HEADS, MoEConfig(), "this model has experts; take parallel.experts instead"),
+        (4, HEADS, DenseConfig(), "parallel.tensor=4 does not divide n_kv_heads=2 evenly"),
+        (2, HEADS, DenseConfig(d_ff=5), "parallel.tensor=2 does not divide d_ff=5 evenly"),
+        (2, GQAConfig(qk_norm=True, norm_all_heads=True), DenseConfig(), "needs all heads in one place"),
+    ],
+)
+def test_a_model_whose_heads_or_widths_cannot_be_divided_is_refused(tensor, attention, ffn, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ParallelConfig(tensor=tensor).check_model(dense(attention, ffn))
+    ParallelConfig(tensor=2).check_model(dense(HEADS, DenseConfig(d_ff=512)))
+
+
+def test_tensor_leaves_fewer_processes_to_the_other_divisions() -> None:
+    assert ParallelConfig(tensor=2, shards=0).shards_of(8) == 4
+    with pytest.raises(ConfigError, match="parallel.shards=8 does not divide the 4 processes of 8 that are left"):
+        ParallelConfig(tensor=2, shards=8).check(8)
+    with pytest.raises(ConfigError, match="tensor=3 does not divide the 8 processes of this run"):
+        ParallelConfig(tensor=3).check(8)
 
 
 @pytest.mark.parametrize("layout", [{}, {"shards": 0}, {"shards": 4, "experts": 8}, {"experts": 2, "zero": 1}])
