@@ -15,7 +15,7 @@ from sobre.serve.ask import Ask
 from sobre.serve.chat import ChatDialect
 from sobre.serve.chat_schema import parse_chat_request
 from sobre.serve.config import ServeConfig
-from sobre.serve.decode import read_object
+from sobre.serve.decode import decode, read_object
 from sobre.serve.errors import ApiError, invalid, shaped
 from sobre.serve.guard import LOOPBACK, Guard
 from sobre.serve.information import add_information
@@ -26,6 +26,7 @@ from sobre.serve.responses import ResponsesDialect, parse_responses_request
 from sobre.serve.service import Service, Services
 from sobre.serve.text import TextDialect
 from sobre.serve.text_schema import DEFAULT_MAX_TOKENS, parse_text_request
+from sobre.serve.thinking import ThoughtControl
 from sobre.serve.wire import Dialect, EventStream, collected, read_json_body, unless_gone, with_keep_alive, written
 
 MAX_TIMEOUT_S = 86_400.0
@@ -173,13 +174,8 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
 
     @app.post("/v1/chat/completions/control")
     async def control(request: Request) -> Response:
-        """llama.cpp's way to end a thought: {"id": ..., "action": "reasoning_end"}."""
-        fields = read_object(await body_of(request))
-        if set(fields) != {"id", "action"} or not isinstance(fields["id"], str):
-            raise invalid("Send 'id' (of the answer, a text) and 'action'.", "id")
-        if fields["action"] != "reasoning_end":
-            raise invalid("Invalid 'action': must be reasoning_end.", "action")
-        return JSONResponse({"success": services.answer_now(fields["id"], request.state.account)})
+        asked = decode(ThoughtControl, read_object(await body_of(request)))
+        return JSONResponse({"success": services.answer_now(asked.id, request.state.account)})
 
 
 def timeout_of(request: Request) -> float | None:

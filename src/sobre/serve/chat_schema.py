@@ -5,9 +5,11 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from sobre.serve.decode import (
+    Parts,
     Strict,
     absent_if_null,
     decode,
@@ -103,8 +105,8 @@ class ToolCall(Strict):
 class Message(Strict):
     """One turn. A thought comes under either name; the chat layout knows which ones to drop (DeepSeek's rule)."""
 
-    role: Annotated[str, BeforeValidator(known_role)]
-    content: Annotated[str | None, BeforeValidator(text_or_nothing)] = None
+    role: Annotated[str, BeforeValidator(known_role, json_schema_input_type=Literal[ROLES])]  # type: ignore[valid-type]
+    content: Annotated[str | None, BeforeValidator(text_or_nothing, json_schema_input_type=Parts | None)] = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
@@ -138,8 +140,15 @@ class StreamOptions(Strict):
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(split_stops)]
+StopList = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+Stops = Annotated[StopList, BeforeValidator(split_stops, json_schema_input_type=Stop | StopList | None)]
 AtLeastOne = Annotated[int, Field(ge=1, le=INT64_MAX)]
+
+
+SentBiases = Annotated[
+    dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
+]
 
 
 def biases(value: Any) -> Any:
@@ -173,13 +182,16 @@ class Sampling(Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2), absent_if_null(0.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2), absent_if_null(0.0)] = 0.0
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10), absent_if_null(1.0)] = 1.0
-    logit_bias: Annotated[dict[int, float], BeforeValidator(biases)] = {}
+    logit_bias: Annotated[dict[int, float], BeforeValidator(biases, json_schema_input_type=SentBiases | None)] = {}
+
+
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Function(Strict):
     """What the model may call."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: ToolName
     description: Annotated[str, absent_if_null("")] = ""
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -210,6 +222,9 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
+SentToolChoice = Literal["none", "auto", "required"] | NamedTool | None
+
+
 class JsonSchema(Strict):
     name: Annotated[str, Field(max_length=256)] = "answer"
     description: str | None = None
@@ -235,17 +250,18 @@ class ChatRequest(Sampling):
     max_tokens: AtLeastOne | None = None
     max_completion_tokens: AtLeastOne | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), absent_if_null([])] = []
-    tool_choice: Annotated[Any, BeforeValidator(choice_of_tool)] = "auto"
+    tool_choice: Annotated[Any, BeforeValidator(choice_of_tool, json_schema_input_type=SentToolChoice)] = "auto"
     parallel_tool_calls: Annotated[bool, absent_if_null(True)] = True
     response_format: Annotated[ResponseFormat, absent_if_null({})] = ResponseFormat()
     logprobs: Annotated[bool, absent_if_null(False)] = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), absent_if_null(0)] = 0
     return_experts: Annotated[bool, absent_if_null(False)] = False
     """Ours: which experts each token visited."""
-    thinking: Thinking = Thinking()
-    include_reasoning: bool = True
+    thinking: SkipJsonSchema[Thinking] = Thinking()
+    """Read from the fields of ThinkingFields, as `include_reasoning` is."""
+    include_reasoning: SkipJsonSchema[bool] = True
     """False: the thought is counted and paid for, and not sent."""
-    ignored: tuple[str, ...] = ()
+    ignored: SkipJsonSchema[tuple[str, ...]] = ()
     """Labels that came with the request and have no effect."""
 
     @property

@@ -4,14 +4,18 @@ A field that is unknown is a 400 that names it and the near one. Fields of the o
 not offer come in two kinds: those that would change the answer are accepted only with the value that means "nothing
 asked" (`neutral`), because clients send those unasked; those that only label the request (`labels`) are accepted and
 named in the answer's `x-ignored-params` header.
+
+The same classes are the requests of /openapi.json (openapi.py), so a field that is read before pydantic sees it says
+what it may be sent as (`sent_as`).
 """
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema, from_json
 
 from sobre.serve.errors import ApiError, invalid
 
@@ -30,23 +34,51 @@ Neutral = Mapping[str, tuple[Any, ...]]
 """Field to the values that ask for nothing."""
 
 
-def absent_if_null(default: Any) -> BeforeValidator:
+class absent_if_null:
     """Clients send null for "not said"."""
-    return BeforeValidator(lambda value: default if value is None else value)
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        said = lambda value: self.default if value is None else value  # noqa: E731
+        return core_schema.no_info_before_validator_function(said, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(schema), {"type": "null"}]}
 
 
-def join_parts(content: Any, kinds: Collection[str] = ("text",)) -> str:
+def sent_as(form: Any) -> BeforeValidator:
+    """What a field may be sent as, where other code than pydantic reads it."""
+    return BeforeValidator(lambda value: value, json_schema_input_type=form)
+
+
+class TextPart(Strict):
+    """A piece of a text; what other servers attach to one comes back with histories and says nothing to a model."""
+
+    type: Literal["text"]
+    text: str
+    cache_control: Any = None
+    citations: Any = None
+
+
+Parts = str | list[TextPart]
+
+
+def join_parts(content: Any, kind: type[Strict] = TextPart) -> str:
     """Text as a string or as a list of text parts; anything else is refused."""
     if isinstance(content, str):
         return content
-    if isinstance(content, list):
-        for part in content:
-            if not isinstance(part, dict) or part.get("type") not in kinds or not isinstance(part.get("text"), str):
-                raise PydanticCustomError(
-                    "content", 'must be text, or a list of {{"type": "text", "text": ...}}: this model reads text only'
-                )
-        return "".join(part["text"] for part in content)
-    raise PydanticCustomError("content", "must be text, or a list of text parts")
+    if not isinstance(content, list):
+        raise PydanticCustomError("content", "must be text, or a list of text parts")
+    said = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") not in get_args(kind.model_fields["type"].annotation):
+            raise PydanticCustomError(
+                "content", 'must be text, or a list of {{"type": "text", "text": ...}}: this model reads text only'
+            )
+        said.append(within(kind, part).text)  # type: ignore[attr-defined]
+    return "".join(said)
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -81,12 +113,12 @@ def without_neutral(fields: dict[str, Any], neutral: Neutral, where: str = "") -
     return {name: value for name, value in fields.items() if name not in neutral}
 
 
-def decode(kind: type[T], fields: dict[str, Any]) -> T:
-    """Validate, or raise the 400 that says what is wrong and where."""
+def decode(kind: type[T], fields: Any, where: str = "") -> T:
+    """Validate, or raise the 400 that says what is wrong and where; `where`: the place of `fields` in the body."""
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise from_validation(kind, error) from None
+        raise from_validation(kind, error, where) from None
 
 
 def within(kind: type[T], value: Any) -> T:
@@ -99,10 +131,10 @@ def within(kind: type[T], value: Any) -> T:
         raise PydanticCustomError("inside", "does not fit ({said})", {"said": said}) from None
 
 
-def from_validation(kind: type[Strict], error: ValidationError) -> ApiError:
+def from_validation(kind: type[Strict], error: ValidationError, where: str) -> ApiError:
     """The first thing wrong, in one sentence."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    param = address(first["loc"])[:100]
+    param = f"{where}.{address(first['loc'])}".strip(".")[:100]
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1])[:100], fields_at(kind, first["loc"][:-1]), n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""

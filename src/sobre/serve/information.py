@@ -8,11 +8,13 @@ from fastapi.responses import JSONResponse
 from sobre.serve.errors import ApiError
 from sobre.serve.keys import Keyring
 from sobre.serve.metrics import CONTENT_TYPE_LATEST
+from sobre.serve.openapi import document
 from sobre.serve.service import Services
 
 
 def add_information(app: FastAPI, services: Services, keys: Keyring, examples: list[dict[str, str]]) -> None:
     """Routes that read and change nothing."""
+    described = document([service.model for service in services.each], needs_key=not keys.is_open)
 
     def only_admin(request: Request) -> None:
         account = request.state.account
@@ -37,6 +39,11 @@ def add_information(app: FastAPI, services: Services, keys: Keyring, examples: l
         only_admin(request)
         accounts = [keys.anyone] if keys.is_open else keys.accounts
         return JSONResponse({"object": "list", "data": [account.report() for account in accounts]})
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        """What every route takes and gives."""
+        return JSONResponse(described)
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:

@@ -15,6 +15,7 @@ from pydantic import Field
 from sobre.serve.answer import Answer, Event, Finish
 from sobre.serve.blocks import Block, Closed, Grown, Opened, as_blocks
 from sobre.serve.chat_schema import (
+    MAX_MESSAGES,
     MAX_TOOLS,
     AtLeastOne,
     ChatRequest,
@@ -26,10 +27,22 @@ from sobre.serve.chat_schema import (
     Stops,
     Tool,
     ToolCall,
+    ToolName,
     check_messages,
     check_together,
 )
-from sobre.serve.decode import Strict, absent_if_null, decode, join_parts, read_object, without_labels, without_neutral
+from sobre.serve.decode import (
+    Parts,
+    Strict,
+    TextPart,
+    absent_if_null,
+    decode,
+    join_parts,
+    read_object,
+    sent_as,
+    without_labels,
+    without_neutral,
+)
 from sobre.serve.errors import ApiError, anthropic_body, invalid
 from sobre.serve.guard import encode
 from sobre.serve.thinking import EFFORTS, Thinking
@@ -44,10 +57,47 @@ LABELS = ("metadata", "service_tier")
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
+class ThinkingBlock(Strict):
+    """A thought that comes back; whatever its signature is."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class ToolUseBlock(Strict):
+    type: Literal["tool_use"]
+    id: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    input: dict[str, Any] = {}
+    cache_control: Any = None
+
+
+class ToolResultBlock(Strict):
+    type: Literal["tool_result"]
+    tool_use_id: Annotated[str, Field(max_length=64)]
+    content: Annotated[Any, sent_as(Parts | None)] = ""
+    is_error: bool | None = None
+    cache_control: Any = None
+
+
+class UserTurn(Strict):
+    role: Literal["user"]
+    content: str | list[TextPart | ToolResultBlock]
+
+
+class AssistantTurn(Strict):
+    role: Literal["assistant"]
+    content: str | list[TextPart | ThinkingBlock | ToolUseBlock]
+
+
+Turns = Annotated[list[UserTurn | AssistantTurn], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
 class MessageTool(Strict):
     """A tool as their clients describe it."""
 
-    name: str
+    name: ToolName
     type: Literal["custom"] | None = None
     description: str | None = None
     input_schema: dict[str, Any]
@@ -76,8 +126,8 @@ class MessagesRequest(Strict):
 
     model: str
     max_tokens: AtLeastOne
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=10_000)]
-    system: Any = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES), sent_as(Turns)]
+    system: Annotated[Any, sent_as(Parts | None)] = None
     stop_sequences: Annotated[Stops, absent_if_null([])] = []
     stream: Annotated[bool, absent_if_null(False)] = False
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -104,34 +154,31 @@ def parse_messages_request(body: bytes, *, counting: bool = False) -> ChatReques
         raise invalid("Missing required field: 'thinking.budget_tokens'.", "thinking.budget_tokens", "missing_field")
     effort = request.output_config.effort if request.output_config else None
     choice = request.tool_choice
-    chat = ChatRequest(
-        model=request.model,
-        messages=messages,
-        stream=request.stream,
-        max_tokens=request.max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k,
-        stop=request.stop_sequences,
-        tools=[tool_of(tool, i) for i, tool in enumerate(request.tools)],
-        tool_choice=choice_of(choice),
-        parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
-        thinking=Thinking(on, thinking.budget_tokens if thinking and on else None, effort),
-        include_reasoning=not (thinking and thinking.display == "omitted"),
-        ignored=ignored,
-    )
+    asked = {
+        "model": request.model,
+        "messages": messages,
+        "stream": request.stream,
+        "max_tokens": request.max_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "top_k": request.top_k,
+        "stop": request.stop_sequences,
+        "tools": [tool_of(tool) for tool in request.tools],
+        "tool_choice": choice_of(choice),
+        "parallel_tool_calls": not (choice and choice.disable_parallel_tool_use),
+        "thinking": Thinking(on, thinking.budget_tokens if thinking and on else None, effort),
+        "include_reasoning": not (thinking and thinking.display == "omitted"),
+        "ignored": ignored,
+    }
+    chat = decode(ChatRequest, asked)
     check_messages(chat.messages)
     check_together(chat)
     return chat
 
 
-def tool_of(tool: MessageTool, index: int) -> Tool:
-    description = tool.description or ""
-    function = {"name": tool.name, "description": description, "parameters": tool.input_schema}
-    try:
-        return Tool(type="function", function=decode(Function, function))
-    except ApiError as error:
-        raise invalid(f"Invalid 'tools[{index}]': {error}", f"tools[{index}]") from None
+def tool_of(tool: MessageTool) -> Tool:
+    function = Function(name=tool.name, description=tool.description or "", parameters=tool.input_schema)
+    return Tool(type="function", function=function)
 
 
 def choice_of(choice: MessageToolChoice | None) -> Any:
@@ -173,13 +220,13 @@ def assistant_turn(blocks: list[tuple[dict[str, Any], str]]) -> Message:
     for block, where in blocks:
         match block.get("type"):
             case "text":
-                text += string(block, "text", where)
+                text += decode(TextPart, block, where).text
             case "thinking":
-                thought += string(block, "thinking", where)
+                thought += decode(ThinkingBlock, block, where).thinking
             case "tool_use":
-                arguments = json.dumps(block.get("input", {}), ensure_ascii=False)
-                function = decode(FunctionCall, {"name": block.get("name"), "arguments": arguments})
-                calls.append(ToolCall(id=string(block, "id", where), function=function))
+                used = decode(ToolUseBlock, block, where)
+                arguments = json.dumps(used.input, ensure_ascii=False)
+                calls.append(ToolCall(id=used.id, function=FunctionCall(name=used.name, arguments=arguments)))
             case other:
                 raise unknown_block(other, where, "text, thinking, tool_use")
     return Message(role="assistant", content=text, reasoning_content=thought or None, tool_calls=calls)
@@ -190,11 +237,12 @@ def user_turns(blocks: list[tuple[dict[str, Any], str]]) -> list[Message]:
     for block, where in blocks:
         match block.get("type"):
             case "text":
-                text.append(string(block, "text", where))
+                text.append(decode(TextPart, block, where).text)
             case "tool_result":
-                content = text_of(block.get("content", ""), f"{where}.content")
-                said = f"error: {content}" if block.get("is_error") else content
-                results.append(Message(role="tool", content=said, tool_call_id=string(block, "tool_use_id", where)))
+                result = decode(ToolResultBlock, block, where)
+                content = text_of("" if result.content is None else result.content, f"{where}.content")
+                said = f"error: {content}" if result.is_error else content
+                results.append(Message(role="tool", content=said, tool_call_id=result.tool_use_id))
             case other:
                 raise unknown_block(other, where, "text, tool_result")
     return [*results, *([Message(role="user", content="".join(text))] if text or not results else [])]
@@ -202,13 +250,6 @@ def user_turns(blocks: list[tuple[dict[str, Any], str]]) -> list[Message]:
 
 def unknown_block(kind: Any, where: str, known: str) -> ApiError:
     return invalid(f"'{where}' is of type {str(kind)[:40]!r}; this model reads {known}.", where, "unsupported")
-
-
-def string(block: dict[str, Any], name: str, where: str) -> str:
-    value = block.get(name)
-    if not isinstance(value, str):
-        raise invalid(f"Invalid '{where}.{name}': must be text.", f"{where}.{name}")
-    return value
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,23 @@ from sobre.serve.chat_schema import (
     ResponseFormat,
     Tool,
     ToolCall,
+    ToolName,
     check_messages,
     check_together,
 )
-from sobre.serve.decode import Strict, absent_if_null, decode, join_parts, read_object, without_labels, without_neutral
+from sobre.serve.decode import (
+    Strict,
+    absent_if_null,
+    decode,
+    join_parts,
+    read_object,
+    sent_as,
+    without_labels,
+    without_neutral,
+)
 from sobre.serve.errors import ApiError, invalid
 from sobre.serve.guard import encode
-from sobre.serve.thinking import Thinking, effort
+from sobre.serve.thinking import Effort, Thinking
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (None,),
@@ -58,16 +68,76 @@ ECHOED_EFFORTS = ("minimal", "low", "medium", "high")
 """What their clients' types know."""
 
 
-class ResponseTool(Strict):
+class ResponseText(Strict):
+    """A piece of a text; answers that come back carry what their server attached."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: Any = None
+    logprobs: Any = None
+
+
+class ReasoningText(Strict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class Item(Strict):
+    """What every item may carry; ids and states of answers that come back say nothing here."""
+
+    id: str | None = None
+    status: str | None = None
+
+
+Role = Literal["user", "assistant", "system", "developer"]
+Texts = str | list[ResponseText]
+
+
+class MessageItem(Item):
+    type: Literal["message"] = "message"
+    role: Role
+    content: Annotated[Any, sent_as(Texts)]
+    phase: str | None = None
+
+
+class ReasoningItem(Item):
+    type: Literal["reasoning"]
+    content: list[ReasoningText] | None = None
+    summary: list[Any] | None = None
+    encrypted_content: None = None
+
+
+class CallItem(Item):
+    type: Literal["function_call"]
+    call_id: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    arguments: str
+
+
+class OutputItem(Item):
+    type: Literal["function_call_output"]
+    call_id: Annotated[str, Field(max_length=64)]
+    output: Annotated[Any, sent_as(Texts)]
+
+
+Items = Annotated[list[MessageItem | ReasoningItem | CallItem | OutputItem], Field(min_length=1)]
+
+
+class NamedResponseTool(Strict):
     type: Literal["function"]
     name: str
+
+
+class ResponseTool(Strict):
+    type: Literal["function"]
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
 
 class ReasoningOptions(Strict):
-    effort: str | None = None
+    effort: Effort = None
     summary: str | None = None
     generate_summary: None = None
 
@@ -89,14 +159,14 @@ class ResponsesRequest(Strict):
     """The whole body as it comes."""
 
     model: str
-    input: Any
+    input: Annotated[Any, sent_as(str | Items)]
     instructions: str | None = None
     max_output_tokens: AtLeastOne | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     stream: Annotated[bool, absent_if_null(False)] = False
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS), absent_if_null([])] = []
-    tool_choice: Any = "auto"
+    tool_choice: Annotated[Any, sent_as(Literal["none", "auto", "required"] | NamedResponseTool | None)] = "auto"
     parallel_tool_calls: Annotated[bool, absent_if_null(True)] = True
     reasoning: Annotated[ReasoningOptions, absent_if_null({})] = ReasoningOptions()
     text: Annotated[TextOptions, absent_if_null({})] = TextOptions()
@@ -108,29 +178,28 @@ def parse_responses_request(body: bytes) -> tuple[ResponsesRequest, ChatRequest]
     request = decode(ResponsesRequest, without_neutral(fields, NEUTRAL))
     messages = [] if request.instructions is None else [Message(role="system", content=request.instructions)]
     messages += read_input(request.input)
-    word = None if request.reasoning.effort is None else effort(request.reasoning.effort, "reasoning.effort")
+    word = request.reasoning.effort
     form = request.text.form
     schema = None
     if form.type == "json_schema":
         schema = JsonSchema.model_validate({"name": form.name, "schema": form.json_schema or {}})
     extra: tuple[str, ...] = ("text.verbosity",) if request.text.verbosity else ()
     extra += ("reasoning.summary",) if request.reasoning.summary else ()
-    chat = ChatRequest(
-        model=request.model,
-        messages=messages,
-        stream=request.stream,
-        max_tokens=request.max_output_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        tools=[tool_of(tool) for tool in request.tools],
-        tool_choice=choice_of(request.tool_choice),
-        parallel_tool_calls=request.parallel_tool_calls,
-        response_format=ResponseFormat(type=form.type, json_schema=schema),
-        thinking=Thinking(word != "none", None, word),
-        ignored=(*ignored, *extra),
-    )
-    if not chat.messages:
-        raise invalid("Invalid 'input': must not be empty.", "input")
+    asked = {
+        "model": request.model,
+        "messages": messages,
+        "stream": request.stream,
+        "max_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "tools": [tool_of(tool) for tool in request.tools],
+        "tool_choice": choice_of(request.tool_choice),
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "response_format": ResponseFormat(type=form.type, json_schema=schema),
+        "thinking": Thinking(word != "none", None, word),
+        "ignored": (*ignored, *extra),
+    }
+    chat = decode(ChatRequest, asked)
     check_messages(chat.messages)
     check_together(chat)
     return request, chat
@@ -138,14 +207,15 @@ def parse_responses_request(body: bytes) -> tuple[ResponsesRequest, ChatRequest]
 
 def tool_of(tool: ResponseTool) -> Tool:
     function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
-    return Tool(type="function", function=decode(Function, function))
+    return Tool(type="function", function=Function.model_validate(function))
 
 
 def choice_of(choice: Any) -> Any:
     if choice is None or choice in ("none", "auto", "required"):
         return choice or "auto"
-    if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("name"), str):
-        return NamedTool(type="function", function=NamedFunction(name=choice["name"]))
+    if isinstance(choice, dict):
+        named = decode(NamedResponseTool, choice, "tool_choice")
+        return NamedTool(type="function", function=NamedFunction(name=named.name))
     raise invalid("Invalid 'tool_choice': must be none, auto, required or a function.", "tool_choice")
 
 
@@ -153,52 +223,56 @@ def read_input(given: Any) -> list[Message]:
     """Text, or items: messages, calls, their results, thoughts. What the assistant did in a row is one turn."""
     if isinstance(given, str):
         return [Message(role="user", content=given)]
-    if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
-        raise invalid("Invalid 'input': must be text or a list of items.", "input")
+    if not isinstance(given, list) or not given or not all(isinstance(item, dict) for item in given):
+        raise invalid("Invalid 'input': must be text or a list of items, and not empty.", "input")
     messages: list[Message] = []
     turn: Message | None = None  # the assistant's, while its items come
-    for i, item in enumerate(given):
-        where, kind = f"input[{i}]", item.get("type", "message")
-        if kind == "message" and item.get("role") != "assistant":
-            messages.append(Message(role=role_of(item, where), content=text_of(item.get("content"), where)))
+    for i, fields in enumerate(given):
+        item = item_of(fields, f"input[{i}]")
+        if isinstance(item, MessageItem) and item.role != "assistant":
+            messages.append(Message(role=item.role, content=text_of(item.content, f"input[{i}]")))
             turn = None
-        elif kind == "function_call_output":
-            result = Message(role="tool", content=text_of(item.get("output"), where), tool_call_id=item.get("call_id"))
+        elif isinstance(item, OutputItem):
+            result = Message(role="tool", content=text_of(item.output, f"input[{i}]"), tool_call_id=item.call_id)
             messages.append(result)
             turn = None
-        elif kind in ("message", "reasoning", "function_call"):
+        else:
             if turn is None:
                 turn = Message(role="assistant", content="")
                 messages.append(turn)
-            add_to_turn(turn, item, kind, where)
-        else:
-            raise invalid(f"'{where}' is of type {str(kind)[:40]!r}, which this server has not.", where, "unsupported")
+            add_to_turn(turn, item, f"input[{i}]")
     return messages
 
 
-def add_to_turn(turn: Message, item: dict[str, Any], kind: str, where: str) -> None:
+def item_of(fields: dict[str, Any], where: str) -> MessageItem | ReasoningItem | CallItem | OutputItem:
+    """One item of the input, as its type wants it."""
+    match fields.get("type", "message"):
+        case "message":
+            return decode(MessageItem, fields, where)
+        case "reasoning":
+            return decode(ReasoningItem, fields, where)
+        case "function_call":
+            return decode(CallItem, fields, where)
+        case "function_call_output":
+            return decode(OutputItem, fields, where)
+        case other:
+            raise invalid(f"'{where}' is of type {str(other)[:40]!r}, which this server has not.", where, "unsupported")
+
+
+def add_to_turn(turn: Message, item: MessageItem | ReasoningItem | CallItem, where: str) -> None:
     """One more item of the assistant's."""
-    if kind == "message":
-        turn.content = (turn.content or "") + text_of(item.get("content"), where)
-    elif kind == "reasoning":
-        parts = [part.get("text", "") for part in item.get("content") or [] if isinstance(part, dict)]
-        turn.reasoning_content = (turn.reasoning_content or "") + "".join(map(str, parts))
+    if isinstance(item, MessageItem):
+        turn.content = (turn.content or "") + text_of(item.content, where)
+    elif isinstance(item, ReasoningItem):
+        turn.reasoning_content = (turn.reasoning_content or "") + "".join(part.text for part in item.content or [])
     else:
-        function = decode(FunctionCall, {"name": item.get("name"), "arguments": item.get("arguments")})
-        call = decode(ToolCall, {"id": item.get("call_id"), "function": function})
+        call = ToolCall(id=item.call_id, function=FunctionCall(name=item.name, arguments=item.arguments))
         turn.tool_calls = [*turn.tool_calls, call]
-
-
-def role_of(item: dict[str, Any], where: str) -> str:
-    role = item.get("role")
-    if role not in ("user", "system", "developer"):
-        raise invalid(f"Invalid '{where}.role': must be user, assistant, system or developer.", f"{where}.role")
-    return role
 
 
 def text_of(content: Any, where: str) -> str:
     try:
-        return join_parts(content, ("input_text", "output_text", "text"))
+        return join_parts(content, ResponseText)
     except ValueError as error:
         raise invalid(f"Invalid '{where}': {error}.", where) from None
 

@@ -7,9 +7,10 @@ request with one is refused.
 from typing import Annotated, Any
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from sobre.serve.chat_schema import AtLeastOne, Sampling, StreamOptions
-from sobre.serve.decode import absent_if_null, decode, read_object, without_labels, without_neutral
+from sobre.serve.decode import absent_if_null, decode, read_object, sent_as, without_labels, without_neutral
 from sobre.serve.errors import invalid
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -17,20 +18,23 @@ MAX_PROMPTS = 64
 DEFAULT_MAX_TOKENS = 16
 FIM_BEGIN, FIM_HOLE, FIM_END = "<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"
 NEUTRAL: dict[str, tuple[Any, ...]] = {"best_of": (None, 1)}
+LABELS = ("user",)
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Prompts = str | Ids | Annotated[list[str | Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 class TextRequest(Sampling):
     """The whole body, checked."""
 
     model: str
-    prompt: Any
+    prompt: Annotated[Any, sent_as(Prompts)]
     suffix: str | None = None
     echo: Annotated[bool, absent_if_null(False)] = False
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     max_tokens: AtLeastOne | None = None
     stream: Annotated[bool, absent_if_null(False)] = False
     stream_options: StreamOptions | None = None
-    ignored: tuple[str, ...] = ()
+    ignored: SkipJsonSchema[tuple[str, ...]] = ()
 
     @property
     def include_usage(self) -> bool:
@@ -39,7 +43,7 @@ class TextRequest(Sampling):
 
 def parse_text_request(body: bytes) -> TextRequest:
     """Decode a request body, or raise the 400 that says what is wrong and where."""
-    fields, ignored = without_labels(read_object(body), ("user",))
+    fields, ignored = without_labels(read_object(body), LABELS)
     if "ignored" in fields:
         raise invalid("Unknown field: 'ignored'.", "ignored", "unknown_field")
     request = decode(TextRequest, without_neutral(fields, NEUTRAL))

@@ -7,8 +7,12 @@ tokens goes before an effort in words.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from sobre.serve.decode import Strict, decode
 from sobre.serve.errors import invalid
 
 EFFORTS = {"none": 0.0, "minimal": 1 / 16, "low": 1 / 8, "medium": 1 / 4, "high": 1 / 2}
@@ -35,43 +39,81 @@ class Thinking:
         return max(1, int(room * EFFORTS[self.effort or "high"]))
 
 
+def known_effort(word: Any) -> Any:
+    if word is not None and (not isinstance(word, str) or word not in EFFORTS):
+        raise PydanticCustomError("effort", "must be one of " + ", ".join(EFFORTS))
+    return word
+
+
+Effort = Annotated[str | None, BeforeValidator(known_effort, json_schema_input_type=Literal[*EFFORTS] | None)]
+Budget = Annotated[int, Field(ge=-1, le=MAX_BUDGET)] | None
+
+
+class ThinkingSwitch(Strict):
+    """DeepSeek's."""
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: Budget = None
+
+
+class Reasoning(Strict):
+    """OpenRouter's."""
+
+    effort: Effort = None
+    max_tokens: Budget = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
+class TemplateOptions(Strict):
+    """vLLM's and SGLang's."""
+
+    thinking: bool | None = None
+    enable_thinking: bool | None = None
+
+
+class ThinkingFields(Strict):
+    """All the fields of a request that speak of thoughts. A budget is in tokens: 0 for no thought, -1 for no limit."""
+
+    thinking: ThinkingSwitch | None = None
+    reasoning_effort: Effort = None
+    reasoning: Reasoning | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    thinking_token_budget: Budget = None
+    include_reasoning: bool | None = None
+
+
+class ThoughtControl(Strict):
+    """llama.cpp's way to end the thought of a running answer."""
+
+    id: str
+    action: Literal["reasoning_end"]
+
+
 def read_thinking(fields: dict[str, Any]) -> tuple[dict[str, Any], Thinking, bool]:
     """The other fields, what was said about thinking, and whether thoughts are to be sent."""
-    rest = dict(fields)
-    switches: dict[str, bool] = {}
-    efforts: dict[str, str] = {}
-    budgets: dict[str, int] = {}
-    include = True
-
-    switch = rest.pop("thinking", None)
-    if switch is not None:
-        inner = known(switch, "thinking", ("type", "budget_tokens"))
-        if inner.get("type") not in ("enabled", "disabled"):
-            raise invalid("Invalid 'thinking.type': must be enabled or disabled.", "thinking.type")
-        switches["thinking.type"] = inner["type"] == "enabled"
-        if inner.get("budget_tokens") is not None:
-            budgets["thinking.budget_tokens"] = budget(inner["budget_tokens"], "thinking.budget_tokens")
-    if (named := rest.pop("reasoning_effort", None)) is not None:
-        efforts["reasoning_effort"] = effort(named, "reasoning_effort")
-    if (combined := rest.pop("reasoning", None)) is not None:
-        inner = known(combined, "reasoning", ("effort", "max_tokens", "enabled", "exclude"))
-        if inner.get("effort") is not None:
-            efforts["reasoning.effort"] = effort(inner["effort"], "reasoning.effort")
-        if inner.get("max_tokens") is not None:
-            budgets["reasoning.max_tokens"] = budget(inner["max_tokens"], "reasoning.max_tokens")
-        if inner.get("enabled") is not None:
-            switches["reasoning.enabled"] = boolean(inner["enabled"], "reasoning.enabled")
-        if inner.get("exclude") is not None:
-            include = not boolean(inner["exclude"], "reasoning.exclude")
-    if (template := rest.pop("chat_template_kwargs", None)) is not None:
-        for name, value in known(template, "chat_template_kwargs", ("thinking", "enable_thinking")).items():
-            switches[f"chat_template_kwargs.{name}"] = boolean(value, f"chat_template_kwargs.{name}")
-    if (tokens := rest.pop("thinking_token_budget", None)) is not None:
-        budgets["thinking_token_budget"] = budget(tokens, "thinking_token_budget")
-    if (sent := rest.pop("include_reasoning", None)) is not None:
-        include = boolean(sent, "include_reasoning") and include
+    names = ThinkingFields.model_fields
+    rest = {name: value for name, value in fields.items() if name not in names}
+    said = decode(ThinkingFields, {name: value for name, value in fields.items() if name in names})
+    switch, combined = said.thinking, said.reasoning or Reasoning()
+    template = said.chat_template_kwargs or TemplateOptions()
+    efforts = given({"reasoning_effort": said.reasoning_effort, "reasoning.effort": combined.effort})
+    budgets = given(
+        {
+            "thinking.budget_tokens": switch and switch.budget_tokens,
+            "reasoning.max_tokens": combined.max_tokens,
+            "thinking_token_budget": said.thinking_token_budget,
+        }
+    )
+    switches = given(
+        {
+            "thinking.type": switch and switch.type == "enabled",
+            "reasoning.enabled": combined.enabled,
+            "chat_template_kwargs.thinking": template.thinking,
+            "chat_template_kwargs.enable_thinking": template.enable_thinking,
+        }
+    )
     switches |= {name: word != "none" for name, word in efforts.items()}
-
     for found in (switches, efforts, budgets):
         agree(found)
     on = next(iter(switches.values()), True)
@@ -79,7 +121,12 @@ def read_thinking(fields: dict[str, Any]) -> tuple[dict[str, Any], Thinking, boo
     if not on and tokens:
         first, other = next(iter(budgets)), next(iter(switches))
         raise invalid(f"'{first}' asks for thoughts and '{other}' for none; send one of them.", first)
+    include = said.include_reasoning is not False and not combined.exclude
     return rest, Thinking(on and tokens != 0, tokens, next(iter(efforts.values()), None)), include
+
+
+def given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def agree(found: dict[str, Any]) -> None:
@@ -88,31 +135,3 @@ def agree(found: dict[str, Any]) -> None:
         first, *others = found
         other = next(name for name in others if found[name] != found[first])
         raise invalid(f"'{first}' and '{other}' contradict each other; send one of them.", other)
-
-
-def known(value: Any, where: str, names: tuple[str, ...]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise invalid(f"Invalid '{where}': must be an object.", where)
-    for name in value:
-        if name not in names:
-            place = f"{where}.{str(name)[:60]}"
-            raise invalid(f"Unknown field: '{place}'; {where} may have {', '.join(names)}.", place, "unknown_field")
-    return value
-
-
-def boolean(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise invalid(f"Invalid '{where}': must be true or false.", where)
-    return value
-
-
-def effort(value: Any, where: str) -> str:
-    if not isinstance(value, str) or value not in EFFORTS:
-        raise invalid(f"Invalid '{where}': must be one of {', '.join(EFFORTS)}.", where)
-    return value
-
-
-def budget(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= MAX_BUDGET:
-        raise invalid(f"Invalid '{where}': must be a number of tokens, 0 for no thought, or -1 for no limit.", where)
-    return value
