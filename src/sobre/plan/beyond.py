@@ -1,7 +1,8 @@
 """Published figures beyond pretraining beside what the planner says: reinforcement learning, and a day of service.
 
-None of them was in the fit. Two things were never published and are *assumed*: the mean length of R1-Zero's answers,
-and how unequal the lengths of requests were (plan/serving.py, VARIETY).
+None of them was in the fit. Three things were never published and are *assumed*: the mean length of the answers that
+R1-Zero and R1 learned from, how often R1's first stage went over its prompts, and how unequal the lengths of requests
+were (plan/serving.py, VARIETY).
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ MEAN_TOKENS = 8000
 ZERO = ((8200, 32_768), (2200, 65_536))
 """Updates, and where an answer was cut (the same)."""
 SECOND_STAGE = 1700
-"""Updates of R1's second stage; those of its first were not published (the same)."""
+"""Updates of R1's second stage, with the first stage's limits (the same)."""
+FIRST_PROMPTS = 26_000 + 17_000 + 8_000 + 22_000 + 15_000
+"""Prompts of R1's reasoning tasks: mathematics, programming, repair of programs, sciences, logic (the same)."""
+PROMPTS_OF_AN_UPDATE = 32
+"""Each answered 16 times (the same)."""
+PASSES, PASSES_OF_ZERO = 1.0, 1.6
+"""Over those prompts in R1's first stage: *assumed*, for its updates were not published; R1-Zero's 10,400 updates were
+1.6 passes over its own (the same)."""
 ENTERED_POST_TRAINING = 5_000.0
 """Hours of V3's post-training: entered, not predicted (arXiv 2412.19437, table 1)."""
 DAY = {"input": 608e9, "output": 168e9}
@@ -55,7 +63,7 @@ def checks(pretrained: float, extended: float) -> tuple[Check, ...]:
     """The figures; what V3's pretraining and context extension are predicted to take is handed in."""
     zero = sum(hours(updates, most) for updates, most in ZERO)
     second = hours(SECOND_STAGE, ZERO[0][1])
-    left = round((41_000 - second) / (second / SECOND_STAGE), -2)
+    first = hours(round(FIRST_PROMPTS / PROMPTS_OF_AN_UPDATE), ZERO[0][1])
     prefill, decode = unit(32, 32), unit(144, 88 * 144)
     chips = DAY["input"] / prefill.prefill_per_chip / 86_400 + DAY["output"] / decode.decode_per_chip / 86_400
     usd = chips * 24 * 2
@@ -63,8 +71,11 @@ def checks(pretrained: float, extended: float) -> tuple[Check, ...]:
         Check("deepseek-v3, all stages", "h", 2_788_000, pretrained + extended + ENTERED_POST_TRAINING,
               "arXiv 2412.19437, table 1", "5,000 h of post-training entered"),
         Check("r1-zero, 10,400 updates", "h", 101_000, zero, ZERO_SOURCE, f"answers of {MEAN_TOKENS:,} tokens assumed"),
+        Check("r1, both stages", "h", 41_000, PASSES * first + second, ZERO_SOURCE,
+              f"answers as r1-zero's, and {PASSES:g} pass of stage one over its {FIRST_PROMPTS:,} prompts assumed:"
+              f" {PASSES_OF_ZERO:g}, as r1-zero's, would be {PASSES_OF_ZERO * first + second:,.0f}"),
         Check("r1, its 1,700 last updates", "h", 41_000, second, ZERO_SOURCE,
-              f"a part; the first stage is not published, the rest pays {left:,.0f} updates of it", is_part=True),
+              "a part: what is left when nothing is assumed of stage one", is_part=True),
         Check("prefill, node of 8 h800", "tokens/s", 73_700, 8 * prefill.prefill_per_chip, DAY_SOURCE,
               "unequal requests assumed"),
         Check("decode, node of 8 h800", "tokens/s", 14_800, 8 * decode.decode_per_chip, DAY_SOURCE),
