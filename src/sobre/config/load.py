@@ -78,21 +78,40 @@ def load_with(
     flags = [_expand(argument, shortcuts or {}) for argument in argv[len(names) :]]
     if not flags:
         return base, options()
+    part, chosen = _named(schema, base, options, flags)
     both = make_dataclass(
         "Both",
-        [(name, Annotated[part, tyro.conf.arg(name="")]) for name, part in (("recipe", schema), ("options", options))],
+        [(name, Annotated[one, tyro.conf.arg(name="")]) for name, one in (("recipe", part), ("options", options))],
         frozen=True,
         kw_only=True,
     )
     parsed: Any = tyro.cli(
         both,
-        default=both(recipe=base, options=options()),
+        default=both(recipe=chosen, options=options()),
         args=flags,
         prog=prog,
         description=_description(schema, recipes, shortcuts or {}),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    return decode(schema, [Layer("command line", to_dict(parsed.recipe))]), parsed.options
+    said = to_dict(base) | to_dict(parsed.recipe)
+    return decode(schema, [Layer("command line", said)]), parsed.options
+
+
+def _named(schema: type, base: Any, options: type, flags: Sequence[str]) -> tuple[type, Any]:
+    """The sections of the schema that flags name, as a class of its own, with their values.
+
+    A parser of every setting takes most of a second to build. Where help is asked for, or a flag belongs to none of the
+    sections, it is the whole schema, so that all of it is shown and near ones are found.
+    """
+    wanted = {flag.partition("=")[0].partition(".")[0] for flag in flags if flag.startswith("-")}
+    own = {f"--{field.name}".replace("_", "-") for field in fields(options)}
+    sections = {f"--{field.name}".replace("_", "-"): field.name for field in fields(schema)}
+    names = [name for flag, name in sections.items() if flag in {one.replace("_", "-") for one in wanted}]
+    if len(names) < len({one.replace("_", "-") for one in wanted} - own):
+        return schema, base
+    hints = get_type_hints(schema, include_extras=True)
+    part = make_dataclass(schema.__name__, [(name, hints[name]) for name in names], frozen=True, kw_only=True)
+    return part, part(**{name: getattr(base, name) for name in names})
 
 
 def decode(schema: type[S], layers: Sequence[Layer]) -> S:

@@ -6,6 +6,7 @@ were (plan/serving.py, VARIETY).
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sobre.plan.chips import chip
@@ -86,10 +87,16 @@ def checks(pretrained: float, extended: float) -> tuple[Check, ...]:
 
 
 def hours(updates: int, most: int) -> float:
-    """Chip-hours of R1-Zero's kind of training on its 512 chips."""
+    """Chip-hours of R1-Zero's kind of training on its 512 chips, answers cut at `most` tokens."""
+    return updates / UPDATES_OF_A_ROLLOUT * _rollout_hours(most)
+
+
+@cache
+def _rollout_hours(most: int) -> float:
+    """A rollout and what is learned from it."""
     plan = reason(
-        model("deepseek-v3"), chip("h800"), chips=512, rollouts=updates / UPDATES_OF_A_ROLLOUT, samples=SAMPLES,
-        mean_tokens=MEAN_TOKENS, max_tokens=most, precision="fp8",
+        model("deepseek-v3"), chip("h800"), chips=512, rollouts=1, samples=SAMPLES, mean_tokens=MEAN_TOKENS,
+        max_tokens=most, precision="fp8",
     )  # fmt: skip
     return plan.gpu_hours
 

@@ -22,7 +22,7 @@ UNSAID = {"rms_norm_eps": 1e-6, "max_position_embeddings": 4096, "norm_topk_prob
 def model(name: str) -> Outline:
     """The outline of a known model, of a folder that holds a config.json, or of that file."""
     path, tree = _tree(name)
-    return from_hf(tree, name) if path is None else _from_file(path, tree)
+    return _known(name) if path is None else _from_file(path, tree)
 
 
 def shape(name: str) -> tuple[ModelConfig, str]:
@@ -67,6 +67,11 @@ def _tree(name: str) -> tuple[Path | None, dict[str, Any]]:
 def known() -> dict[str, dict[str, Any]]:
     """Name: config, of every model of the table."""
     return tomllib.loads(resources.files(__package__).joinpath("models.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def _known(name: str) -> Outline:
+    return from_hf(known()[name], name)
 
 
 def _read(path: Path) -> dict[str, Any]:

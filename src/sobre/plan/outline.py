@@ -7,6 +7,7 @@ that a token is multiplied by, the backward pass twice the forward one, attentio
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -139,32 +140,32 @@ class Outline:
     mtp_extra: int = 0
     """Numbers of the MTP module beside its layer."""
 
-    @property
+    @cached_property
     def n_layers(self) -> int:
         return sum(layer.count for layer in self.layers)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Stored numbers, MTP left out as published counts do."""
         outside = self.embed + self.head + self.norms + self.memory
         return outside + sum(layer.numbers * layer.count for layer in self.layers)
 
-    @property
+    @cached_property
     def active(self) -> int:
         """Numbers in the matrices that a token is multiplied by, output head included, embedding not."""
         layers = sum(layer.matrix * layer.count for layer in self.layers)
         return layers + self.memory_matrix + self.vocab_size * self.d_model
 
-    @property
+    @cached_property
     def mtp_total(self) -> int:
         return (self.mtp.numbers if self.mtp else 0) + self.mtp_extra
 
-    @property
+    @cached_property
     def experts(self) -> int:
         """Stored numbers of routed experts."""
         return sum(layer.ffn.n_experts * layer.ffn.expert * layer.count for layer in self.layers)
 
-    @property
+    @cached_property
     def is_moe(self) -> bool:
         return self.experts > 0
 

@@ -6,7 +6,7 @@ bandwidth is not four times as fast, and why narrow experts are slower than wide
 definitions say over the slowest link on their way. All counts are for one chip and one step.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sobre.plan.chips import BYTES, Chip
 from sobre.plan.efficiency import (
@@ -165,7 +165,7 @@ def product(m: float, k: float, n: float, times: float, precision: str) -> Produ
 
 
 def add(one: Products, other: Products) -> Products:
-    return replace(one, flops=one.flops + other.flops, bytes=one.bytes + other.bytes)
+    return Products(one.flops + other.flops, one.bytes + other.bytes, one.precision)
 
 
 def dense_products(layer: Layer, d: int, tokens: float, tensor: int, times: float, precision: str) -> Products:

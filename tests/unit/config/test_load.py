@@ -194,3 +194,31 @@ def test_positionals_are_no_recipes() -> None:
     assert load(Positional, ["out/x", "--n", "2"], recipes=None) == Positional(model="out/x", n=2)
     with pytest.raises(SystemExit):
         load(Positional, [], recipes=None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sections", "expected"),
+    [
+        (["--n-holes", "7"], ["n_holes"], {"n_holes": 7}),
+        (
+            ["--n_holes=7", "--resume", "--shape.radius", "2"],
+            ["n_holes", "shape"],
+            {"n_holes": 7, "shape": Round(radius=2.0)},
+        ),
+        (["--resume", "--out", "x"], [], {}),
+        (["--no-is-flat"], ["name", "n_holes", "is_flat", "colours", "shape"], {"is_flat": False}),
+        (["--colours", "green", "red"], ["colours"], {"colours": ("green", "red")}),
+    ],
+)
+def test_only_the_sections_that_flags_name_are_parsed_and_nothing_else_changes(flags, sections, expected, monkeypatch):
+    asked: list[list[str]] = []
+    cli = tyro.cli
+
+    def watched(both, *, default, **more):
+        asked.append(list(vars(default.recipe)))
+        return cli(both, default=default, **more)
+
+    monkeypatch.setattr(tyro, "cli", watched)
+    plate, _ = load_with(Plate, Options, flags)
+    assert asked == [sections]
+    assert plate == Plate(**expected)
