@@ -26,8 +26,14 @@ TWO: dict[str, dict[str, Any]] = {
     "copies, saved, then experts and shards": {"layout": COPIES, "then": BOTH},
     "experts and shards, saved, then shards, AdamW": {"layout": BOTH, "then": SHARDS, "optim": "adamw"},
     "shards, ZeRO 1, saved, then copies": {"layout": {**SHARDS, "zero": 1}, "then": COPIES},
-    "tensor": {"layout": {"tensor": 2}, "dense": True},
-    "tensor, fine-tuning, saved, then shards": {"layout": {"tensor": 2}, "dense": True, "stage": "sft", "then": SHARDS},
+    "tensor, saved, then shards": {"layout": {"tensor": 2}, "dense": True, "then": SHARDS},
+    "pipeline, saved, then experts and shards": {"layout": {"pipeline": 2}, "then": BOTH},
+    "pipeline, zero-bubble V, AdamW": {"layout": {"pipeline": 2, "schedule": "zbv"}, "optim": "adamw"},
+    "copies, saved, then pipeline, DualPipeV, fine-tuning": {
+        "layout": COPIES,
+        "then": {"pipeline": 2, "schedule": "dualpipev"},
+        "stage": "sft",
+    },
 }
 """A covering set; `make matrix` runs all, in four processes too."""
 

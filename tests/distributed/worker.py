@@ -19,7 +19,7 @@ from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.parallel.config import ParallelConfig
-from sobre.parallel.division import Division, here
+from sobre.parallel.division import Division
 from sobre.rl.config import GRPOConfig, RLConfig
 from sobre.rl.losses import policy_loss
 from sobre.runtime.processes import Processes
@@ -105,16 +105,19 @@ class Learner:
     norms: list[float] = field(default_factory=list)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        state = dict(self.model.state_dict())
+        whole = self.model
         if self.division is not None:
-            state = {name: self.division.whole(name, here(tensor)) for name, tensor in state.items()}
-        return {name: tensor.detach().clone() for name, tensor in state.items()}
+            whole = Decoder(self.model.cfg, dtype=self.model.dtype).to(self.model.dtype)
+            self.division.copy_into(whole, self.model)
+        return {name: tensor.detach().clone() for name, tensor in whole.state_dict().items()}
 
 
 def learner(case: dict[str, Any], layout: dict[str, Any] | None, processes: Processes | None) -> Learner:
     dtype = dtype_of(case)
     groups = {"n_groups": case["groups"], "n_active_groups": 1} if "groups" in case else {}
-    model = build(DENSE if case.get("dense") else replace(MOE, ffn=replace(MOE.ffn, **groups)), dtype)
+    cfg = DENSE if case.get("dense") else replace(MOE, ffn=replace(MOE.ffn, **groups))
+    model = build(replace(cfg, n_layers=case.get("layers", cfg.n_layers)), dtype)
+    model.recompute = case.get("recompute", False)
     division = None if processes is None else divide(model, ParallelConfig(**layout or {}), processes)
     names = dict(model.named_parameters())
     optimizer = Optimizer(
@@ -139,7 +142,7 @@ def train(found: Learner, first: int, last: int) -> None:
             loss_of(stage),
             lr_scale=0.5,
             clip=1.0,
-            mtp_weight=0.3 if stage != "rl" and model.mtp is not None else 0.0,
+            mtp_weight=0.3 if stage != "rl" else 0.0,
             rebalance=stage != "rl",
             division=division,
         )

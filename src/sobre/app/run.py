@@ -49,6 +49,9 @@ def run(recipe: Recipe, options: RunOptions) -> int:
 
     adapting.check(recipe)
     processes = Processes.start(timedelta(seconds=recipe.parallel.timeout_s))
+    recipe.parallel.check(processes.count)
+    if not options.resume:
+        recipe.parallel.check_stages(recipe.stages)
     folder = _folder(recipe, options, processes)
     layout = recipe.parallel  # of this launch: a run may go on in another one than it began in
     recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), processes.decide(lambda: folder.config))])

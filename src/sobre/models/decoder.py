@@ -130,6 +130,11 @@ class Decoder(nn.Module):
         self.memory = Memory(cfg) if cfg.memory.layers else None
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are; some of them, if the layers are divided over processes."""
+        return self.rope.cos_T2.device
+
+    @property
     def head_VD(self) -> Tensor:
         """The output head's weight (the embedding's, when tied), in its own dtype."""
         return self.embed.weight if not isinstance(self.head, Linear) else self.head.weight
@@ -137,17 +142,33 @@ class Decoder(nn.Module):
     def forward(self, step: StepInput, cache: KVCache | None = None, routes_LNA: Tensor | None = None) -> StepOutput:
         """Run the step; `routes_LNA` replays experts chosen before (routing layers of the main model, in order)."""
         x_ND = self.embed(step.tokens_N).to(self.dtype)
+        x_ND, routings = self.through(range(self.cfg.n_layers), x_ND, step, cache, routes_LNA)
+        return output_of(self.norm(x_ND), routings, step, self.cfg)
+
+    def through(
+        self,
+        layers: range,
+        x_ND: Tensor,
+        step: StepInput,
+        cache: KVCache | None = None,
+        routes_LNA: Tensor | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """Some of the layers, one after the other; `routes_LNA` has the routing layers of the whole model."""
         rope = self.rope(step.positions_N)
         routings: list[Routing] = []
+        first = sum(self.cfg.is_moe_layer(layer) for layer in range(layers.start))
         grams_NO = None if self.memory is None else self.memory.grams(step, cache)
-        for layer, block in enumerate(self.layers):
+        for layer in layers:
+            block = self.layers[layer]
             if self.memory is not None and str(layer) in self.memory.at:
                 x_ND = self.memory.at[str(layer)](x_ND, grams_NO, step, cache)
-            given = routes_LNA[len(routings)] if routes_LNA is not None and isinstance(block.ffn, MoE) else None
+            given = None
+            if routes_LNA is not None and self.cfg.is_moe_layer(layer):
+                given = routes_LNA[first + len(routings)]
             x_ND, routing = self._run(block, x_ND, rope, step, cache, given)
             if routing is not None:
                 routings.append(routing)
-        return _output(self.norm(x_ND), routings, step, self.cfg)
+        return x_ND, routings
 
     def _run(
         self,
@@ -183,7 +204,7 @@ class Decoder(nn.Module):
         embed_ND = self.mtp.embed_norm(self.embed(next_tokens_N).to(self.dtype))
         x_ND = self.mtp.proj(torch.cat([embed_ND, self.mtp.hidden_norm(hidden_ND)], -1))
         x_ND, routing = self._run(self.mtp.block, x_ND, self.rope(step.positions_N), step, cache, None)
-        return _output(self.mtp.norm(x_ND), [] if routing is None else [routing], step, self.cfg)
+        return output_of(self.mtp.norm(x_ND), [] if routing is None else [routing], step, self.cfg)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV in float32."""
@@ -220,7 +241,8 @@ class Decoder(nn.Module):
                 parameter.normal_(0.0, self.cfg.init_std * (residual if adds else 1.0), generator=generator)
 
 
-def _output(hidden_ND: Tensor, routings: list[Routing], step: StepInput, cfg: ModelConfig) -> StepOutput:
+def output_of(hidden_ND: Tensor, routings: list[Routing], step: StepInput, cfg: ModelConfig) -> StepOutput:
+    """What the step returns, of the routing layers that ran."""
     losses = [routing.balance_loss for routing in routings if routing.balance_loss is not None]
     balance_loss = torch.stack(losses).sum() if losses else hidden_ND.new_zeros((), dtype=torch.float32)
     n_experts = cfg.ffn.n_experts if isinstance(cfg.ffn, MoEConfig) else 0

@@ -35,14 +35,14 @@ class StepInput:
     request_ids: tuple[str, ...] = field(default=())
     """Who asked, for logs and errors; empty in training."""
     n_filler: int = 0
-    """Tokens of the last sequence when it only fills the step up to a size that was met before (a new size costs a CPU
-    library its preparation anew): they count in no load, no balance and no loss. 0: every sequence is real."""
+    """Tokens of the last sequences when those only fill the step up to a size that was met before (a new size costs a
+    CPU library its preparation anew): they count in no load, no balance and no loss. 0: every sequence is real."""
 
     def __post_init__(self) -> None:
         assert sum(self.lengths) == self.tokens_N.numel(), "lengths must sum to the number of tokens"
         assert not self.starts or len(self.starts) == len(self.lengths)
         assert not self.slots or len(self.slots) == len(self.lengths)
-        assert not self.n_filler or self.n_filler == self.lengths[-1], "the filler is the last sequence"
+        assert self.n_filler == sum(self.lengths[self._n_real :]), "the filler is whole sequences, the last ones"
 
     def to(self, device: torch.device) -> "StepInput":
         """The same step on another device."""
@@ -57,7 +57,15 @@ class StepInput:
     @cached_property
     def real(self) -> "StepInput":
         """The step without its filler."""
-        return self if not self.n_filler else StepInput(self.tokens_N[: -self.n_filler], self.lengths[:-1])
+        return self if not self.n_filler else StepInput(self.tokens_N[: -self.n_filler], self.lengths[: self._n_real])
+
+    @cached_property
+    def _n_real(self) -> int:
+        """Sequences before the filler."""
+        n, left = len(self.lengths), self.n_filler
+        while left > 0:
+            n, left = n - 1, left - self.lengths[n - 1]
+        return n
 
     @property
     def max_length(self) -> int:

@@ -1,5 +1,6 @@
 """How a run is divided over its processes. No torch here."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 from sobre.config.base import config
@@ -31,9 +32,9 @@ class ParallelConfig:
     """Processes over which the heads and the inner width of every layer of a dense model are divided; neighbours, since
     they sum hidden states twice in each layer (Megatron-LM, arXiv 1909.08053)."""
     pipeline: int = 1
-    """Processes over which the layers are divided, one after the other."""
+    """Processes over which the layers are divided, one after the other; embedding and MTP stand at its ends."""
     schedule: Schedule = "1f1b"
-    """In which order a pipeline takes the micro-batches of a step."""
+    """In which order a pipeline takes the micro-batches of a step. In all but 1f1b a process has two stages."""
     context: int = 1
     """Processes over which the tokens of each sequence are divided; each sees the keys of all."""
 
@@ -71,9 +72,8 @@ class ParallelConfig:
 
     def check(self, n_processes: int) -> None:
         """Refuse a layout that so many processes cannot form."""
-        for name in ("pipeline", "context"):
-            if getattr(self, name) > 1:
-                raise ConfigError(f"parallel.{name}={getattr(self, name)} is not there yet; it fits: 1")
+        if self.context > 1:
+            raise ConfigError(f"parallel.context={self.context} is not there yet; it fits: 1")
         beside = self.pipeline * self.tensor
         if n_processes % beside:
             raise ConfigError(
@@ -84,6 +84,11 @@ class ParallelConfig:
         whom = f"{n_processes} processes of this run"
         if beside > 1:
             whom = f"{learners} processes of {n_processes} that are left beside pipeline x tensor = {beside}"
+        if self.pipeline > 1 and self.shards_of(n_processes) > 1 and self.zero != 1:
+            raise ConfigError(
+                f"parallel.zero={self.zero} with pipeline={self.pipeline}: the weights of a stage stay together while"
+                " micro-batches come and go; it fits: 1"
+            )
         for name, size in (("shards", self.shards or 1), ("experts", self.experts), ("context", self.context)):
             if learners % size:
                 raise ConfigError(f"parallel.{name}={size} does not divide the {whom}; it fits: {_divisors(learners)}")
@@ -99,6 +104,25 @@ class ParallelConfig:
             )
         if self.tensor > 1:
             self._check_tensor(model)
+        if self.pipeline > 1 and model.n_layers + model.n_mtp < self.n_stages:
+            raise ConfigError(
+                f"parallel.pipeline={self.pipeline} with schedule={self.schedule} cuts the model into {self.n_stages}"
+                f" stages, and it has {model.n_layers} layers and {model.n_mtp} of MTP"
+            )
+
+    def check_stages(self, stages: Iterable[str]) -> None:
+        """Refuse a layout in which stages of training cannot run."""
+        wrong = [stage for stage in stages if stage not in ("pretrain", "sft", "sft2")]
+        if self.pipeline > 1 and wrong:
+            raise ConfigError(
+                f"parallel.pipeline={self.pipeline} pretrains and fine-tunes; {', '.join(wrong)} asks the model outside"
+                " of its steps, too: run that with --resume in a layout without it"
+            )
+
+    @property
+    def n_stages(self) -> int:
+        """Parts that a pipeline cuts the layers into: one for each process in 1F1B, else two."""
+        return self.pipeline * (1 if self.schedule == "1f1b" or self.pipeline == 1 else 2)
 
     def _check_tensor(self, model: ModelConfig) -> None:
         what, attention, ffn = f"parallel.tensor={self.tensor}", model.attention, model.ffn

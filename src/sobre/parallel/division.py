@@ -19,6 +19,10 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from sobre.parallel.collectives import sum_over
 from sobre.parallel.matrices import Box, turn_whole
+from sobre.parallel.pipeline import Pipeline
+
+EMBEDDING = "embed.weight"
+"""What both ends of a pipeline may need: the last for MTP, or as its head."""
 
 
 @torch.no_grad()
@@ -113,6 +117,11 @@ class Division:
     """Parameters whose gradient is that of this process's heads alone."""
     accumulates: bool = False
     """Gradients are summed over processes only after the last micro-batch."""
+    pipeline: Pipeline | None = None
+    homes: Mapping[str, int] = field(default_factory=dict)
+    """Of a pipeline: which of its processes answers for each parameter and buffer of the whole model."""
+    ends: dist.ProcessGroup | None = None
+    """Of a pipeline whose first and last process both hold the embedding: those two."""
 
     @property
     def share(self) -> tuple[int, int]:
@@ -122,7 +131,21 @@ class Division:
     @property
     def is_whole(self) -> bool:
         """Whether every process holds the whole model."""
-        return not self.parts
+        return not self.parts and self.pipeline is None
+
+    @property
+    def stage_size(self) -> int:
+        """Processes that hold the same layers, or parts of them."""
+        return dist.get_world_size() // (1 if self.pipeline is None else self.pipeline.size)
+
+    @property
+    def stage_rank(self) -> int:
+        """Which of them this process is."""
+        return dist.get_rank() % self.stage_size  # the pipeline is the outermost of the grid
+
+    def is_mine(self, name: str) -> bool:
+        """Whether the processes of this stage answer for a parameter or buffer."""
+        return self.pipeline is None or self.homes[name] == dist.get_rank(self.pipeline.group)
 
     def view(self, name: str, part: Tensor) -> Tensor:
         """A tensor of a parameter's size, of which `part` is here, as one that knows the whole."""
@@ -137,11 +160,12 @@ class Division:
     @torch.no_grad()
     def copy_into(self, other: nn.Module, model: nn.Module) -> None:
         """Give `other`, which is whole, the weights of the divided `model`, one parameter after the other."""
-        for name, place in other.named_parameters():
-            held = self.parts.get(name)
-            place.copy_(model.get_parameter(name) if held is None else held.of_whole(held.here).full_tensor())
-        for name, buffer in other.named_buffers():
-            buffer.copy_(model.get_buffer(name))
+        for name, place in other.state_dict().items():
+            if self.is_mine(name):
+                held = self.parts.get(name)
+                place.copy_(model.state_dict()[name] if held is None else held.of_whole(held.here).full_tensor())
+            if self.pipeline is not None:
+                dist.broadcast(place, group=self.pipeline.group, group_src=self.homes[name])
 
     def whole(self, name: str, part: Tensor) -> Tensor:
         """All numbers of a parameter, or of a moment of it, in every process at once (they must all ask)."""
@@ -181,16 +205,19 @@ class Division:
                 by_copies.setdefault(self.parts[name].copies, []).append(gradient)
         for copies, tensors in by_copies.items():
             sum_over(copies, tensors)
+        if self.ends is not None:
+            sum_over(self.ends, [gradients[EMBEDDING]])
         if self.tensor is not None and self.partial:
             sum_over(self.tensor, [here(gradients[name]) for name in gradients if name in self.partial])
 
     def norm(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The norm of the whole gradient, every number of it counted once."""
         norms = torch.stack(torch._foreach_norm([here(gradient) for gradient in gradients.values()])).double()
-        if not self.parts:
+        if self.is_whole:
             return norms.norm()
-        everywhere = dist.get_world_size()
-        counted = [self.parts[name].n_copies if name in self.parts else everywhere for name in gradients]
+        counted = [self.parts[name].n_copies if name in self.parts else self.stage_size for name in gradients]
+        if self.ends is not None:
+            counted = [count * (1 + (name == EMBEDDING)) for name, count in zip(gradients, counted, strict=True)]
         squares = (norms.square() / torch.tensor(counted, device=norms.device)).sum()
         dist.all_reduce(squares)
         return squares.sqrt()

@@ -25,6 +25,7 @@ class Grid:
         self.n_stages, self.n_learners, self.n_places = self.ranks_PLT.shape
         self.learners = self._mine(self.ranks_PLT.transpose(1, 2).flatten(0, 1))
         self.tensor = self._mine(self.ranks_PLT.flatten(0, 1))
+        self.pipeline = self._mine(self.ranks_PLT.flatten(1, 2).t())
 
     def mesh(self, names: tuple[str, str], size: int) -> DeviceMesh:
         """The learners of this part as (copies, `size`), neighbours in one row."""
@@ -44,6 +45,12 @@ class Grid:
     def holders(self, n_shards: int) -> dist.ProcessGroup:
         """The processes that hold one copy of this part between them: `n_shards` learners times the tensor."""
         return self._mine(self.ranks_PLT.unflatten(1, (-1, n_shards)).flatten(2, 3).flatten(0, 1))
+
+    def ends(self) -> dist.ProcessGroup | None:
+        """The first and the last of this process's pipeline; None for one between them."""
+        ranks_E2 = self.ranks_PLT[[0, -1]].flatten(1, 2).t()
+        group, _ = dist.new_subgroups_by_enumeration(ranks_E2.tolist(), timeout=self.timeout)
+        return group
 
     def _mine(self, ranks_XY: Tensor) -> dist.ProcessGroup:
         """The group that this process is in, of groups that all processes make; those of all are the whole group."""

@@ -33,7 +33,7 @@ def save_divided(
     file_bytes: int = FILE_BYTES,
 ) -> None:
     """Write config.json, the files and their index. Every process calls it; the folder is one that all of them see."""
-    family, dtype = family_for(model), model.embed.weight.dtype
+    family, dtype = family_for(model), next(model.parameters()).dtype
     processes.decide(lambda: folder.mkdir(parents=True, exist_ok=True))
     mine: list[dict[str, int]] = []
     held: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ def save_divided(
             mine.append({name: tensor.nbytes for name, tensor in held.items()})
             held.clear()
 
-    for name, tensor in _my_tensors(model, family, division, processes):
+    for name, tensor in _my_tensors(model, family, division):
         tensor = tensor.to(saved_dtype(name, tensor, dtype)).contiguous()
         if sum(other.nbytes for other in held.values()) + tensor.nbytes > file_bytes:
             write()
@@ -55,22 +55,21 @@ def save_divided(
     processes.decide(lambda: write_config(model.cfg, family, folder, dtype, extra))
 
 
-def _my_tensors(
-    model: Decoder, family: Family, division: Division, processes: Processes
-) -> Iterator[tuple[str, Tensor]]:
-    """(their name, numbers) of what this process writes; all processes go through the tensors in one order."""
+def _my_tensors(model: Decoder, family: Family, division: Division) -> Iterator[tuple[str, Tensor]]:
+    """(their name, numbers) of what this process writes; all processes of a stage go through its tensors in one
+    order."""
     places = model.state_dict()
     twins = _twins(model, family)
-    turn = 0
+    turn, index = 0, division.stage_rank
     for ours, theirs, form in their_names(model.cfg, family):
-        if ours not in places:
+        if ours not in places or not division.is_mine(ours):
             continue
         part = division.parts.get(ours)
         if part is not None and form == "stack":
             yield from _my_experts(part.first_row, part.here, theirs) if part.is_first_copy else ()
             continue
         whole = places[ours] if part is None else division.whole(ours, part.here)
-        if turn % processes.count == processes.rank:
+        if turn % division.stage_size == index:
             yield from zip(theirs, as_theirs(whole, form), strict=True)
             yield from ((name, whole.clone()) for name in twins.get(ours, ()))
         turn += 1
@@ -79,8 +78,8 @@ def _my_tensors(
 def _twins(model: Decoder, family: Family) -> dict[str, list[str]]:
     """Names under which the format repeats one of our tensors: the MTP module's embedding and head."""
     found: dict[str, list[str]] = {}
-    for theirs, ours in family.copies if model.mtp is not None else ():
-        name = "embed.weight" if model.head is None else ours
+    for theirs, ours in family.copies if model.cfg.n_mtp else ():
+        name = "embed.weight" if model.cfg.tied else ours
         found.setdefault(name, []).append(theirs.replace("{m}", str(model.cfg.n_layers)))
     return found
 

@@ -19,7 +19,7 @@ from sobre.runtime.horizon import Horizon
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn
 from sobre.train.share import share
-from sobre.train.step import StepInfo, train_step
+from sobre.train.step import StepInfo, rehearse, train_step
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _fed(stage: Stage, step: int) -> Feed:
     stage.optimizer.zero_grad()
     stage.optimizer.keep_on(torch.device("cpu"))
     feed = stage.source.feed(step)
-    stage.optimizer.keep_on(stage.model.embed.weight.device)
+    stage.optimizer.keep_on(stage.model.device)
     return feed
 
 
@@ -131,11 +131,9 @@ def dry_run(stage: Stage) -> None:
     stage.source.restore(before)
     stage.model.train()
     for whole in feed.batches[:1]:
-        batch = share(whole, *stage.share).to(stage.model.embed.weight.device)
-        output = stage.model(batch.step)
-        loss = stage.loss_fn(stage.model, output, batch).sum
-        loss.backward()
-        if not bool(loss.isfinite()):
+        batch = share(whole, *stage.share).to(stage.model.device)
+        loss = rehearse(stage.model, batch, stage.loss_fn, stage.division)
+        if not loss.isfinite():
             raise RunError(f"{stage.name}: the loss of the very first batch is {float(loss)}; nothing was trained")
     stage.optimizer.zero_grad()
 

@@ -79,7 +79,7 @@ def _fault(source: Path, processes: Processes) -> str | None:
 def _load(source: Path, model: Decoder, optimizer: Optimizer, division: Division | None) -> dict[str, Any]:
     try:
         is_parts = (source / _PARTS).is_file()
-        state = _read_parts(source, model, optimizer, division) if is_parts else _read_whole(source, division)
+        state = _read_parts(source, model, optimizer, division) if is_parts else _read_whole(source, model, division)
         _fill(model, optimizer, state)
     except (OSError, ValueError, KeyError, SafetensorError, CheckpointException) as error:
         raise CheckpointError(f"{source} does not fit this run: {error}") from error
@@ -95,6 +95,8 @@ def _read_parts(source: Path, model: Decoder, optimizer: Optimizer, division: Di
     likes = {**moving(model), **optimizer.here}
     for key in reader.read_metadata().state_dict_metadata:
         name = parameter_of(key)
+        if division is not None and name in division.homes.keys() - likes.keys():
+            continue  # of another stage
         if name not in likes:
             raise ValueError(f"it holds {key}, which the model has not")
         like = optimizer.sum_sq[name] if key.startswith("optimizer/sum_sq/") else likes[name]
@@ -105,12 +107,14 @@ def _read_parts(source: Path, model: Decoder, optimizer: Optimizer, division: Di
     return {key: here(tensor) for key, tensor in places.items()}
 
 
-def _read_whole(source: Path, division: Division | None) -> dict[str, Tensor]:
+def _read_whole(source: Path, model: Decoder, division: Division | None) -> dict[str, Tensor]:
     """What this process needs of a state that was written whole: one tensor after the other, cut as they come."""
-    state = {}
+    state, own = {}, moving(model)
     for kind in ("model", "optimizer"):
         with safe_open(source / f"{kind}.safetensors", "pt") as file:
             for name in file.keys():
+                if division is not None and parameter_of(name) in division.homes.keys() - own.keys():
+                    continue  # of another stage
                 whole = file.get_tensor(name)
                 state[f"{kind}/{name}"] = whole if division is None else division.cut(parameter_of(name), whole).clone()
     return state

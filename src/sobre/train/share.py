@@ -53,3 +53,25 @@ def _cut(name: str, stream: torch.Tensor, begin: int, end: int, first: int = 0) 
     if name == "answer":
         return (stream[begin:end] - first).clamp(min=0)
     return stream[:, begin:end] if name.endswith("LNA") else stream[begin:end]
+
+
+def filled(batch: Batch, n_tokens: int, max_len: int) -> Batch:
+    """The batch with so much filler, in sequences of `max_len` at most, that it has `n_tokens`: what travels through a
+    pipeline has one shape."""
+    step, missing = batch.step, n_tokens - batch.step.tokens_N.numel()
+    if not missing:
+        return batch
+    more = [max_len] * (missing // max_len) + [missing % max_len] * bool(missing % max_len)
+    return Batch(
+        StepInput(_longer(step.tokens_N, missing), lengths=(*step.lengths, *more), n_filler=step.n_filler + missing),
+        _longer(batch.targets_N, missing),
+        _longer(batch.weights_N, missing),
+        None if batch.routes_LNA is None else _longer(batch.routes_LNA, missing, dim=1),
+        {name: _longer(it, missing, dim=int(name.endswith("LNA"))) for name, it in batch.streams.items()},
+    )
+
+
+def _longer(x: torch.Tensor, n: int, dim: int = 0) -> torch.Tensor:
+    shape = list(x.shape)
+    shape[dim] = n
+    return torch.cat([x, x.new_zeros(shape)], dim)

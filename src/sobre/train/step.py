@@ -20,9 +20,10 @@ from sobre.models.decoder import Decoder
 from sobre.optim.clip import clip_grad_norm
 from sobre.optim.optimizer import Optimizer
 from sobre.parallel.collectives import sum_rows_over
-from sobre.parallel.division import Division, here
+from sobre.parallel.division import EMBEDDING, Division, here
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn, second_token
+from sobre.train.stages import Counts, add, routing_layers, through_stages, told
 
 
 @dataclass(frozen=True)
@@ -58,42 +59,74 @@ def train_step(
     `rebalance=False` freezes the router biases (RL). Raises RunError, with nothing updated, when loss or gradient is
     not finite. With a `division`, every process brings its share of each batch.
     """
-    with_mtp = mtp_weight > 0 and model.mtp is not None
-    device = model.embed.weight.device
-    counts = _global_counts(batches, with_mtp, None if division is None else division.group, device)
-    _, n_sequences, n_trained, n_second = counts
-    sums: dict[str, Tensor] = {}
-    loads: list[Tensor] = []
+    mtp_weight = mtp_weight if model.cfg.n_mtp else 0.0
+    device = model.device
+    counts = _global_counts(batches, mtp_weight > 0, None if division is None else division.group, device)
     optimizer.zero_grad()
-    for index, batch in enumerate(batch.to(device) for batch in batches):
-        output = model(batch.step, routes_LNA=batch.routes_LNA)
-        loss = loss_fn(model, output, batch)
-        total = loss.sum / n_trained + output.balance_loss / n_sequences
-        routing = [output]
-        if with_mtp:
-            ahead_loss, ahead = second_token(model, output, batch)
-            total = total + mtp_weight * ahead_loss.sum / max(n_second, 1.0) + ahead.balance_loss / n_sequences
-            _add(sums, "mtp", ahead_loss.sum)
-            routing.append(ahead)
-        if division is not None:
-            division.begin_backward(model, is_last=index == len(batches) - 1)
-        total.backward()
-        _add(sums, "loss", loss.sum)
-        for name, value in loss.stats.items():
-            _add(sums, f"stat/{name}", value)
-        found = [load_LE for part in routing if (load_LE := part.load_LE) is not None]
-        loads += [torch.cat(found)] if found else []
+    there = [batch.to(device) for batch in batches]
+    if division is None or division.pipeline is None:
+        sums, loads = accumulate(model, there, loss_fn, counts, mtp_weight, division)
+    else:
+        sums, loads = through_stages(division.pipeline, model, there, loss_fn, counts, mtp_weight)
     for parameter in optimizer.params.values():
         grad = parameter.grad
         if grad is not None and grad.is_sparse:  # of a table: the rows that were read
             parameter.grad = grad.coalesce() if division is None else sum_rows_over(division.group, grad)
+    if division is not None and division.ends is not None and optimizer.params[EMBEDDING].grad is None:
+        optimizer.params[EMBEDDING].grad = torch.zeros_like(optimizer.params[EMBEDDING])
     gradients = {name: p.grad for name, p in optimizer.params.items() if p.grad is not None}
     norm: Tensor | None = None
     if division is not None:
         division.sum_gradients(gradients, list(sums.values()) + loads)
         norm = division.norm(gradients)
+        if division.pipeline is not None:
+            sums = told(division.pipeline, sums, loads)
     full_norm = clip_grad_norm([here(gradient) for gradient in gradients.values()], clip, norm=norm)
-    return _update(model, optimizer, sums, loads, counts, full_norm, lr_scale=lr_scale, rebalance=rebalance)
+    rows = None if division is None or division.pipeline is None else routing_layers(division.pipeline, model.cfg)
+    return _update(model, optimizer, sums, loads, counts, full_norm, rows, lr_scale=lr_scale, rebalance=rebalance)
+
+
+def rehearse(model: Decoder, batch: Batch, loss_fn: LossFn, division: Division | None) -> Tensor:
+    """Forward and backward of one batch; the sum of its loss, where the last layers are."""
+    counts = Counts(1.0, 1.0, 1.0, 1.0)
+    if division is None or division.pipeline is None:
+        sums, _ = accumulate(model, [batch], loss_fn, counts, 0.0, division)
+    else:
+        sums, _ = through_stages(division.pipeline, model, [batch], loss_fn, counts, 0.0)
+    return sums.get("loss", torch.zeros(()))
+
+
+def accumulate(
+    model: Decoder,
+    batches: Sequence[Batch],
+    loss_fn: LossFn,
+    counts: Counts,
+    mtp_weight: float,
+    division: Division | None,
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Forward and backward of one micro-batch after the other: the sums, and load_LE of each."""
+    sums: dict[str, Tensor] = {}
+    loads: list[Tensor] = []
+    for index, batch in enumerate(batches):
+        output = model(batch.step, routes_LNA=batch.routes_LNA)
+        loss = loss_fn(model, output, batch)
+        total = loss.sum / counts.trained + output.balance_loss / counts.sequences
+        routing = [output]
+        if mtp_weight:
+            ahead_loss, ahead = second_token(model, output, batch)
+            ahead_balance = ahead.balance_loss / counts.sequences
+            total = total + mtp_weight * ahead_loss.sum / max(counts.second, 1.0) + ahead_balance
+            add(sums, "mtp", ahead_loss.sum)
+            routing.append(ahead)
+        if division is not None:
+            division.begin_backward(model, is_last=index == len(batches) - 1)
+        total.backward()
+        add(sums, "loss", loss.sum)
+        for name, value in loss.stats.items():
+            add(sums, f"stat/{name}", value)
+        found = [load_LE for part in routing if (load_LE := part.load_LE) is not None]
+        loads += [torch.cat(found)] if found else []
+    return sums, loads
 
 
 def _update(
@@ -101,31 +134,32 @@ def _update(
     optimizer: Optimizer,
     sums: dict[str, Tensor],
     loads: list[Tensor],
-    counts: Sequence[float],
+    counts: Counts,
     norm: Tensor,
+    rows: Sequence[int] | None,
     *,
     lr_scale: float,
     rebalance: bool,
 ) -> StepInfo:
-    n_tokens, _, n_trained, n_second = counts
     load_LE = torch.stack(loads).sum(0) if loads else None
     seen_LE = None if load_LE is None else load_LE.to("cpu", non_blocking=True)  # there once `_read` is
     found = _read({**sums, "norm": norm})
-    loss, grad_norm = found.pop("loss") / n_trained, found.pop("norm")
+    loss, grad_norm = found.pop("loss") / counts.trained, found.pop("norm")
     if not (_is_finite(loss) and _is_finite(grad_norm)):
         raise RunError(f"loss={loss} and gradient norm={grad_norm} must be finite; the step was refused")
     optimizer.step(lr_scale)
     if load_LE is not None and rebalance:
-        for router, load_E in zip(model.routers(), load_LE, strict=False):
+        mine_LE = load_LE if rows is None else load_LE[[row for row in rows if row < len(load_LE)]]
+        for router, load_E in zip(model.routers(), mine_LE, strict=False):
             router.rebalance(load_E)
     return StepInfo(
         loss=loss,
-        n_tokens=int(n_tokens),
-        n_trained=n_trained,
+        n_tokens=int(counts.tokens),
+        n_trained=counts.trained,
         grad_norm=grad_norm,
-        mtp_loss=found.pop("mtp") / max(n_second, 1.0) if "mtp" in found else None,
+        mtp_loss=found.pop("mtp") / max(counts.second, 1.0) if "mtp" in found else None,
         load_LE=seen_LE,
-        stats={name.removeprefix("stat/"): value / n_trained for name, value in found.items()},
+        stats={name.removeprefix("stat/"): value / counts.trained for name, value in found.items()},
     )
 
 
@@ -136,8 +170,7 @@ def _read(sums: dict[str, Tensor]) -> dict[str, float]:
 
 def _global_counts(
     batches: Sequence[Batch], with_mtp: bool, group: dist.ProcessGroup | None, device: torch.device
-) -> Sequence[float]:
-    """(tokens, sequences, trained tokens, tokens trained by MTP) over micro-batches and processes."""
+) -> Counts:
     found = [0.0] * 4
     for batch in batches:
         n_sequences = batch.step.n_sequences - bool(batch.step.n_filler)
@@ -150,12 +183,7 @@ def _global_counts(
         found = counts.tolist()
     if not found[2] > 0:
         raise RunError("a batch without a single trained token has no loss; every weight in it is 0")
-    return found
-
-
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
-    value = value.detach()
-    sums[name] = sums[name] + value if name in sums else value
+    return Counts(*found)
 
 
 def _is_finite(value: float) -> bool:

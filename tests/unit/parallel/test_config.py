@@ -73,3 +73,22 @@ def test_no_shards_means_as_many_as_there_are_processes() -> None:
 def test_sizes_below_what_can_be_are_refused(wrong) -> None:
     with pytest.raises(ConfigError, match="must be"):
         ParallelConfig(**wrong)
+
+
+def test_a_pipeline_needs_a_layer_for_each_stage_and_asks_for_what_it_can_keep() -> None:
+    model = ModelConfig(vocab_size=8, max_len=8, n_layers=3, n_mtp=1)
+    ParallelConfig(pipeline=4).check_model(model)
+    with pytest.raises(
+        ConfigError, match="schedule=zbv cuts the model into 8 stages, and it has 3 layers and 1 of MTP"
+    ):
+        ParallelConfig(pipeline=4, schedule="zbv").check_model(model)
+    with pytest.raises(ConfigError, match="parallel.zero=3 with pipeline=2: .* it fits: 1"):
+        ParallelConfig(pipeline=2, shards=2).check(4)
+    ParallelConfig(pipeline=2, shards=2, zero=1).check(4)
+
+
+def test_a_pipeline_refuses_stages_that_ask_the_model_outside_of_its_steps() -> None:
+    ParallelConfig(pipeline=2).check_stages(["pretrain", "sft", "sft2"])
+    ParallelConfig(shards=2).check_stages(["rl"])
+    with pytest.raises(ConfigError, match="pretrains and fine-tunes; rl, dpo asks the model outside"):
+        ParallelConfig(pipeline=2).check_stages(["sft", "rl", "dpo"])
