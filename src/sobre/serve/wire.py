@@ -12,12 +12,13 @@ from sobre.serve.answer import Event, as_api_error
 from sobre.serve.errors import ApiError
 
 T = TypeVar("T")
+JSON_TYPES = ("application/json", "application/json;charset=utf-8", "application/json;charset=utf8")
 
 
 async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
     """The whole body; refuses other types, too much, and too slow, and never holds more than `max_bytes`."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
+    kind = request.headers.get("content-type", "").lower().replace(" ", "").replace('"', "")
+    if kind not in JSON_TYPES or request.headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "Send the body as plain 'Content-Type: application/json'.", code="unsupported_media_type")
     too_large = ApiError(413, f"The body is larger than {max_bytes:,} bytes.", code="request_too_large")
     declared = request.headers.get("content-length", "0")
