@@ -29,6 +29,7 @@ from sobre.tokenizer.special import (
     CALL_SEP,
     CALLS_CLOSE,
     CALLS_OPEN,
+    DSML,
     EOS,
     THINK_CLOSE,
     THINK_OPEN,
@@ -41,7 +42,6 @@ OUTPUT_CLOSE, OUTPUTS_OPEN, OUTPUTS_CLOSE = (
     "<｜tool▁outputs▁begin｜>",
     "<｜tool▁outputs▁end｜>",
 )
-DSML = "｜DSML｜"
 SEARCH = "<｜search▁begin｜>"
 """A token that came with V3.1."""
 Marks = Iterator[Piece]

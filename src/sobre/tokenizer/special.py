@@ -17,3 +17,5 @@ CALLS_OPEN, CALLS_CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁en
 CALL_OPEN, CALL_SEP, CALL_CLOSE = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 TOOL_OUTPUT = "<｜tool▁output▁begin｜>"
 """DeepSeek-V3.1's marks around tool calls. In our vocabularies they are spelt in ordinary tokens."""
+DSML = "｜DSML｜"
+"""The mark in V3.2's tags, such as <｜DSML｜invoke name="f">."""

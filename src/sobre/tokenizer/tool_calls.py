@@ -1,23 +1,34 @@
 """Tool calls in an answer's text: where the text ends, what is called, and with which arguments.
 
-Three layouts, told apart by their marks:
+Four layouts, told apart by their marks:
 
     DeepSeek-V3.1  <｜tool▁calls▁begin｜> calls <｜tool▁calls▁end｜>, each call
                    <｜tool▁call▁begin｜>name<｜tool▁sep｜>{...}<｜tool▁call▁end｜>
     DeepSeek-V3    the same, with function<｜tool▁sep｜>name and the arguments in a ```json block
+    DeepSeek-V3.2  <｜DSML｜function_calls> calls </｜DSML｜function_calls> (two newlines before are no text), each call
+                   <｜DSML｜invoke name="name"> parameters </｜DSML｜invoke>, each parameter
+                   <｜DSML｜parameter name="x" string="true|false">text, or JSON</｜DSML｜parameter>
     Hermes, Qwen3  <tool_call> newline {"name": "...", "arguments": {...}} newline </tool_call>
 
 Arguments of the first layout are passed on as they come; those of the others when their call is complete.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
-from sobre.tokenizer.special import CALL_CLOSE, CALL_OPEN, CALL_SEP, CALLS_CLOSE, CALLS_OPEN
+from sobre.tokenizer.special import CALL_CLOSE, CALL_OPEN, CALL_SEP, CALLS_CLOSE, CALLS_OPEN, DSML
 
 HERMES_OPEN, HERMES_CLOSE = "<tool_call>", "</tool_call>"
+DSML_OPEN, DSML_CLOSE = f"<{DSML}function_calls>", f"</{DSML}function_calls>"
+INVOKE_OPEN, INVOKE_CLOSE = f'<{DSML}invoke name="', f"</{DSML}invoke>"
+PARAMETER = re.compile(f'<{DSML}parameter name="(.*?)" string="(true|false)">(.*?)</{DSML}parameter>', re.DOTALL)
+OPENS = (CALLS_OPEN, f"\n\n{DSML_OPEN}", DSML_OPEN, HERMES_OPEN)
+"""What ends the plain text."""
+CALLS = ((CALL_OPEN, CALL_CLOSE), (INVOKE_OPEN, INVOKE_CLOSE), (HERMES_OPEN, HERMES_CLOSE))
+LONGEST = max(len(opens) for opens, _ in CALLS)
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,9 @@ class CallReader:
 
     def _plain(self) -> Generator[str, None, bool]:
         """Text before any call; true when a call begins."""
-        found = min(
-            ((self._held.find(mark), mark) for mark in (CALLS_OPEN, HERMES_OPEN) if mark in self._held), default=None
-        )
+        found = min(((self._held.find(mark), mark) for mark in OPENS if mark in self._held), default=None)
         if found is None:
-            keep = max(overlap(self._held, CALLS_OPEN), overlap(self._held, HERMES_OPEN))
+            keep = max(overlap(self._held, mark) for mark in OPENS)
             shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
             if shown:
                 yield shown
@@ -100,12 +109,12 @@ class CallReader:
 
     def _next_call(self) -> bool:
         """Between calls: true when one begins."""
-        for mark, close in ((CALL_OPEN, CALL_CLOSE), (HERMES_OPEN, HERMES_CLOSE)):
+        for mark, close in CALLS:
             if mark in self._held:
                 self._held = self._held.partition(mark)[2]
                 self._close = close
                 return True
-        self._held = self._held.rpartition(CALLS_CLOSE)[2][-max(len(CALL_OPEN), len(HERMES_OPEN)) :]
+        self._held = self._held.rpartition(CALLS_CLOSE)[2][-LONGEST:]
         return False
 
     def _whole_call(self) -> Generator[CallStart | CallArguments, None, bool]:
@@ -120,6 +129,8 @@ class CallReader:
             return False
         if self._close == HERMES_CLOSE:
             name, arguments = read_hermes(inside)
+        elif self._close == INVOKE_CLOSE:
+            name, arguments = read_dsml(inside)
         else:
             name, _, block = inside.partition(CALL_SEP)[2].partition("\n")
             arguments = block.strip().removeprefix("```json").removesuffix("```").strip()
@@ -145,6 +156,16 @@ def read_hermes(text: str) -> tuple[str, str]:
         return str(call["name"]), json.dumps(call.get("arguments", {}), ensure_ascii=False)
     except (ValueError, TypeError, KeyError, AttributeError):
         return "", text.strip()
+
+
+def read_dsml(text: str) -> tuple[str, str]:
+    """Name and arguments of a call, from after `name="`; a parameter that is no string is JSON as it was written."""
+    name, _, parameters = text.partition('">')
+    arguments = (
+        f"{json.dumps(key, ensure_ascii=False)}: {json.dumps(value, ensure_ascii=False) if kind == 'true' else value}"
+        for key, kind, value in PARAMETER.findall(parameters)
+    )
+    return name, f"{{{', '.join(arguments)}}}"
 
 
 def overlap(text: str, mark: str) -> int:

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from sobre.serve.events import AnswerReader, Delta
+from sobre.tokenizer.deepseek import layout
+from sobre.tokenizer.special import EOS
 from sobre.tokenizer.tool_calls import CallArguments, CallReader, CallStart
 
 V31 = (
@@ -15,6 +17,11 @@ V3 = (
     "Let me see. <｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n"
     '{"a": "é<｜x"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>go\n```json\n{}\n```'
     "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+V32 = (
+    'Let me see. \n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name="add">\n'
+    '<｜DSML｜parameter name="a" string="true">é<｜x</｜DSML｜parameter>\n</｜DSML｜invoke>\n'
+    '<｜DSML｜invoke name="go">\n\n</｜DSML｜invoke>\n</｜DSML｜function_calls>'
 )
 HERMES = (
     'Let me see. <tool_call>\n{"name": "add", "arguments": {"a": "é<｜x"}}\n</tool_call>\n'
@@ -36,7 +43,7 @@ def read(text, step):
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
-@pytest.mark.parametrize("text", [V31, V3, HERMES])
+@pytest.mark.parametrize("text", [V31, V3, V32, HERMES])
 def test_calls_are_found_wherever_the_text_is_cut(text, step):
     plain, calls, reader = read(text, step)
     assert plain == "Let me see. "
@@ -45,9 +52,25 @@ def test_calls_are_found_wherever_the_text_is_cut(text, step):
 
 
 @pytest.mark.parametrize("step", [1, 1000])
-@pytest.mark.parametrize("text", ["a < b", "<｜tool▁calls", "<tool", "no call", "", "<think>"])
+@pytest.mark.parametrize(
+    "text", ["a < b", "<｜tool▁calls", "<tool", "no call", "", "<think>", "a\n\n", "\n\n<｜DSML｜"]
+)
 def test_what_is_no_call_is_text(text, step):
     assert read(text, step)[:2] == (text, [])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"q": 'a "b"\n</x> ', "n": 3, "deep": {"l": [1, None, "é"]}, "yes": True, "e": ""}, {"s": "1"}],
+)
+def test_what_v32_writes_is_what_it_reads(arguments):
+    call = {"type": "function", "function": {"name": "find", "arguments": json.dumps(arguments)}}
+    asked = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "So:", "tool_calls": [call, call]}]
+    written = "".join(piece.text for piece in layout("v3.2", asked, ()))
+    said = written.split("</think>")[-1].removesuffix(EOS)
+    plain, calls, _ = read(said, 5)
+    assert plain == "So:"
+    assert [(name, json.loads(text)) for name, text in calls] == [("find", arguments)] * 2
 
 
 def test_a_call_that_is_cut_off_is_not_complete(tokenizer):
