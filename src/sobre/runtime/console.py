@@ -53,8 +53,9 @@ class Console:
             self._rich.print(f"{self._stage}  {line}", markup=False)
 
     def update_bytes(self, done: int, total: int) -> None:
-        """Show where a stage of reading or writing is, in megabytes."""
-        self.update(done // 1_000_000, total // 1_000_000)
+        """Show where a stage of reading or writing is, in megabytes; a begun one counts when all is done."""
+        whole = -(-total // 1_000_000)
+        self.update(whole if done >= total else done // 1_000_000, whole)
 
     def say(self, text: str, *, style: str = "") -> None:
         """One line that stays."""

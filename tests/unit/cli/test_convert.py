@@ -1,5 +1,6 @@
 """sobre convert: the same weights in a new folder, with all that belongs to the model."""
 
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sobre.cli import main
 from sobre.models.checkpoint import load_model, save_model
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig, RopeConfig
 from sobre.models.decoder import Decoder
+from sobre.runtime.console import Console
 
 
 @pytest.fixture
@@ -47,3 +49,12 @@ def test_dtype_is_that_asked_for_and_a_full_folder_is_left_alone(source: Path, t
     assert load_model(tmp_path / "half").embed.weight.dtype == torch.bfloat16
     assert main(["convert", str(source), str(tmp_path / "half")]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
+
+
+def test_a_small_model_is_counted_once_and_in_whole_megabytes():
+    stream = io.StringIO()
+    with Console(stream=stream) as console:
+        console.stage("write, MB", total=1)
+        for done in (1000, 300_000, 1_200_000):
+            console.update_bytes(done, 1_200_000)
+    assert stream.getvalue().splitlines() == ["write, MB  0/2", "write, MB  2/2"]
