@@ -6,7 +6,7 @@
 
 Of a folder, what is not weights (tokenizer, chat template, generation config) is copied as it is, and config keys that
 are not the model's (token ids, for one) are kept. A GGUF file holds tokenizer and template. FP8 blocks leave multiplied
-out.
+out, unless --dtype fp8 keeps every byte of them.
 """
 
 import shutil
@@ -43,8 +43,8 @@ class ConvertOptions:
     """Folder to write, which must not hold anything yet; with --to gguf also the name of a file ending in .gguf."""
     to: Literal["hf", "gguf"] = "hf"
     """hf: the layout of Hugging Face, for transformers, vLLM and SGLang. gguf: one file for llama.cpp."""
-    dtype: Literal["saved", "float32", "bfloat16", "float16"] = "saved"
-    """Of the weights of a folder; `saved` keeps that of the source."""
+    dtype: Literal["saved", "float32", "bfloat16", "float16", "fp8"] = "saved"
+    """Of the weights of a folder; `saved` is that of the source, FP8 blocks multiplied out; `fp8` keeps those, too."""
     type: Literal["f16", "q8_0", "f32"] = "f16"
     """Of the matrices of a GGUF file; norms, biases and routers stay in float32."""
     revision: str | None = None
@@ -66,8 +66,9 @@ def main(argv: list[str]) -> int:
     source = resolve(options.source, revision=options.revision)
     with Console() as console:
         console.stage("load, MB", total=1)
-        dtype = None if options.dtype == "saved" else getattr(torch, options.dtype)
-        model = load_model(source, dtype=dtype, progress=console.update_bytes)
+        dtype = None if options.dtype in ("saved", "fp8") else getattr(torch, options.dtype)
+        keep_fp8 = options.dtype == "fp8"
+        model = load_model(source, dtype=dtype, keep_fp8=keep_fp8, progress=console.update_bytes)
         if options.to == "hf":
             write_folder(model, source, target, console)
         else:
@@ -97,10 +98,12 @@ def write_folder(model: "Decoder", source: Path, target: Path, console: "Console
     """The weights in their family's form, and the rest of the folder."""
     from sobre.models.checkpoint import base_config, read_config, save_model
     from sobre.models.families.memory import check_leaves
+    from sobre.models.kept import keeps_fp8
 
     check_leaves(model.cfg, "the Hugging Face layout")
     theirs = base_config(source)
-    save_model(model, target, extra={key: theirs[key] for key in KEPT if key in theirs})
+    kept = (*KEPT, "quantization_config") if keeps_fp8(model) else KEPT
+    save_model(model, target, extra={key: theirs[key] for key in kept if key in theirs})
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

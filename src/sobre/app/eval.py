@@ -38,7 +38,7 @@ class EvalOptions:
     device: Device = "auto"
     """Where the model runs; auto is the accelerator if there is one, else the CPU."""
     dtype: Dtype = "saved"
-    """Of weights and computing; saved keeps that of the files."""
+    """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     tasks: str = "arithmetic,countdown,sorting,word,equation,sequence"

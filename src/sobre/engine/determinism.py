@@ -13,6 +13,7 @@ from torch import nn
 from sobre.errors import ConfigError
 from sobre.kernels import select, tiled
 from sobre.models.indexer import Indexer
+from sobre.models.kept import refuse_kept
 from sobre.models.lightning import Lightning
 from sobre.models.memory import Memory
 
@@ -37,6 +38,7 @@ def check_rows(model: object) -> None:
     """Raise ConfigError where this machine's products make a row depend on its neighbours."""
     if not isinstance(model, nn.Module):
         return
+    refuse_kept(model, "engine.deterministic")
     if any(isinstance(module, Indexer | Lightning | Memory) for module in model.modules()):
         raise ConfigError(
             "engine.deterministic: there are no fixed-shape forms of an indexer, lightning attention or n-gram memory"

@@ -13,6 +13,7 @@ from torch import nn
 
 from sobre.engine.runner import Model
 from sobre.errors import EngineError
+from sobre.kernels.kept import FP8
 from sobre.models.decoder import Decoder
 from sobre.models.quantised import quantised
 
@@ -56,5 +57,5 @@ def refresh(twin: Model, model: Model) -> None:
 
 
 def _is_cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether the forward pass casts this tensor to its own dtype: matrices, but for the router's."""
-    return tensor.ndim > 1 and ".router." not in name and tensor.dtype != dtype
+    """Whether the forward pass casts this tensor to its own dtype: matrices, but for the router's and FP8's."""
+    return tensor.ndim > 1 and ".router." not in name and tensor.dtype not in (dtype, *FP8)

@@ -13,7 +13,7 @@ A pass without gradients on few tokens (decoding) skips the padding and the expe
 Shapes: N tokens, D width, E experts, A active, F expert width, M copies (N * A), P padded copies, U rows of one expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -111,6 +111,17 @@ def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence
         return reference.grouped_linear(x_MD, weight_EFD, counts_E)
     counts_E = torch.as_tensor(counts_E, device=x_MD.device)
     return F.grouped_mm(x_MD.contiguous(), weight_EFD.mT, offs=counts_E.cumsum(0, dtype=torch.int32))
+
+
+def by_expert(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, expert: Callable[[int, Tensor], Tensor]) -> Tensor:
+    """Forward only, for experts that lie in a form of their own: expert(e, x_MD), once for each that is visited."""
+    y_ND = torch.zeros_like(x_ND)
+    weights_NA = weights_NA.to(x_ND.dtype)
+    for visited in experts_NA.unique().tolist():
+        token_M, choice_M = (experts_NA == visited).nonzero(as_tuple=True)
+        y_MD = expert(visited, x_ND[token_M]) * weights_NA[token_M, choice_M, None]
+        y_ND.index_add_(0, token_M, y_MD)
+    return y_ND
 
 
 def _sum_copies(rows_PD: Tensor, place_NA: Tensor) -> Tensor:

@@ -17,9 +17,24 @@ import torch
 from torch import Tensor
 
 from sobre.errors import ConfigError
-from sobre.kernels import attention, cached, experts, fp8, loss, moe, paged, pointwise, reference, scaled, sdpa, tiled
+from sobre.kernels import (
+    attention,
+    cached,
+    experts,
+    fp8,
+    kept,
+    loss,
+    moe,
+    paged,
+    pointwise,
+    reference,
+    scaled,
+    sdpa,
+    tiled,
+)
 from sobre.kernels import draw as draws
 from sobre.kernels.fp8 import Quantised
+from sobre.kernels.kept import Blocks
 from sobre.kernels.paged import Places
 
 log = logging.getLogger(__name__)
@@ -68,6 +83,11 @@ def _no_triton() -> str | None:
 
 def _no_triton_fp8() -> str | None:
     return _no_triton() or scaled.no_fp8_products()
+
+
+def _scaled_kept_linear(x_NI: Tensor, weight: Blocks) -> Tensor:
+    blocks = Quantised(weight.values_OI, weight.factors.float(), fp8.TILE)
+    return fp8_product(fp8_quantise(x_NI, 1, False), blocks, x_NI.dtype)
 
 
 def _gathered_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
@@ -168,6 +188,16 @@ KERNELS: tuple[Kernel, ...] = (
         "fp8_grouped_product", "triton", _in_triton("triton_fp8", "grouped_product"), ("cuda",), lacks=_no_triton_fp8
     ),
     Kernel("fp8_grouped_product", "reference", fp8.grouped_product),
+    Kernel(
+        "kept_linear",
+        "scaled",
+        _scaled_kept_linear,
+        ("cuda",),
+        reason="the input quantised in tiles, then FP8 products",
+        lacks=scaled.no_fp8_products,
+    ),
+    Kernel("kept_linear", "bands", kept.linear, reason="multiplied out band by band"),
+    Kernel("kept_linear", "reference", kept.reference),
 )
 OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))
 
@@ -332,3 +362,8 @@ def fp8_grouped_product(
 ) -> Tensor:
     """Rows sorted by expert times the matrix of their expert, in E4M3."""
     return _kernel("fp8_grouped_product", left_MK.values_IK)(left_MK, rights_EOK, counts_E, dtype)
+
+
+def kept_linear(x_NI: Tensor, weight: Blocks) -> Tensor:
+    """x W^T, with W kept in FP8 and a factor for each of its blocks."""
+    return _kernel("kept_linear", x_NI)(x_NI, weight)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sobre.errors import ConfigError
 from sobre.models.config import AdaptedPart, LoraConfig
 from sobre.models.decoder import Decoder
+from sobre.models.kept import refuse_kept
 from sobre.models.layers import Linear
 from sobre.models.lora import ExpertsLoRA, LoRA, StackedLoRA
 from sobre.models.moe import MoE, local_dispatch
@@ -42,6 +43,7 @@ def adapt(model: Decoder, cfg: LoraConfig, *, seed: int, names: Iterable[str] | 
 
     Raises ConfigError when there is nothing to adapt, or the experts are spread over processes.
     """
+    refuse_kept(model, "an adapter")
     chosen = list(names) if names is not None else adaptable(model, cfg.parts)
     if not chosen:
         raise ConfigError(f"lora.parts={list(cfg.parts)}: the model has none of them")

@@ -16,15 +16,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sobre.errors import CheckpointError
-from sobre.models.adapt import merge, merged_state
+from sobre.kernels.kept import FP8
+from sobre.models.adapt import STACKED, merge, merged_state
 from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.families.base import Family
 from sobre.models.families.memory import with_memory
 from sobre.models.families.table import FAMILIES, family_of
 from sobre.models.hub import resolve
+from sobre.models.kept import FACTORS, QUANTIZATION, can_stay, keeps_fp8, make_room
+from sobre.models.moe import MoE
 from sobre.models.peft import CONFIG, is_adapter, read_adapter, read_adapter_config, write_adapter
-from sobre.models.shards import Shards
+from sobre.models.shards import SCALE, Shards
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -45,7 +48,8 @@ def save_model(
         name: tensor.to(saved_dtype(name, tensor, dtype)).contiguous() for name, tensor in _their_tensors(model, family)
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    write_config(model.cfg, family, folder, dtype, extra)
+    kept = QUANTIZATION if keeps_fp8(model) else {}
+    write_config(model.cfg, family, folder, dtype, {**kept, **(extra or {})})
 
 
 def write_config(
@@ -65,18 +69,20 @@ def load_model(
     dtype: torch.dtype | None = None,
     compute_dtype: torch.dtype | None = None,
     device: str = "cpu",
+    keep_fp8: bool = False,
     progress: Progress | None = None,
 ) -> Decoder:
     """Load a folder or a hub id: weights in `dtype` (default: as saved), the forward in `compute_dtype` (the same).
 
     Tensors are read one by one into place, so the peak is the weights in `dtype` and one tensor more; FP8 blocks are
-    multiplied out on the way. An adapter is merged into its base. `progress` is called with the bytes done and the
-    bytes in all.
+    multiplied out on the way, or stay as they are (models/kept.py). An adapter is merged into its base. `progress` is
+    called with the bytes done and the bytes in all.
     Raises CheckpointError naming what is missing, unexpected, misshapen or unreadable.
     """
     folder = resolve(model, revision=revision)
     if is_adapter(folder):
-        decoder = load_adapted(folder, dtype=dtype, compute_dtype=compute_dtype, device=device, progress=progress)
+        how: dict[str, Any] = {"dtype": dtype, "compute_dtype": compute_dtype, "device": device}
+        decoder = load_adapted(folder, **how, keep_fp8=keep_fp8, progress=progress)
         merge(decoder)
         return decoder
     theirs = read_config(folder)
@@ -86,15 +92,44 @@ def load_model(
         raise CheckpointError(f"{folder}: weights quantized by {quantized!r} are not supported; FP8 blocks are")
     shards = Shards(folder)
     cfg = _without_absent_mtp(_ours(theirs, family, folder), shards)
-    dtype = dtype or getattr(torch, theirs.get("dtype") or theirs.get("torch_dtype") or "float32")
+    dtype = dtype or _saved_in(theirs, folder)
     with torch.device("meta"):
         decoder = Decoder(cfg, dtype=compute_dtype or dtype)
+    if keep_fp8:
+        _keep_fp8(decoder, family, shards)
     _allocate(decoder, dtype, device)
     for router in decoder.routers():
         router.bias_E.zero_()
     decoder.family = theirs.get("base_model_type", family.model_type)
     _fill(decoder, family, shards, progress)
     return decoder.eval()
+
+
+def _saved_in(theirs: dict[str, Any], folder: Path) -> torch.dtype:
+    """What config.json says that the weights are in; those of an FP8 release that are not FP8 are bfloat16."""
+    name = theirs.get("dtype") or theirs.get("torch_dtype") or "float32"
+    if str(name).startswith("float8"):
+        return torch.bfloat16
+    if name not in ("float32", "bfloat16", "float16", "float64"):
+        raise CheckpointError(f"{folder}/config.json: dtype {name!r} is none that weights are loaded in; say another")
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _keep_fp8(model: Decoder, family: Family, shards: Shards) -> None:
+    """Make room for the blocks of the files. Raises CheckpointError where there are none."""
+    weights = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and can_stay(model, name)}
+    for ours, theirs, form in their_names(model.cfg, family):
+        dtypes = {shards.stored[name].dtype if name in shards.stored else None for name in theirs}
+        if ours in weights and form != "lifted" and len(dtypes) == 1 and (dtype := dtypes.pop()) in FP8:
+            if absent := [name for name in theirs if name + SCALE not in shards.stored]:
+                raise CheckpointError(f"{shards.folder}: {absent[0]} is FP8 without {absent[0]}{SCALE}, its factors")
+            make_room(model, ours, dtype, shards.stored[theirs[0] + SCALE].dtype)
+    for at, module in model.named_modules():
+        if isinstance(module, MoE) and len({getattr(module, leaf + FACTORS) is None for leaf in STACKED}) > 1:
+            raise CheckpointError(f"{shards.folder}: some matrices of the experts of {at} are FP8 and some are not")
+    if not keeps_fp8(model):
+        raise CheckpointError(f"{shards.folder} holds no FP8 blocks to keep; without --dtype fp8 it loads as it is")
 
 
 def save_adapter(model: Decoder, folder: Path | str, *, base: str) -> None:
@@ -128,13 +163,15 @@ def base_config(folder: Path) -> dict[str, Any]:
 
 
 def _allocate(model: Decoder, dtype: torch.dtype, device: str) -> None:
-    """Memory for what lies on the meta device, parameters in `dtype`; the table of the rope is there already.
+    """Memory for what lies on the meta device, parameters in `dtype` or FP8; the table of the rope is there already.
 
     Not Module.to_empty: its `empty_like` of meta tensors imports torch's compiler, which takes seconds.
     """
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
+            own = parameter.dtype if parameter.dtype in FP8 else dtype
+            place = torch.empty(parameter.shape, dtype=own, device=device)
+            setattr(module, name, nn.Parameter(place, requires_grad=parameter.requires_grad))
         for name, buffer in module.named_buffers(recurse=False):
             there = (
                 torch.empty(buffer.shape, dtype=buffer.dtype, device=device) if buffer.is_meta else buffer.to(device)
@@ -203,8 +240,8 @@ def _without_absent_mtp(cfg: ModelConfig, shards: Shards) -> ModelConfig:
 
 
 def saved_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """The selection bias stays in float32 whatever the weights are in, and classes stay whole numbers."""
-    if not tensor.is_floating_point():
+    """The selection bias stays in float32 whatever the weights are in, classes stay whole numbers, FP8 blocks FP8."""
+    if not tensor.is_floating_point() or tensor.dtype in FP8 or name.endswith(SCALE):
         return tensor.dtype
     return torch.float32 if name.endswith("e_score_correction_bias") else dtype
 
@@ -215,6 +252,9 @@ def tensor_places(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor]
     for ours, theirs, form in their_names(model.cfg, family):
         if ours in places:
             yield from zip(theirs, as_theirs(places[ours].data, form), strict=True)
+        if ours + FACTORS in places:
+            factors = as_theirs(places[ours + FACTORS], form)
+            yield from zip((name + SCALE for name in theirs), factors, strict=True)
 
 
 Form = Literal["stack", "lifted", "same"]

@@ -1,7 +1,8 @@
 """The two smallest modules: a linear map and RMSNorm, computed in the dtype of their input.
 
 Weights are kept in their own dtype (float32 masters in training) and cast at use, so that one module serves bf16
-compute over float32 weights and plain float32 alike; autograd brings the gradient back to the master's dtype.
+compute over float32 weights and plain float32 alike; autograd brings the gradient back to the master's dtype. A weight
+may stay in FP8 blocks (models/kept.py); its factors then lie beside it.
 """
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.kernels.fp8_linear import fp8_linear
+from sobre.kernels.kept import Blocks, multiplied_out
 from sobre.models.lora import LoRA
 from sobre.train.config import Precision
 
@@ -16,12 +18,14 @@ from sobre.train.config import Precision
 class Linear(nn.Module):
     """y = x W^T (+ b), with W stored (out, in); with an adapter, the low-rank product is added."""
 
+    weight_factors: Tensor | None
     precision: Precision = "auto"
     """What training multiplies in (models/low_precision.py); auto is the dtype of the input."""
 
     def __init__(self, n_in: int, n_out: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in))
+        self.register_buffer("weight_factors", None)
         self.bias = nn.Parameter(torch.zeros(n_out)) if bias else None
         self.lora: LoRA | None = None
 
@@ -30,11 +34,16 @@ class Linear(nn.Module):
         if self.precision != "auto" and self.training:
             y = fp8_linear(x, self.weight, power_of_two=self.precision == "fp8-power-of-two")
             return y if bias is None else y + bias
+        if self.weight_factors is not None:
+            y = select.kept_linear(x, Blocks(self.weight, self.weight_factors))
+            return y if bias is None else y + bias
         y = select.linear(x, self.weight.to(x.dtype), bias)
         return y if self.lora is None else y + self.lora(x)
 
     def whole_weight(self, dtype: torch.dtype) -> Tensor:
         """W and what the adapter adds to it, as one matrix."""
+        if self.weight_factors is not None:
+            return multiplied_out(Blocks(self.weight, self.weight_factors), dtype)
         weight = self.weight.to(dtype)
         return weight if self.lora is None else weight + self.lora.delta(dtype)
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.kernels.fp8_linear import fp8_moe_ffn
+from sobre.kernels.kept import Blocks
+from sobre.kernels.moe import by_expert
 from sobre.models.config import MoEConfig
 from sobre.models.ffn import SwiGLU
 from sobre.models.lora import ExpertsLoRA
@@ -105,6 +107,9 @@ class Router(nn.Module):
 
 
 class MoE(nn.Module):
+    gate_EFD_factors: Tensor | None
+    up_EFD_factors: Tensor | None
+    down_EDF_factors: Tensor | None
     precision: Precision = "auto"
     """What training multiplies in (models/low_precision.py); auto is the dtype of the input."""
 
@@ -115,12 +120,17 @@ class MoE(nn.Module):
         self.gate_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.up_EFD = nn.Parameter(torch.empty(cfg.n_experts, cfg.d_expert, d_model))
         self.down_EDF = nn.Parameter(torch.empty(cfg.n_experts, d_model, cfg.d_expert))
+        for name in ("gate_EFD", "up_EFD", "down_EDF"):
+            self.register_buffer(f"{name}_factors", None)
         self.shared = SwiGLU(d_model, cfg.n_shared * cfg.d_expert, bias) if cfg.n_shared else None
         self.lora: ExpertsLoRA | None = None
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
         routing = self.router(x_ND, step, experts_NA)
         dtype = x_ND.dtype
+        if self.gate_EFD_factors is not None:
+            y_ND = by_expert(x_ND, routing.experts_NA, routing.weights_NA, self._kept_expert)
+            return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
         masters = (self.gate_EFD, self.up_EFD, self.down_EDF)
         if self.precision != "auto" and self.training:
             power_of_two = self.precision == "fp8-power-of-two"
@@ -130,6 +140,17 @@ class MoE(nn.Module):
             experts = self.dispatch if self.lora is None else self.lora
             y_ND = experts(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
         return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
+
+    def _kept_expert(self, expert: int, x_MD: Tensor) -> Tensor:
+        """An expert whose matrices stay in FP8."""
+        assert self.gate_EFD_factors is not None
+        assert self.up_EFD_factors is not None
+        assert self.down_EDF_factors is not None
+        gate_MF = select.kept_linear(x_MD, Blocks(self.gate_EFD[expert], self.gate_EFD_factors[expert]))
+        up_MF = select.kept_linear(x_MD, Blocks(self.up_EFD[expert], self.up_EFD_factors[expert]))
+        return select.kept_linear(
+            select.swiglu(gate_MF, up_MF), Blocks(self.down_EDF[expert], self.down_EDF_factors[expert])
+        )
 
 
 def _sum_by_sequence(x_NE: Tensor, step: StepInput) -> Tensor:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sobre.errors import ConfigError
+from sobre.kernels.moe import by_expert
 from sobre.models.decoder import Decoder
+from sobre.models.kept import refuse_kept
 from sobre.models.layers import Linear
 from sobre.models.moe import MoE
 
@@ -79,15 +81,11 @@ class QuantisedExperts:
     def __call__(
         self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
     ) -> Tensor:
-        y_ND = torch.zeros_like(x_ND)
-        weights_NA = weights_NA.to(x_ND.dtype)
-        for expert in experts_NA.unique().tolist():
-            token_M, choice_M = (experts_NA == expert).nonzero(as_tuple=True)
-            x_MD = x_ND[token_M]
-            inner_MF = F.silu(product(x_MD, *self.gate[expert])) * product(x_MD, *self.up[expert])
-            y_MD = product(inner_MF, *self.down[expert]) * weights_NA[token_M, choice_M, None]
-            y_ND.index_add_(0, token_M, y_MD)
-        return y_ND
+        return by_expert(x_ND, experts_NA, weights_NA, self._expert)
+
+    def _expert(self, expert: int, x_MD: Tensor) -> Tensor:
+        inner_MF = F.silu(product(x_MD, *self.gate[expert])) * product(x_MD, *self.up[expert])
+        return product(inner_MF, *self.down[expert])
 
 
 def quantised(model: Decoder, bits: Bits) -> Decoder:
@@ -95,6 +93,7 @@ def quantised(model: Decoder, bits: Bits) -> Decoder:
 
     Raises ConfigError for a model elsewhere than on a CPU, or with matrices that the kernels do not take.
     """
+    refuse_kept(model, f"engine.weights={bits!r}")
     if model.embed.weight.device.type != "cpu":
         raise ConfigError(f"{bits} weights need a model on the CPU, not on {model.embed.weight.device}")
     _check_shapes(model, bits)

@@ -5,9 +5,7 @@ header ourselves, so that every claim of it is checked before a byte is trusted,
 it belongs: no mapped pages beside the weights, no copy where the dtypes agree. Nothing is unpickled or executed.
 
 DeepSeek-V3's release (arXiv 2412.19437, 3.3) stores matrices as FP8 with a float32 factor for every 128 x 128 block in
-`NAME_scale_inv`; `read_into` multiplies them on the way.
-
-Shapes: I rows and O columns of a matrix.
+`NAME_scale_inv`; `read_into` multiplies them on the way, or fills a place that is FP8 itself (models/kept.py).
 """
 
 import json
@@ -22,6 +20,8 @@ import torch
 from torch import Tensor
 
 from sobre.errors import CheckpointError
+from sobre.kernels.fp8 import FORMAT, TILE
+from sobre.kernels.kept import FP8, Blocks, multiply_into
 
 DTYPES = {
     "F64": torch.float64,
@@ -37,9 +37,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALE = "_scale_inv"
-FP8_BLOCK = 128
 CHUNK_BYTES = 1 << 22
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -92,16 +90,31 @@ class Shards:
     def read_into(self, name: str, place: Tensor) -> None:
         """Fill `place`, in its own dtype."""
         found = self.stored[name]
-        if found.dtype in FP8:
-            factors = self.stored.get(name + SCALE)
-            if factors is None:
-                raise CheckpointError(f"{found.file}: {name} is FP8 without {name}{SCALE}, its factors")
-            place.copy_(dequantized(_read(found), _read(factors)))
+        if found.dtype in FP8 and place.dtype not in FP8:
+            multiply_into(place, self._blocks(name))
         elif found.dtype == place.dtype and place.is_contiguous() and place.device.type == "cpu":
             _read_bytes(found, place)
+            if found.dtype in FP8:
+                _refuse_nan(found, place)
         else:
             for part, rows in _parts(found):
                 place[rows].copy_(_read(part))
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a tensor lies in FP8 blocks."""
+        return name in self.stored and self.stored[name].dtype in FP8
+
+    def _blocks(self, name: str) -> Blocks:
+        found, factors = self.stored[name], self.stored.get(name + SCALE)
+        if factors is None:
+            raise CheckpointError(f"{found.file}: {name} is FP8 without {name}{SCALE}, its factors")
+        need = factors_shape(found.shape)
+        if len(found.shape) != 2 or factors.shape != need:
+            has = f"needs {need} factors, one for 128 x 128, and has {factors.shape}"
+            raise CheckpointError(f"{found.file}: {name}, FP8 of {found.shape}, {has}")
+        values = _read(found)
+        _refuse_nan(found, values)
+        return Blocks(values, _read(factors))
 
     def _is_scale(self, name: str) -> bool:
         of = name.removesuffix(SCALE)
@@ -138,19 +151,17 @@ def header(file: Path) -> dict[str, Stored]:
     return found
 
 
-def dequantized(weight_IO: Tensor, factors: Tensor) -> Tensor:
-    """The float32 matrix of FP8 blocks; the last blocks may be cut."""
-    rows, columns = weight_IO.shape
-    need = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
-    if tuple(factors.shape) != need:
-        raise CheckpointError(
-            f"an FP8 matrix of {rows} x {columns} needs {need} factors, it has {tuple(factors.shape)}"
-        )
-    wide_IO = weight_IO.float()
-    for row in range(need[0]):
-        band = wide_IO[row * FP8_BLOCK : (row + 1) * FP8_BLOCK]
-        band *= factors[row].float().repeat_interleave(FP8_BLOCK)[:columns]
-    return wide_IO
+def factors_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many factors an FP8 matrix has, along its rows and its columns; the last blocks may be cut."""
+    return tuple(-(-size // TILE) for size in shape)
+
+
+def _refuse_nan(found: Stored, values: Tensor) -> None:
+    """E4M3 has two codes for NaN; products of blocks count on there being none."""
+    if found.dtype == FORMAT:
+        for part in values.detach().view(-1).view(torch.int8).split(CHUNK_BYTES // 8):
+            if bool(((part == 0x7F) | (part == -1)).any()):
+                raise CheckpointError(f"{found.file}: there is NaN among the FP8 numbers from byte {found.begin:,} on")
 
 
 def _parts(found: Stored) -> Iterator[tuple[Stored, slice | EllipsisType]]:

@@ -8,8 +8,9 @@ from sobre.config.base import config
 from sobre.errors import ConfigError
 from sobre.runtime.config import Device
 
-Dtype = Literal["saved", "float32", "bfloat16", "float16"]
-"""What weights are held and computed with; `saved` is as they lie in the files."""
+Dtype = Literal["saved", "float32", "bfloat16", "float16", "fp8"]
+"""What weights are held and computed with; `saved` is as they lie in the files, FP8 blocks multiplied out; with `fp8`
+those stay FP8, and all else is as saved."""
 
 
 def check_answering(temperature: float, top_p: float, price_usd_per_h: float | None) -> None:
@@ -30,7 +31,7 @@ class ServeConfig:
     """Folders of the models (config.json, *.safetensors, tokenizer.json) or their ids on the hub, such as
     Qwen/Qwen3-0.6B; the page compares any two of them."""
     dtype: Dtype = "saved"
-    """Of weights and computing; saved keeps that of the files."""
+    """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     host: str = "127.0.0.1"
@@ -122,7 +123,7 @@ class ChatConfig:
     """Folder of the model (config.json, *.safetensors, tokenizer.json), or its id on the hub, such as
     Qwen/Qwen3-0.6B."""
     dtype: Dtype = "saved"
-    """Of weights and computing; saved keeps that of the files."""
+    """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     prompt: str = ""

@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -68,7 +69,7 @@ def load_folder(
 ) -> Loaded:
     """Load a model folder or a hub id; raises CheckpointError when it is neither, naming model folders near it.
 
-    Weights are held and computed with in `dtype`. A bar on standard error follows large ones unless `quiet`.
+    Weights are held and computed with in `dtype` (`Dtype`). A bar on standard error follows large ones unless `quiet`.
     """
     path = find_folder(model, revision)
     weights = _weights(path, dtype, quiet).to(pick_device(device))
@@ -94,12 +95,13 @@ def find_folder(model: str, revision: str = "") -> Path:
 
 
 def _weights(path: Path, dtype: Dtype, quiet: bool) -> Decoder:
-    wanted = None if dtype == "saved" else getattr(torch, dtype)
+    wanted = None if dtype in ("saved", "fp8") else getattr(torch, dtype)
+    load = partial(load_model, path, dtype=wanted, keep_fp8=dtype == "fp8")
     if sum(file.stat().st_size for file in path.glob("*.safetensors")) < LARGE_BYTES:
-        return load_model(path, dtype=wanted)
+        return load()
     with Console(quiet=quiet) as console:
         console.stage("load, MB", total=1)
-        return load_model(path, dtype=wanted, progress=console.update_bytes)
+        return load(progress=console.update_bytes)
 
 
 def check_folder(path: Path) -> None:

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.testing import assert_close
 
 from sobre.errors import CheckpointError
 from sobre.models.checkpoint import load_model, save_model
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig, RopeConfig
 from sobre.models.decoder import Decoder
-from sobre.models.shards import DTYPES, Shards, dequantized, header
+from sobre.models.shards import DTYPES, Shards, header
 
 from .conftest import KINDS, build
 
@@ -35,17 +34,6 @@ def test_every_dtype_is_read_as_safetensors_reads_it(tmp_path: Path):
             place = torch.empty_like(tensor)
             shards.read_into(name, place)
             assert torch.equal(place, tensor), name
-
-
-@pytest.mark.parametrize("shape", [(128, 256), (130, 7), (1, 300)])
-def test_fp8_blocks_are_multiplied_by_their_factor(shape):
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
-    factors = torch.rand(-(-shape[0] // 128), -(-shape[1] // 128), generator=generator)
-    expected = torch.tensor(
-        [[float(weight[i, j]) * float(factors[i // 128, j // 128]) for j in range(shape[1])] for i in range(shape[0])]
-    )
-    assert_close(dequantized(weight, factors), expected, rtol=1e-6, atol=0)
 
 
 def test_a_folder_in_deepseek_s_fp8_form_loads(folder: Path):

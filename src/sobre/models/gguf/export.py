@@ -8,6 +8,7 @@ from sobre.models.decoder import Decoder
 from sobre.models.gguf.file import Entry, Type, write
 from sobre.models.gguf.tensors import entries, model_fields
 from sobre.models.gguf.vocabulary import vocabulary_fields
+from sobre.models.kept import refuse_kept
 from sobre.plan.llama_cpp import architecture, faults
 
 FILE_TYPES: dict[Type, int] = {"f32": 0, "f16": 1, "q8_0": 7}
@@ -27,6 +28,7 @@ def save_gguf(
 
     Raises CheckpointError that names all that llama.cpp does not have, before anything is written.
     """
+    refuse_kept(model, "a GGUF file")
     cfg = model.cfg
     if wrong := faults(cfg):
         raise CheckpointError(f"llama.cpp cannot run this model: {'; '.join(wrong)}")
