@@ -2,6 +2,7 @@
 
     sobre bench train                        a training step against transformers, and against our dense twin
     sobre bench decode                       batched generation against transformers.generate
+    sobre bench families                     each family's forward pass, and decoding at 1k, against transformers
     sobre bench load                         two gigabytes of weights against reading their bytes
     sobre bench serve                        a started server: 32 streams against one, first tokens, page
     sobre bench rl                           a GRPO step against TRL
@@ -26,6 +27,7 @@ from sobre.bench.config import (
     BenchConfig,
     DecodeBench,
     DistillBench,
+    FamiliesBench,
     FrugalityBench,
     LawsBench,
     LoadBench,
@@ -44,6 +46,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "train": TrainBench,
     "decode": DecodeBench,
     "rl": RLBench,
+    "families": FamiliesBench,
     "load": LoadBench,
     "serve": ServeBench,
     "twin": TwinBench,
@@ -112,6 +115,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import rl
 
         return lambda cfg: rl.bench(cfg, say).document()
+    if name == "families":
+        from sobre.bench import families
+
+        return lambda cfg: families.bench(cfg, say).document()
     if name == "load":
         from sobre.bench import load
 

@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from sobre.bench.shapes import LARGE, SMALL
+from sobre.bench.shapes import FAMILY_SHAPES, LARGE, SMALL
 from sobre.config.base import config
 from sobre.errors import ConfigError
 from sobre.models.config import MemoryConfig, ModelConfig
@@ -92,6 +92,30 @@ class LoadBench(TimedConfig):
     """Two gigabytes of weights into a model that is ready, against `readinto` of the same files into fresh memory."""
 
     model: ModelConfig = LARGE
+
+
+@config
+class FamiliesBench(TimedConfig):
+    """The forward pass of each family and decoding at a long context, against transformers on the same weights."""
+
+    families: tuple[str, ...] = tuple(FAMILY_SHAPES)
+    """By model_type."""
+    rows: int = 2
+    """Rows of a forward pass."""
+    seq_len: int = 256
+    """Tokens of each row."""
+    context: int = 1024
+    """Tokens of the prompt before decoding is timed."""
+    new: int = 32
+    """New tokens whose time counts; 0 leaves decoding out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [name for name in self.families if name not in FAMILY_SHAPES]
+        if unknown or not (self.families or self.new):
+            raise ConfigError(f"families={list(self.families)} must be some of {', '.join(FAMILY_SHAPES)}")
+        if self.rows < 1 or self.seq_len < 1 or self.context < 1 or self.new < 0:
+            raise ConfigError("rows, seq_len and context must be at least 1, and new at least 0")
 
 
 @config

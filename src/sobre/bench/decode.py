@@ -102,8 +102,13 @@ def new_tokens(cfg: DecodeBench, ends: str, batch: int) -> list[int]:
 
 def random_prompts(cfg: DecodeBench, batch: int) -> Ids:
     """Prompts of random tokens, no two alike, so that none is computed for another."""
-    rng = random.Random(f"{cfg.seed}/prompts")
-    return [[rng.randrange(cfg.model.vocab_size) for _ in range(cfg.prompt)] for _ in range(batch)]
+    return random_ids(cfg.seed, batch, cfg.prompt, cfg.model.vocab_size)
+
+
+def random_ids(seed: int, rows: int, length: int, vocab_size: int) -> Ids:
+    """Rows of random tokens."""
+    rng = random.Random(f"{seed}/prompts")
+    return [[rng.randrange(vocab_size) for _ in range(length)] for _ in range(rows)]
 
 
 def _check(cfg: DecodeBench, dtype: str, mine: Decoder, theirs: Any, exact: Decoder) -> list[dict[str, Any]]:

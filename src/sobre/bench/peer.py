@@ -104,4 +104,5 @@ def faster_experts(model: Any, probe: Work) -> str:
 
 
 def has_experts(model: Any) -> bool:
-    return hasattr(model.config, "n_routed_experts")
+    counts = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+    return any(hasattr(model.config, name) for name in counts)

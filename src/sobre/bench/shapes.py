@@ -5,7 +5,17 @@ No torch. Active parameters are those of the matrices that one token is multipli
 
 from dataclasses import replace
 
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import (
+    DenseConfig,
+    GQAConfig,
+    IndexerConfig,
+    LightningConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+    ResidualConfig,
+    RopeConfig,
+)
 from sobre.plan.count import params
 
 SMALL = ModelConfig(
@@ -27,6 +37,39 @@ LARGE = ModelConfig(
     ffn=MoEConfig(n_experts=52, n_active=4, d_expert=512, n_shared=1, n_dense_layers=1, d_ff=4096),
 )
 """1.03 billion parameters, 2 GB in bfloat16: 572 experts of 3 MB each, the rest of the V3 shape around them."""
+
+_LATENT = MLAConfig(n_heads=8, q_rank=96, kv_rank=64, nope_dim=32, rope_dim=16, v_dim=32)
+_ROUTED = MoEConfig(n_experts=16, n_active=4, d_expert=128, n_dense_layers=0, d_ff=128, bias_speed=0.0)
+_SOFTMAX = replace(_ROUTED, n_shared=0, score="softmax", biased=False)
+_V3 = ModelConfig(vocab_size=2048, max_len=1024, d_model=256, n_layers=4, attention=_LATENT, ffn=_ROUTED)
+_GROUPED = GQAConfig(n_heads=8, n_kv_heads=2, head_dim=32)
+_LLAMA = replace(_V3, attention=_GROUPED, ffn=DenseConfig(d_ff=768), rope=RopeConfig(interleaved=False))
+
+
+def _mixture(ffn: MoEConfig, **switches: bool | int) -> ModelConfig:
+    return replace(_LLAMA, attention=replace(_GROUPED, **switches), ffn=ffn)
+
+
+FAMILY_SHAPES = {
+    "deepseek_v3": _V3,
+    "deepseek_v2": replace(_V3, ffn=replace(_SOFTMAX, n_shared=2, norm_weights=False)),
+    "deepseek_v32": replace(_V3, attention=replace(_LATENT, indexer=IndexerConfig(n_heads=16, dim=32, n_keys=128))),
+    "llama": _LLAMA,
+    "qwen2": replace(_LLAMA, attention=replace(_GROUPED, qkv_bias=True)),
+    "qwen3": replace(_LLAMA, attention=replace(_GROUPED, qk_norm=True)),
+    "qwen3_moe": _mixture(_SOFTMAX, qk_norm=True),
+    "glm4_moe": _mixture(_ROUTED, qk_norm=True, qkv_bias=True, rope_dim=16),
+    "minimax_m2": _mixture(replace(_ROUTED, n_shared=0), qk_norm=True, norm_all_heads=True, rope_dim=16),
+    "minimax": replace(
+        _mixture(_SOFTMAX),
+        attention=LightningConfig(n_heads=8, n_kv_heads=2, head_dim=32, full_layers=(3,)),
+        residual=ResidualConfig(),
+    ),
+    "ernie4_5": replace(_LLAMA, rope=RopeConfig()),
+    "ernie4_5_moe": replace(_mixture(replace(_SOFTMAX, biased=True, n_shared=2)), rope=RopeConfig()),
+    "seed_oss": replace(_LLAMA, attention=replace(_GROUPED, qkv_bias=True)),
+}
+"""A small model of every family, in its own parts."""
 
 D_FF_UNIT = 8
 """Inner widths of twins are multiples of this."""
