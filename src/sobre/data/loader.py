@@ -22,23 +22,38 @@ class LoaderState(TypedDict):
     row: int
 
 
+AHEAD = 1024
+"""Items whose places are worked out together: one at a time they would cost a small step a tenth of its time."""
+
+
 class Order:
     """Places of an endless sequence of epochs over n items."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self._seed = n, seed
         self._epoch = self._row = 0
+        self._known = (-1, -1), np.empty(0, np.int64)
+        """(epoch, block of `AHEAD` rows) and the items in it."""
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` items."""
         parts = []
         while count > 0:
-            some = min(count, self.n - self._row)
-            parts.append(permute(np.arange(self._row, self._row + some), self.n, self._seed, self._epoch))
+            block = self._block()[self._row % AHEAD :]
+            some = min(count, len(block))
+            parts.append(block[:some])
             self._row, count = self._row + some, count - some
             if self._row == self.n:
                 self._epoch, self._row = self._epoch + 1, 0
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _block(self) -> np.ndarray:
+        """The items of the block that the next row is in."""
+        at = self._epoch, self._row // AHEAD
+        if self._known[0] != at:
+            rows = np.arange(at[1] * AHEAD, min((at[1] + 1) * AHEAD, self.n))
+            self._known = at, permute(rows, self.n, self._seed, self._epoch)
+        return self._known[1]
 
     def state(self) -> LoaderState:
         return {"epoch": self._epoch, "row": self._row}

@@ -7,7 +7,7 @@ tensor per parameter and quantity under the parameter's own name, so that it loa
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import torch
@@ -103,16 +103,17 @@ class Optimizer:
         for (shape, _), names in alike.items():
             if len(shape) == 3:
                 for name in names:
-                    self._move([name], self._direction(name), lr_scale)
+                    self._move([name], self._directions([name])[0], lr_scale)
             else:
-                self._move(names, torch.stack([self._direction(name) for name in names]), lr_scale)
+                self._move(names, torch.stack(self._directions(names)), lr_scale)
 
-    def _direction(self, name: str) -> Tensor:
-        """Take the gradient into the momentum; turn it, in place, into Nesterov's look ahead."""
-        grad, momentum = self.here[name].grad, self.momentum[name]
-        assert grad is not None
-        momentum.lerp_(grad, 1 - self.cfg.momentum)
-        return grad.lerp_(momentum, self.cfg.momentum)
+    def _directions(self, names: Sequence[str]) -> list[Tensor]:
+        """Take the gradients into the momentum; turn them, in place, into Nesterov's look ahead."""
+        grads = [grad for name in names if (grad := self.here[name].grad) is not None]
+        momenta = [self.momentum[name] for name in names]
+        torch._foreach_lerp_(momenta, grads, 1 - self.cfg.momentum)
+        torch._foreach_lerp_(grads, momenta, self.cfg.momentum)
+        return grads
 
     def _move(self, names: list[str], direction_ZIO: Tensor, lr_scale: float) -> None:
         lr = self.cfg.lr * lr_scale
@@ -124,10 +125,9 @@ class Optimizer:
 
         is_batch = self.params[names[0]].ndim == 3  # experts are divided between matrices, never through one
         update_ZIO = turn(direction_ZIO) if is_batch else self.matrices.turn_whole(names[0], direction_ZIO, turn)
-        for index, name in enumerate(names):
-            parameter = self.here[name]
-            update = update_ZIO if is_batch else update_ZIO[index]
-            parameter.mul_(1 - lr * self.cfg.weight_decay).add_(update, alpha=-lr * size)
+        parameters: list[Tensor] = [self.here[name] for name in names]
+        torch._foreach_mul_(parameters, 1 - lr * self.cfg.weight_decay)
+        torch._foreach_add_(parameters, [update_ZIO] if is_batch else list(update_ZIO.unbind()), alpha=-lr * size)
 
     def keep_on(self, device: torch.device) -> None:
         """Bring the state there: to the host while others need the memory, and back before the next step."""

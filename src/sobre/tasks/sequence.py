@@ -1,5 +1,5 @@
-"""The next number of a sequence. The thought works out the differences, writes them in a row with the one that
-follows, and takes that step.
+"""The next number of a sequence. The thought works out the differences, each with its sign first, writes them in a row,
+finds the one that follows, and takes that step.
 
 Levels: 1 equal steps of at most 9 (four terms), 2 of at most 15, 3, the test's, also two alternating steps and
 growing steps (five terms), 4 also sums of the two terms before, 5 the same with larger steps (six terms).
@@ -49,8 +49,8 @@ def differences(rng: random.Random, kind: str, largest: int, n: int) -> list[int
     return [first + i * growth for i in range(n)]
 
 
-def draw(rng: random.Random, difficulty: int) -> list[int]:
-    """The shown terms and, last, the one asked for; all natural numbers."""
+def draw(rng: random.Random, difficulty: int) -> tuple[str, list[int]]:
+    """The kind, and the shown terms with, last, the one asked for; all natural numbers."""
     kind, n_terms = rng.choice(KINDS[difficulty]), TERMS[difficulty]
     while True:
         terms = [rng.randint(1, START[difficulty])]
@@ -62,25 +62,32 @@ def draw(rng: random.Random, difficulty: int) -> list[int]:
             for difference in differences(rng, kind, STEP[difficulty], n_terms):
                 terms.append(terms[-1] + difference)
         if min(terms) >= 0:
-            return terms
+            return kind, terms
 
 
 class Sequence:
     name = "sequence"
 
     def problem(self, rng: random.Random, lang: str, difficulty: int) -> Problem:
-        *shown, following = terms = draw(rng, difficulty)
+        kind, terms = draw(rng, difficulty)
+        *shown, following = terms
         text = " ".join(map(str, shown))
         prompt = rng.choice(PROMPTS[lang]).format(text)
-        return Problem(self.name, lang, difficulty, prompt, str(following), f"{self.name}:{text}", {"terms": terms})
+        data = {"kind": kind, "terms": terms}
+        return Problem(self.name, lang, difficulty, prompt, str(following), f"{self.name}:{text}", data)
 
     def thought(self, problem: Problem, rng: random.Random) -> str:
-        *shown, following = problem.data["terms"]
-        lines = [line("-", max(pair), min(pair)) for pair in pairwise(shown)]
-        steps = [after - before for before, after in pairwise(problem.data["terms"])]
-        lines.append(" ".join(f"{step:+d}" for step in steps))
-        lines.append(line("+" if steps[-1] >= 0 else "-", shown[-1], abs(steps[-1])))
-        return "\n".join(lines)
+        *shown, _ = terms = problem.data["terms"]
+        lines = [f"{'-' if b < a else '+'} {line('-', max(a, b), min(a, b))}" for a, b in pairwise(shown)]
+        *steps, last = [after - before for before, after in pairwise(terms)]
+        row = " ".join(f"{step:+d}" for step in steps)
+        if problem.data["kind"] == "sums":
+            return "\n".join([*lines, row, line("+", *shown[-2:])])
+        if problem.data["kind"] == "growing":
+            lines += [row, f"{steps[-1]:+d}{steps[1] - steps[0]:+d}={last:+d}"]
+        else:
+            lines.append(f"{row} {last:+d}")
+        return "\n".join([*lines, line("+" if last >= 0 else "-", shown[-1], abs(last))])
 
     def score(self, problem: Problem, answer: str) -> bool:
         return read_integer(answer) == int(problem.answer)

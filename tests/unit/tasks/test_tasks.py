@@ -35,6 +35,8 @@ def value(text: str, x: str = "") -> Fraction:
         if isinstance(node, ast.Constant):
             return Fraction(node.value)
         if isinstance(node, ast.UnaryOp):
+            if isinstance(node.op, ast.UAdd):
+                return walk(node.operand)
             assert isinstance(node.op, ast.USub)
             return -walk(node.operand)
         assert isinstance(node, ast.BinOp)
@@ -144,8 +146,8 @@ def test_lower_levels_ask_for_less(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_responses_at_the_tests_difficulty_are_short(name):
     lengths = [len(completion(thought, problem.answer)) for problem, thought in draw(name, 500, 3)]
-    assert mean(lengths) < 115
-    assert max(lengths) < (210 if name == "countdown" else 150)
+    assert mean(lengths) < 125
+    assert max(lengths) < (210 if name == "countdown" else 160)
 
 
 def test_arithmetic_stays_within_what_a_thought_can_do():
@@ -169,15 +171,27 @@ def test_sums_and_products_in_another_order_are_one_problem():
     assert combine("+", combine("*", three, four), five).text == "3*4+5"
 
 
-def test_a_sorting_thought_groups_by_tens():
+def test_a_sorting_thought_finds_the_units_of_every_ten():
     for problem, thought in draw("sorting", 600):
-        groups = [re.fullmatch(r"(\d): ([\d ]+)", each) for each in thought.split("\n")]
-        tens = [int(group[1]) for group in groups]
-        members = [[int(n) for n in group[2].split()] for group in groups]
-        assert tens == sorted(set(tens))
-        assert all(n // 10 == ten for ten, group in zip(tens, members, strict=True) for n in group)
-        assert sorted(itertools.chain(*members)) == sorted(problem.data["numbers"])
-        assert problem.answer == " ".join(map(str, itertools.chain(*map(sorted, members))))
+        groups = [re.fullmatch(r"(\d):(\d*)", each) for each in thought.split("\n")]
+        assert [group[1] for group in groups] == [str(ten) for ten in range(10)]
+        found = [10 * int(group[1]) + int(unit) for group in groups for unit in group[2]]
+        assert found == sorted(problem.data["numbers"])
+        assert problem.answer == " ".join(map(str, found))
+
+
+def test_a_sequences_thought_finds_the_step_that_its_kind_asks_for():
+    kinds = set()
+    for problem, thought in draw("sequence", 900):
+        *shown, following = problem.data["terms"]
+        *signed, row, end = [each for each in thought.split("\n") if not re.fullmatch(r"[+-]\d+[+-]\d+=[+-]\d+", each)]
+        steps = [b - a for a, b in itertools.pairwise(shown)]
+        assert [each[0] for each in signed] == ["-" if step < 0 else "+" for step in steps]
+        assert [int(each) for each in row.split()][: len(steps)] == steps
+        assert (problem.data["kind"] == "growing") == (thought.count("\n") == len(steps) + 2)
+        assert int(end.split("=")[-1]) == following
+        kinds.add(problem.data["kind"])
+    assert kinds == {"equal", "alternating", "growing", "sums"}
 
 
 def test_countdown_attempts_fail_and_succeed_as_they_say():
