@@ -38,7 +38,8 @@ SIDES = ("sobre", "transformers")
 def bench(cfg: FamiliesBench, say: Say) -> Result:
     """Family by family: check, then time; then decoding."""
     torch.set_num_threads(cfg.threads)
-    check, rounds, notes = [], [{} for _ in range(cfg.rounds)], []
+    check, notes = [], []
+    rounds: list[Round] = [{} for _ in range(cfg.rounds)]
     units: dict[str, float] = {}
     pairs: list[tuple[str, str, float]] = []
     for family in cfg.families:

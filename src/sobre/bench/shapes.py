@@ -4,6 +4,7 @@ No torch. Active parameters are those of the matrices that one token is multipli
 """
 
 from dataclasses import replace
+from typing import Any
 
 from sobre.models.config import (
     DenseConfig,
@@ -46,7 +47,7 @@ _GROUPED = GQAConfig(n_heads=8, n_kv_heads=2, head_dim=32)
 _LLAMA = replace(_V3, attention=_GROUPED, ffn=DenseConfig(d_ff=768), rope=RopeConfig(interleaved=False))
 
 
-def _mixture(ffn: MoEConfig, **switches: bool | int) -> ModelConfig:
+def _mixture(ffn: MoEConfig, **switches: Any) -> ModelConfig:
     return replace(_LLAMA, attention=replace(_GROUPED, **switches), ffn=ffn)
 
 
