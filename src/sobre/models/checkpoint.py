@@ -7,6 +7,7 @@ missing, unexpected or of the wrong shape is named, all of them at once, and not
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -87,20 +88,25 @@ def load_model(
         return decoder
     theirs = read_config(folder)
     family = _family_of(theirs, folder)
-    quantized = (theirs.get("quantization_config") or {}).get("quant_method", "fp8")
+    about = theirs.get("quantization_config") or {}
+    quantized = about.get("quant_method", "fp8") if isinstance(about, dict) else about
     if quantized != "fp8":
         raise CheckpointError(f"{folder}: weights quantized by {quantized!r} are not supported; FP8 blocks are")
     shards = Shards(folder)
     cfg = _without_absent_mtp(_ours(theirs, family, folder), shards)
+    if cfg.n_layers > len(shards.stored):
+        held = f"the files hold {len(shards.stored):,} tensors"
+        raise CheckpointError(f"{folder}/config.json asks for {cfg.n_layers:,} layers, and {held}")
     dtype = dtype or _saved_in(theirs, folder)
     with torch.device("meta"):
         decoder = Decoder(cfg, dtype=compute_dtype or dtype)
     if keep_fp8:
         _keep_fp8(decoder, family, shards)
+    _check(decoder, family, shards)
     _allocate(decoder, dtype, device)
     for router in decoder.routers():
         router.bias_E.zero_()
-    decoder.family = theirs.get("base_model_type", family.model_type)
+    decoder.family = str(theirs.get("base_model_type", family.model_type))
     _fill(decoder, family, shards, progress)
     return decoder.eval()
 
@@ -186,7 +192,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is no model folder: it has no config.json")
     try:
         theirs = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(theirs, dict) or "model_type" not in theirs:
         raise CheckpointError(f"{path} has no model_type; it is not the config of a model")
@@ -202,10 +208,47 @@ def model_config(model: Path | str) -> ModelConfig:
 
 def _ours(theirs: dict[str, Any], family: Family, folder: Path) -> ModelConfig:
     try:
-        return family.to_ours(theirs)
+        cfg = family.to_ours(theirs)
+        if faults := list(_unsound(cfg)):
+            raise CheckpointError(f"{folder}/config.json cannot be that of a model: {'; '.join(faults)}")
+        return cfg
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{folder}/config.json cannot be that of a model: {error!r}") from None
     except KeyError as error:
         absent = f"{folder}/config.json lacks {error.args[0]!r}, which {family.model_type} needs"
         raise CheckpointError(absent) from None
+
+
+SIZES = (
+    "vocab_size",
+    "d_model",
+    "n_layers",
+    "max_len",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "kv_rank",
+    "v_dim",
+    "d_ff",
+)
+
+
+def _unsound(part: Any, at: str = "") -> Iterator[str]:
+    """What in our config is no number that a model can have, in our words."""
+    for field in dataclasses.fields(part):
+        name, value = f"{at}{field.name}", getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _unsound(value, f"{name}.")
+        elif field.type is int and (type(value) is not int or not (field.name in SIZES) <= value < 2**40):
+            yield f"{name}={value!r}"
+        elif field.type in (float, float | None) and not (value is None or _is_finite(value)):
+            yield f"{name}={value!r}"
+        elif field.type is bool and type(value) is not bool:
+            yield f"{name}={value!r}"
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _family_of(theirs: dict[str, Any], folder: Path) -> Family:
@@ -290,7 +333,6 @@ def _their_tensors(model: Decoder, family: Family) -> Iterator[tuple[str, Tensor
 @torch.no_grad()
 def _fill(model: Decoder, family: Family, shards: Shards, progress: Progress | None) -> None:
     places = dict(tensor_places(model, family))
-    _check(model, family, shards, {name: tuple(place.shape) for name, place in places.items()})
     done, total = 0, sum(shards.stored[name].size_bytes for name in places)
     for name in sorted(places, key=lambda name: (shards.stored[name].file, shards.stored[name].begin)):
         shards.read_into(name, places[name])
@@ -299,8 +341,12 @@ def _fill(model: Decoder, family: Family, shards: Shards, progress: Progress | N
             progress(done, total)
 
 
-def _check(model: Decoder, family: Family, shards: Shards, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError that names all that is missing, unexpected or of another shape."""
+def _check(model: Decoder, family: Family, shards: Shards) -> None:
+    """Raise CheckpointError that names all that is missing, unexpected or of another shape or kind.
+
+    Memory is not needed for it: a config that asks for too much is refused before it is given.
+    """
+    wanted = dict(tensor_places(model, family))
     copies = {pattern.replace("{m}", str(model.cfg.n_layers)) for pattern, _ in family.copies}
     if model.cfg.tied:
         copies.add("lm_head.weight")
@@ -312,9 +358,14 @@ def _check(model: Decoder, family: Family, shards: Shards, wanted: Mapping[str, 
         if name not in left and name not in copies and not name.endswith(family.derived)
     ]
     faults += [
-        f"{name} is {shards.stored[name].shape}, the config asks for {shape}"
-        for name, shape in wanted.items()
-        if name in shards.stored and shards.stored[name].shape != shape
+        f"{name} is {shards.stored[name].shape}, the config asks for {tuple(place.shape)}"
+        for name, place in wanted.items()
+        if name in shards.stored and shards.stored[name].shape != place.shape
+    ]
+    faults += [
+        f"{name} is {shards.stored[name].dtype}, where the model has {place.dtype}"
+        for name, place in wanted.items()
+        if name in shards.stored and shards.stored[name].dtype.is_floating_point != place.is_floating_point()
     ]
     faults += [f"missing {name}" for name in sorted(wanted.keys() - shards.stored.keys())]
     if faults:

@@ -130,24 +130,47 @@ def header(file: Path) -> dict[str, Stored]:
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise CheckpointError(f"{wrong}: its header would be {length:,} bytes and the file has {size:,}")
         try:
-            entries = json.loads(stream.read(length))
+            entries = json.loads(stream.read(length), object_pairs_hook=_each_once)
             found = {
                 name: Stored(
                     file=file,
                     dtype=DTYPES[entry["dtype"]],
-                    shape=tuple(map(int, entry["shape"])),
-                    begin=8 + length + int(entry["data_offsets"][0]),
+                    shape=tuple(map(_whole, entry["shape"])),
+                    begin=8 + length + _whole(entry["data_offsets"][0]),
                 )
                 for name, entry in entries.items()
                 if name != "__metadata__"
             }
-            ends = {name: 8 + length + int(entries[name]["data_offsets"][1]) for name in found}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            ends = {name: 8 + length + _whole(entries[name]["data_offsets"][1]) for name in found}
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             raise CheckpointError(f"{wrong}: its header is not that of safetensors ({error!r})") from None
     for name, tensor in found.items():
         inside = 8 + length <= tensor.begin and ends[name] <= size
         if not inside or min(tensor.shape, default=0) < 0 or ends[name] - tensor.begin != tensor.size_bytes:
             raise CheckpointError(f"{wrong}: {name} claims bytes {tensor.begin:,} to {ends[name]:,} of {size:,}")
+    reached = 8 + length
+    for name in sorted(found, key=lambda name: (found[name].begin, ends[name])):
+        if found[name].begin != reached:
+            how = "leaves bytes out before it" if found[name].begin > reached else "overlaps the tensor before it"
+            raise CheckpointError(f"{wrong}: {name} {how}, at byte {found[name].begin:,}")
+        reached = ends[name]
+    if reached != size:
+        raise CheckpointError(f"{wrong}: {size - reached:,} bytes after its last tensor belong to none")
+    return found
+
+
+def _whole(value: Any) -> int:
+    """A number of the header. Raises TypeError for what is no whole number."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError when it has a key twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a name stands there twice, among {', '.join(name for name, _ in pairs[:4])}, ...")
     return found
 
 
@@ -203,7 +226,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     if path.is_file():
         try:
             index = {str(name): str(file) for name, file in json.loads(path.read_text())["weight_map"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is no index of safetensors: {error!r}") from None
         names = sorted(set(index.values()))
         outside = [name for name in names if Path(name).name != name]
@@ -215,7 +238,7 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         return [folder / name for name in names], index
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"], None
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if not files:
         pickles = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt")]
         hint = f"; {', '.join(pickles)} would have to be unpickled, which is never done" if pickles else ""

@@ -125,6 +125,35 @@ def test_what_a_config_asks_for_and_we_do_not_have_is_named(folder: Path, change
         load_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": float("nan")}, "cannot be that of a model: d_model=nan"),
+        ({"hidden_size": "32"}, "d_model='32'"),
+        ({"hidden_size": -32}, "d_model=-32"),
+        ({"num_hidden_layers": 0}, "n_layers=0"),
+        ({"num_attention_heads": 0}, "cannot be that of a model"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps=nan"),
+        ({"rope_parameters": "none"}, "cannot be that of a model"),
+        ({"num_hidden_layers": 10**6}, r"asks for 1,000,000 layers, and the files hold \d+ tensors"),
+        ({"vocab_size": 10**9}, r"embed_tokens.weight is \(61, 32\), the config asks for \(1000000000, 32\)"),
+        ({"dtype": "load"}, "dtype 'load' is none that weights are loaded in"),
+        ({"quantization_config": "gptq"}, "quantized by 'gptq' are not supported"),
+    ],
+)
+def test_a_config_that_no_model_can_have_is_refused_before_it_takes_memory(folder: Path, change, message):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_whole_numbers_are_no_weights(folder: Path):
+    rewrite(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(32, dtype=torch.int64)}))
+    with pytest.raises(CheckpointError, match=r"model.norm.weight is torch.int64, where the model has torch.float32"):
+        load_model(folder)
+
+
 def test_a_key_that_the_config_lacks_is_named(folder: Path):
     config = json.loads((folder / "config.json").read_text())
     del config["kv_lora_rank"]

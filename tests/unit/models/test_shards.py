@@ -65,6 +65,11 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict:
         entry(-8, 8, [4]),
         entry(0, 16, [-4]),
         entry(0, 16, [4], "PICKLE"),
+        entry(0, 16, [4.5]),
+        entry(0, 16, [float("inf")]),
+        entry(0, 12, [3]),
+        entry(4, 16, [3]),
+        entry(0, 16, [4]) | {"y": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}},
         {"x": 3},
         [1],
     ],
@@ -77,7 +82,22 @@ def test_a_header_that_lies_is_refused(head, tmp_path: Path):
         header(file)
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 8 + b"{}", (2).to_bytes(8, "little") + b"{]"])
+TWICE = b'{"x":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}'
+DEEP = b"[" * 50_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"abc",
+        b"\xff" * 8 + b"{}",
+        (2).to_bytes(8, "little") + b"{]",
+        len(TWICE).to_bytes(8, "little") + TWICE + bytes(4),
+        len(DEEP).to_bytes(8, "little") + DEEP,
+    ],
+    ids=["empty", "short", "long header", "no JSON", "a name twice", "deep"],
+)
 def test_a_file_that_is_no_safetensors_is_refused(content, tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match="truncated or corrupt"):
@@ -202,7 +222,7 @@ def test_loading_needs_little_more_memory_than_the_weights(dtype, tmp_path: Path
         rope=RopeConfig(interleaved=False),
     )
     save_model(Decoder(cfg), tmp_path / "large")
-    save_model(build(KINDS["mla+dense"]), tmp_path / "small")
+    save_model(build(KINDS["mla+moe+memory"]), tmp_path / "small")
     command = [sys.executable, "-c", PEAK, str(tmp_path / "large"), dtype, str(tmp_path / "small")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 1.10
