@@ -24,7 +24,7 @@ from sobre.data.events import Events
 from sobre.data.problems import ProblemSet
 from sobre.data.sources import Chat, Document, read_chats, read_documents
 from sobre.distill.config import DistillConfig
-from sobre.errors import CheckpointError, ConfigError
+from sobre.errors import ConfigError
 from sobre.eval.score import prompt_ids
 from sobre.kernels.precision import choose_matmul_precision
 from sobre.ledger.config import PriceConfig
@@ -113,11 +113,7 @@ def make_model(session: Session, machine: Machine, tokenizer: Tokenizer) -> Deco
     if not name:
         return None
     model = load_start(session.recipe, dtype, session.console)
-    if tokenizer.vocab_size > model.cfg.vocab_size:
-        raise CheckpointError(
-            f"{name}: its tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {model.cfg.vocab_size:,};"
-            " they do not belong together"
-        )
+    tokenizer.check_fits(model.cfg.vocab_size, name)
     return model
 
 

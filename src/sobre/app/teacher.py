@@ -43,7 +43,9 @@ def open_model(session: Session, teacher: str, dtype: torch.dtype) -> tuple[Deco
     model = load(folder, dtype=torch.float32, compute_dtype=dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return model.to(session.device).eval(), Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder)
+    tokenizer.check_fits(model.cfg.vocab_size, teacher)
+    return model.to(session.device).eval(), tokenizer
 
 
 def open_answerer(session: Session, who: str, model_name: str, key_env: str) -> tuple[Answerer, Engine | None]:

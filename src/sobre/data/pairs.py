@@ -15,8 +15,7 @@ from typing import Any
 from sobre.data.config import DataConfig
 from sobre.data.events import Events
 from sobre.data.records import messages_of
-from sobre.data.rows import jsonl_rows
-from sobre.data.sources import find_files, kind
+from sobre.data.sources import jsonl_alone
 from sobre.errors import DataError
 from sobre.tokenizer.chat import Message
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -50,14 +49,10 @@ class TokenPair:
 
 def read_pairs(paths: Iterable[str | Path], cfg: DataConfig, events: Events) -> Iterator[Pair]:
     """The pairs of `paths`; what is none is reported by file and line."""
-    for path in find_files(paths, events):
-        if kind(path) != ".jsonl":
-            events.reject("wrong fields", str(path), "pairs are read from .jsonl files alone", FITS)
-            continue
-        for where, row in jsonl_rows(path, cfg, events):
-            pair = _pair(row, where, cfg, events)
-            if pair is not None:
-                yield pair
+    for where, row in jsonl_alone(paths, cfg, events, what="pairs", fits=FITS):
+        pair = _pair(row, where, cfg, events)
+        if pair is not None:
+            yield pair
 
 
 def tokenize_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer, *, max_len: int, events: Events) -> list[TokenPair]:

@@ -7,8 +7,7 @@ from typing import Any
 
 from sobre.data.config import DataConfig
 from sobre.data.events import Events
-from sobre.data.rows import jsonl_rows
-from sobre.data.sources import find_files, kind
+from sobre.data.sources import jsonl_alone
 from sobre.tasks.base import Problem
 
 FITS = '{"prompt": text, "rubric": text}'
@@ -16,18 +15,14 @@ FITS = '{"prompt": text, "rubric": text}'
 
 def read_rubrics(paths: Iterable[str | Path], cfg: DataConfig, events: Events) -> Iterator[Problem]:
     """The questions of `paths`; what is none is reported by file and line."""
-    for path in find_files(paths, events):
-        if kind(path) != ".jsonl":
-            events.reject("wrong fields", str(path), "questions with a rubric are read from .jsonl files alone", FITS)
+    for where, row in jsonl_alone(paths, cfg, events, what="questions with a rubric", fits=FITS):
+        missing = [name for name in ("prompt", "rubric") if not _is_text(row.get(name))]
+        if missing:
+            events.reject("wrong fields", where, f"{' and '.join(missing)} must be text that is not empty", FITS)
             continue
-        for where, row in jsonl_rows(path, cfg, events):
-            missing = [name for name in ("prompt", "rubric") if not _is_text(row.get(name))]
-            if missing:
-                events.reject("wrong fields", where, f"{' and '.join(missing)} must be text that is not empty", FITS)
-                continue
-            key = hashlib.blake2b(row["prompt"].encode(), digest_size=8).hexdigest()
-            data = {"rubric": row["rubric"]}
-            yield Problem("general", str(row.get("lang", "en")), 1, row["prompt"], "", f"general:{key}", data)
+        key = hashlib.blake2b(row["prompt"].encode(), digest_size=8).hexdigest()
+        data = {"rubric": row["rubric"]}
+        yield Problem("general", str(row.get("lang", "en")), 1, row["prompt"], "", f"general:{key}", data)
 
 
 def _is_text(value: Any) -> bool:

@@ -95,6 +95,17 @@ def find_files(paths: Iterable[str | Path], events: Events) -> list[Path]:
     return list(files)
 
 
+def jsonl_alone(
+    paths: Iterable[str | Path], cfg: DataConfig, events: Events, *, what: str, fits: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row of the files lies, and the row, for what has no other kind of file; others are bad records."""
+    for path in find_files(paths, events):
+        if kind(path) == ".jsonl":
+            yield from jsonl_rows(path, cfg, events)
+        else:
+            events.reject("wrong fields", str(path), f"{what} are read from .jsonl files alone", fits)
+
+
 def kind(path: Path) -> str:
     """ ".txt", ".md", ".jsonl" or ".parquet", whether packed or not; "" for anything else."""
     suffixes = [suffix.lower() for suffix in path.suffixes]

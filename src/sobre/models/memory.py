@@ -17,6 +17,7 @@ Shapes: N tokens, D width, V vocabulary, O classes of a token and of those befor
 tables together, W width of a row, K taps.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ class Memory(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.longest = max(cfg.memory.orders)
-        self.register_buffer("classes_V", torch.arange(1, cfg.vocab_size + 1, dtype=torch.int32))
+        # numpy's: torch's own arange on the meta device imports torch's compiler, which takes seconds
+        self.register_buffer("classes_V", torch.from_numpy(np.arange(1, cfg.vocab_size + 1, dtype=np.int32)))
         self.at = nn.ModuleDict(
             {str(layer): LayerMemory(cfg, trail) for trail, layer in enumerate(cfg.memory.layers, 1)}
         )

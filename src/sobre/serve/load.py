@@ -74,12 +74,7 @@ def load_folder(
     path = find_folder(model, revision)
     weights = _weights(path, dtype, quiet).to(pick_device(device))
     tokenizer = Tokenizer.load(path)
-    known = weights.cfg.vocab_size
-    if tokenizer.vocab_size > known:
-        raise CheckpointError(
-            f"{model}: the tokenizer has {tokenizer.vocab_size:,} tokens and the model knows {known:,}; they do not"
-            " belong together"
-        )
+    tokenizer.check_fits(weights.cfg.vocab_size, model)
     cfg = EngineConfig(max_batch=n_slots, max_len=max_context, prefill_tokens=PREFILL_TOKENS, return_routes=experts)
     engine = Engine(weights, cfg)
     n_params = sum(parameter.numel() for parameter in weights.parameters())

@@ -115,6 +115,14 @@ class Tokenizer:
         """How the special tokens are spelt."""
         return tuple(self._added)
 
+    def check_fits(self, known: int, model: str) -> None:
+        """Raise CheckpointError where a model of `known` tokens cannot have come with this tokenizer."""
+        if self.vocab_size > known:
+            raise CheckpointError(
+                f"{model}: its tokenizer has {self.vocab_size:,} tokens and the model knows {known:,}; they do not"
+                " belong together"
+            )
+
     def vocabulary(self) -> dict[str, int]:
         """Every token as the vocabulary spells it, and its id."""
         return self._whole.get_vocab(with_added_tokens=True)
