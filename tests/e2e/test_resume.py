@@ -176,3 +176,33 @@ def test_a_run_killed_at_random_moments_ends_like_one_left_alone(flags, markers,
     else:
         events = [json.loads(line) for line in (killed / "state" / "events.jsonl").read_text().splitlines()]
         assert {event["kind"] for event in events} >= {"begin", "horizon", "end"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_adapters_killed_as_they_train_end_like_those_left_alone(tmp_path: Path):
+    script = tmp_path / "run.py"
+    script.write_text(CHILD)
+    finish(
+        start(
+            script,
+            tmp_path / "base",
+            "new",
+            ["--stages", "pretrain", "sft", "--pretrain.steps", "4", "--sft.steps", "2"],
+        )
+    )
+    model = str(tmp_path / "base" / "base")
+    flags = ["--stages", "sft", "--start.model", model, "--sft.steps", "8", "--save.every-s", "0.0"]
+    flags += ["--lora.rank", "4", "--optim.lr-adam", "0.02"]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    finish(start(script, alone, "new", flags))
+    process = start(script, killed, "new", flags)
+    wait_for(killed, "state/sft/step-*2", process)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish(start(script, killed, "resume", flags))
+    one, other = ((out / "sft" / "adapter_model.safetensors").read_bytes() for out in (alone, killed))
+    assert one == other
+    assert metrics(killed) == metrics(alone)
+    assert useful_tokens(killed) == useful_tokens(alone)
