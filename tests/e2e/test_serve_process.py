@@ -318,3 +318,37 @@ def test_what_is_asked_wrongly_is_said_before_anything_is_loaded(folder, tmp_pat
         code, said = run(folder, "--port", taken.getsockname()[1])
     assert code == 1
     assert "cannot listen on 127.0.0.1" in said
+
+
+def test_a_router_keeps_chats_where_they_are_and_moves_those_of_a_replica_that_is_killed(folder):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        replicas = list(pool.map(lambda _: Process(folder), range(2)))
+    router = Process("tiny", "--engine", *(replica.url for replica in replicas))
+
+    def n_asked():
+        return [sum("/v1/chat/completions" in line for line in replica.lines) for replica in replicas]
+
+    def place(i):
+        """Which replica answers chat `i`, and how much of its prompt it found in its cache."""
+        before, deadline = n_asked(), time.monotonic() + 10
+        body = {"model": "tiny", "messages": [{"role": "user", "content": f"chat {i}: {'3+4? ' * 8}"}], "max_tokens": 2}
+        answered = httpx.post(f"{router.url}/v1/chat/completions", json=body, timeout=60).json()
+        while sum(now := n_asked()) == sum(before):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return int(now[1] > before[1]), answered["usage"]["prompt_cache_hit_tokens"]
+
+    try:
+        first, again = [place(i) for i in range(12)], [place(i) for i in range(12)]
+        at = [where for where, _ in first]
+        assert set(at) == {0, 1}
+        assert [where for where, _ in again] == at
+        assert all(found > 0 for _, found in again)
+        replicas[0].process.kill()
+        assert [where for where, _ in map(place, range(12))] == [1] * 12
+        assert httpx.get(f"{router.url}/readyz").status_code == 200
+    finally:
+        replicas[0].process.kill()
+        replicas[0].wait()
+        router.end()
+        replicas[1].end()

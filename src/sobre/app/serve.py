@@ -2,6 +2,7 @@
 
     sobre serve out/demo/rl                                  http://127.0.0.1:8000
     sobre serve deepseek-ai/DeepSeek-V3 --engine vllm        the same API and page before another engine
+    sobre serve MODEL --engine http://a:8000 http://b:8000   before replicas: each conversation stays with one
     sobre serve out/demo/rl out/demo/sft                     two models, side by side on the page
     sobre serve out/demo/rl --port 0 --api-key K1 K2         a free port, two keys
 
@@ -69,7 +70,7 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     from sobre.serve.server import bind, run_server
     from sobre.serve.service import Service, Services
 
-    if cfg.engine != "sobre":
+    if cfg.engine != ("sobre",):
         return serve_other(cfg, keys)
     folders = [find_folder(model, cfg.revision) for model in cfg.model]
     names = model_names(cfg)
@@ -110,32 +111,39 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
 
 
 def serve_other(cfg: ServeConfig, keys: Keyring) -> int:
-    """Put our API, page, keys and prices before another engine: one that is started here, or one at an address."""
+    """Put our API, page, keys and prices before other engines: one that is started here, or those at addresses."""
     from sobre.serve.api import create_app
-    from sobre.serve.command import command, wait_until_ready
+    from sobre.serve.command import command, wait_for_any, wait_until_ready
     from sobre.serve.metrics import Metrics
     from sobre.serve.price import machine_price
+    from sobre.serve.replicas import Replicas
     from sobre.serve.server import bind, run_server
     from sobre.serve.service import Service, Services
     from sobre.serve.upstream import Upstream, UpstreamWriter
 
     price, listener = machine_price(cfg.price_usd_per_h), bind(cfg.host, cfg.port)
     name = cfg.name or Path(cfg.model[0]).name
-    url, theirs, process = cfg.engine, cfg.model[0], None
-    if cfg.engine in ("vllm", "sglang"):
+    urls, theirs, process = cfg.engine, cfg.model[0], None
+    engine = cfg.engine[0]
+    if engine in ("vllm", "sglang"):
         with bind("127.0.0.1", 0) as free:
             port = free.getsockname()[1]
-        url, theirs = f"http://127.0.0.1:{port}", name
-        line = command(cfg.engine, cfg.model[0], name, port, cfg.max_context)
+        urls, theirs = (f"http://127.0.0.1:{port}",), name
+        line = command(engine, cfg.model[0], name, port, cfg.max_context)
         say(f"starting {' '.join(line)}")
         try:
             process = subprocess.Popen(line)
         except OSError as error:
-            raise RunError(f"{line[0]} cannot be started ({error.strerror}); is {cfg.engine} installed here?") from None
+            raise RunError(f"{line[0]} cannot be started ({error.strerror}); is {engine} installed here?") from None
     try:
-        wait_until_ready(url, process, say)
+        if len(urls) == 1:
+            wait_until_ready(urls[0], process, say)
+        else:
+            wait_for_any(urls, say)
         about = model_entry(name, cfg.max_context, price.usd_per_h, None, cfg) | {"experts": 0}
-        upstream, metrics = Upstream(url, cfg.read_timeout_s), Metrics()
+        metrics = Metrics()
+        one = len(urls) == 1
+        upstream = Upstream(urls[0], cfg.read_timeout_s) if one else Replicas(urls, cfg.read_timeout_s)
         max_open = cfg.n_slots + cfg.max_waiting
         service = Service(name, UpstreamWriter(theirs), upstream, price, max_open, metrics, about)
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")

@@ -6,7 +6,7 @@ Written after the argument parsers of vLLM 0.33.0 and SGLang 0.5.23; neither has
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.error import URLError
 
 from sobre.errors import RunError
@@ -44,3 +44,16 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes] | None", say: C
             told = waited
             say(f"waiting for the engine: {waited:.0f} s")
         time.sleep(0.5)
+
+
+def wait_for_any(urls: Sequence[str], say: Callable[[str], None]) -> None:
+    """At least one of several engines must answer now; those that do not are named, and may come later."""
+    absent = []
+    for url in urls:
+        try:
+            wait_until_ready(url, None, say)
+        except RunError as error:
+            absent.append(url)
+            say(f"{error}; its conversations go to the others until it does")
+    if len(absent) == len(urls):
+        raise RunError(f"no engine answers at any of {', '.join(urls)}")

@@ -64,9 +64,9 @@ class ServeConfig:
     """Where the model runs; auto is the accelerator if there is one, else the CPU."""
     max_context: int = 0
     """Longest prompt and answer together, in tokens; 0 takes the model's."""
-    engine: str = "sobre"
+    engine: tuple[str, ...] = ("sobre",)
     """Who answers: sobre (ours); vllm or sglang, started as a process; or the http address of any server with OpenAI's
-    chat API, which then knows MODEL."""
+    chat API, which then knows MODEL. Several addresses are replicas: each conversation stays with one of them."""
     experts: bool = False
     """Keep which experts each token visits: requests may ask for it (`return_experts`), and the page shows it."""
     n_slots: int = 16
@@ -87,12 +87,16 @@ class ServeConfig:
     """Host names accepted besides the loopback ones while listening on loopback only (guards against DNS rebinding)."""
 
     def __post_init__(self) -> None:
-        if self.engine not in ("sobre", "vllm", "sglang") and not self.engine.startswith(("http://", "https://")):
-            raise ConfigError(f"engine={self.engine} must be sobre, vllm, sglang, or the http address of a server")
-        if self.engine != "sobre" and len(self.model) != 1:
-            raise ConfigError(f"engine={self.engine} serves one model, not {len(self.model)}")
-        if self.engine != "sobre" and (self.dtype != "saved" or self.revision):
-            raise ConfigError(f"dtype and revision are for our own engine, not for engine={self.engine}")
+        named = " ".join(self.engine)
+        others = [one for one in self.engine if not one.startswith(("http://", "https://"))]
+        if not self.engine or (others and named not in ("sobre", "vllm", "sglang")):
+            raise ConfigError(f"engine={named} must be sobre, vllm, sglang, or http addresses of servers")
+        if len(set(self.engine)) < len(self.engine):
+            raise ConfigError(f"engine={named} names an address twice")
+        if named != "sobre" and len(self.model) != 1:
+            raise ConfigError(f"engine={named} serves one model, not {len(self.model)}")
+        if named != "sobre" and (self.dtype != "saved" or self.revision):
+            raise ConfigError(f"dtype and revision are for our own engine, not for engine={named}")
         if self.revision and len(self.model) != 1:
             raise ConfigError(f"revision={self.revision} is for one model, not {len(self.model)}")
         if not self.model:

@@ -13,6 +13,7 @@ from sobre.serve.bridge import Bridge, Stream
 from sobre.serve.errors import ApiError, stopping
 from sobre.serve.keys import Account, too_many
 from sobre.serve.metrics import Metrics
+from sobre.serve.replicas import Replicas, ReplicaStream
 from sobre.serve.upstream import Upstream, UpstreamAnswer, UpstreamStream, UpstreamWriter
 
 
@@ -21,7 +22,7 @@ class Running:
     """An answer that is being written, and whose it is."""
 
     answer: Answer
-    stream: Stream | UpstreamStream
+    stream: Stream | UpstreamStream | ReplicaStream
     account: Account
 
 
@@ -31,8 +32,8 @@ class Service:
 
     model: str
     writer: Writer | UpstreamWriter
-    bridge: Bridge | Upstream
-    """Our engine's thread, or another engine's address."""
+    bridge: Bridge | Upstream | Replicas
+    """Our engine's thread, or the address of another engine, or several."""
     price: Price
     max_open: int
     """Choices that may run or wait at the same time."""
@@ -109,8 +110,8 @@ class Service:
         if n_open + n_choices > self.max_open:
             raise too_many(f"The server already holds {n_open} requests, of at most {self.max_open}. Try later.", 2.0)
 
-    def _submit(self, ask: Ask) -> Stream | UpstreamStream:
-        if isinstance(self.bridge, Upstream):
+    def _submit(self, ask: Ask) -> Stream | UpstreamStream | ReplicaStream:
+        if isinstance(self.bridge, Upstream | Replicas):
             assert ask.body is not None, "made by UpstreamWriter"
             return self.bridge.submit(ask.body)
         try:

@@ -194,6 +194,7 @@ class UpstreamAnswer(Answer):
                 "written": usage.get("completion_tokens", 0),
                 "thought": details.get("reasoning_tokens") or usage.get("reasoning_tokens") or 0,
             }
+            self.n_cached = self.counts["cached"]
 
     def _read(self, choice: dict[str, Any], calls: dict[int, int]) -> list[Event]:
         """The events of one choice of one chunk."""

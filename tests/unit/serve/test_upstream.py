@@ -2,80 +2,17 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import anthropic
-import httpx
 import openai
 import pytest
 
 from sobre.errors import RunError
-from sobre.ledger.prices import Price
-from sobre.serve.api import create_app
 from sobre.serve.command import command, wait_until_ready
-from sobre.serve.config import ServeConfig
-from sobre.serve.keys import Keyring
-from sobre.serve.metrics import Metrics
-from sobre.serve.server import Server, bind
-from sobre.serve.service import Service, Services
-from sobre.serve.upstream import Upstream, UpstreamWriter
 
 THOUGHT, ANSWER = "three plus four 🙂", "It is seven: 七 🧑‍🚀."
 HELLO = {"model": "front", "messages": [{"role": "user", "content": "3+4?"}]}
 PATH = "/v1/chat/completions"
-
-
-@pytest.fixture
-def front(eventually):
-    """`front(url)`: our API before the engine at `url`."""
-    ends = []
-
-    def start(url, read_timeout_s=5.0):
-        cfg = ServeConfig(model=("front",), engine=url, read_timeout_s=read_timeout_s)
-        upstream = Upstream(url, cfg.read_timeout_s)
-        about = {"id": "front", "object": "model", "created": 1, "owned_by": "sobre"}
-        service = Service("front", UpstreamWriter("scripted"), upstream, Price(3.6, "a test"), 32, Metrics(), about)
-        services, listener = Services([service]), bind("127.0.0.1", 0)
-        server = Server(create_app(services, cfg, Keyring([]), []), services, cfg)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        assert eventually(lambda: server.started)
-        http = httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20)
-        ends.append((server, thread, http))
-        return http, service
-
-    yield start
-    for server, thread, http in ends:
-        http.close()
-        server.should_exit = True
-        thread.join(10)
-
-
-@pytest.fixture
-def faulty():
-    """`faulty(answer)`: an engine that calls `answer(handler)` for each request."""
-    servers = []
-
-    def start(answer):
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                self.rfile.read(int(self.headers["content-length"]))
-                answer(self)
-
-            def log_message(self, *_):
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join(5)
-        server.server_close()
 
 
 def events(handler, *chunks):
