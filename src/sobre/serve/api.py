@@ -1,5 +1,6 @@
 """The routes of the server. What they do is in service.py; how it goes over the wire, in wire.py and the dialects."""
 
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,8 +23,9 @@ from sobre.serve.information import add_information
 from sobre.serve.keys import Keyring
 from sobre.serve.messages import MessagesDialect, parse_messages_request
 from sobre.serve.page import HEADERS, Asset, load_assets
+from sobre.serve.repeats import MAX_KEY_CHARS, Repeats
 from sobre.serve.responses import ResponsesDialect, parse_responses_request
-from sobre.serve.service import Service, Services
+from sobre.serve.service import Running, Service, Services
 from sobre.serve.text import TextDialect
 from sobre.serve.text_schema import DEFAULT_MAX_TOKENS, parse_text_request
 from sobre.serve.thinking import ThoughtControl
@@ -58,8 +60,12 @@ def create_app(services: Services, cfg: ServeConfig, keys: Keyring, examples: li
 def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
     """The four ways to ask for text, "answer now", and Anthropic's count of tokens."""
 
+    repeats: Repeats[tuple[dict[str, Any], dict[str, str]]] = Repeats()
+
     async def body_of(request: Request) -> bytes:
-        return await read_json_body(request, cfg.max_body_bytes, cfg.read_timeout_s)
+        body = await read_json_body(request, cfg.max_body_bytes, cfg.read_timeout_s)
+        request.state.body_digest = hashlib.sha256(body).digest()
+        return body
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
@@ -153,29 +159,56 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
         def gone() -> None:
             note["left"] = "early"
 
-        running = await service.begin(account, n_choices, make, timeout_of(request))
-        found = running.answer
-        events = found.events(running.stream)
-        headers = account.headers() | ({"x-ignored-params": ", ".join(ignored)} if ignored else {})
+        async def begin() -> tuple[Running, Dialect, dict[str, str]]:
+            running = await service.begin(account, n_choices, make, timeout_of(request))
+            named = {"x-ignored-params": ", ".join(ignored)} if ignored else {}
+            return running, dialect(running.answer), account.headers() | named
 
-        def release() -> None:
-            service.end(running, left="left" in note)
+        def release(running: Running, *, left: bool) -> None:
+            found = running.answer
+            service.end(running, left=left)
             note.update(key=account.name, prompt_tokens=found.n_prompt, completion_tokens=found.n_tokens)
 
-        shape = dialect(found)
         if stream:
+            running, shape, headers = await begin()
+            events = running.answer.events(running.stream)
             source = with_keep_alive(written(shape, events), cfg.keep_alive_s)
-            return EventStream(source, gone, release, write_timeout_s=cfg.write_timeout_s, headers=headers)
-        try:
-            body = await unless_gone(request.receive, collected(shape, events), gone)
-        finally:
-            release()
-        return Response(status_code=499) if body is None else JSONResponse(body, headers=headers)
+            timeout_s = cfg.write_timeout_s
+            return EventStream(
+                source, gone, lambda: release(running, left="left" in note), write_timeout_s=timeout_s, headers=headers
+            )
+
+        async def whole() -> tuple[dict[str, Any], dict[str, str]]:
+            running, shape, headers = await begin()
+            left = True
+            try:
+                body = await collected(shape, running.answer.events(running.stream))
+                left = False
+                return body, headers
+            except ApiError:
+                left = False
+                raise
+            finally:
+                release(running, left=left)
+
+        key = idempotency_key(request)
+        place = (account.name, request.url.path, key)
+        work = repeats.once(place, request.state.body_digest, whole) if key else whole()
+        found = await unless_gone(request.receive, work, gone)
+        return Response(status_code=499) if found is None else JSONResponse(found[0], headers=found[1])
 
     @app.post("/v1/chat/completions/control")
     async def control(request: Request) -> Response:
         asked = decode(ThoughtControl, read_object(await body_of(request)))
         return JSONResponse({"success": services.answer_now(asked.id, request.state.account)})
+
+
+def idempotency_key(request: Request) -> str:
+    """What names this request when it is sent again; "" for none."""
+    key = request.headers.get("idempotency-key", "")
+    if len(key) > MAX_KEY_CHARS:
+        raise invalid(f"The header 'idempotency-key' is longer than {MAX_KEY_CHARS} characters.", "idempotency-key")
+    return key
 
 
 def timeout_of(request: Request) -> float | None:

@@ -28,6 +28,7 @@ REASONS = {
     403: "The key may not do this, or the host name is unknown.",
     404: "There is no such model or answer.",
     408: "The body did not arrive in time.",
+    409: "The Idempotency-Key belongs to another request.",
     413: "The body is larger than this server takes.",
     415: "The body is not plain application/json.",
     429: "Over a limit; `Retry-After` says when to come back.",
@@ -40,7 +41,7 @@ REASONS = {
 }
 EVERYWHERE = (401, 403, 431, 500)
 OF_BODIES = (400, 404, 408, 413, 415)
-OF_ANSWERS = (402, 429, 499, 502, 503, 504)
+OF_ANSWERS = (402, 409, 429, 499, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,13 @@ TIMEOUT: Json = {
     "schema": {"type": "number", "exclusiveMinimum": 0, "maximum": 86400},
 }
 
+REPEAT: Json = {
+    "name": "idempotency-key",
+    "in": "header",
+    "description": "The same request under the same key is answered once; streams are not shared.",
+    "schema": {"type": "string", "maxLength": 255},
+}
+
 
 def paths() -> dict[str, Json]:
     """Every route but the files of the page."""
@@ -239,7 +247,7 @@ def answer(summary: str, request: str, body: str, error: str = "Error") -> Json:
     """A route that writes text, whole or as server-sent events."""
     made = operation(summary, ref(body), (*OF_BODIES, *OF_ANSWERS), error)
     made["responses"]["200"]["content"]["text/event-stream"] = {"schema": ref("Event")}
-    return {"post": made | sent(request) | {"parameters": [TIMEOUT]}}
+    return {"post": made | sent(request) | {"parameters": [TIMEOUT, REPEAT]}}
 
 
 def sent(request: str) -> Json:

@@ -3,6 +3,7 @@
 The 92 checks come in the blocks transport, roles, multi-turn, tools, usage, endpoints, errors.
 """
 
+import concurrent.futures
 import json
 import re
 from pathlib import Path
@@ -73,14 +74,13 @@ ELSEWHERE = {
         "test_answers_of_random_weights_follow_a_schema_after_their_thought": (63, 64),
     },
 }
-HERE = (3, 11, 12, 52, 90, 91)
+HERE = (3, 11, 12, 52, 88, 90, 91)
 OPEN = {
     38: "an assistant's turn at the end is context; its text is not continued",
     71: "no embeddings",
     74: "no batches and no files",
     75: "no route for tokens alone; /v1/messages/count_tokens counts them",
     78: "the other engines do not run here; the templates are compared with transformers",
-    88: "an Idempotency-Key is not looked at: a repeated request is answered again",
 }
 
 
@@ -131,6 +131,30 @@ def test_52_usage_while_it_streams_grows_to_the_total(live):
     counts = [int(n) for n in re.findall(r'"completion_tokens":(\d+)', text)]
     assert counts == sorted(counts)
     assert counts[-1] == live.http.post(PATH, json=HELLO).json()["usage"]["completion_tokens"]
+
+
+def test_88_the_same_request_under_the_same_key_is_answered_once(serving, scripted, answer_ids, eventually):
+    engine = scripted(lambda request: answer_ids("hm " * 20, "yes"), delay_s=0.01)
+    with serving(engine) as live, concurrent.futures.ThreadPoolExecutor(4) as pool:
+
+        def ask(key, **fields):
+            return httpx.post(f"{live.url}{PATH}", json=HELLO | fields, headers={"idempotency-key": key}, timeout=20)
+
+        answers = list(pool.map(lambda _: ask("a"), range(4)))
+        assert len({answer.content for answer in answers}) == 1
+        assert answers[0].json()["choices"][0]["message"]["content"] == "yes"
+        assert len(engine.asked) == 1
+        assert ask("a").content == answers[0].content
+        assert ask("b").json()["id"] != answers[0].json()["id"]
+        assert (ask("a", seed=1).status_code, len(engine.asked)) == (409, 2)
+        assert [ask("c", temperature=9).status_code, ask("c").status_code] == [400, 200], "no error is kept"
+        assert ask("x" * 256).status_code == 400
+        before = len(engine.asked)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{live.url}{PATH}", json=HELLO, headers={"idempotency-key": "d"}, timeout=0.1)
+        assert eventually(lambda: len(engine.asked) > before and not engine.left), "who leaves alone, stops it"
+        assert engine.aborted
+        assert ask("d").status_code == 200
 
 
 def test_90_a_client_that_takes_nothing_is_dropped_and_disturbs_nobody(
