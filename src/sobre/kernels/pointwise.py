@@ -25,6 +25,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
     """The same function as `reference.rope`; cos and sin are constants."""
+    if not torch.is_grad_enabled():
+        return _rotate(x_NHR, cos_NR2, sin_NR2, interleaved)
     return _Rope.apply(x_NHR, cos_NR2, sin_NR2, interleaved)
 
 

@@ -127,6 +127,17 @@ def test_experts_without_gradients_give_what_training_sees(dtype, n):
     assert (few.double() - truth).norm() / truth.norm() < TOLERANCE[dtype]
 
 
+def test_one_token_alone_gets_what_it_gets_in_company_and_wakes_no_other_expert():
+    (x_ND, weights_NA, *stacked), experts_NA = routed(3, 16, 4, "spread", torch.float32)
+    with torch.no_grad():
+        together_ND = moe.moe_ffn(x_ND, experts_NA, weights_NA, *stacked)
+        for n, experts_A in enumerate(experts_NA):
+            asleep = [e for e in range(16) if e not in experts_A.tolist()]
+            poisoned = [weight.index_fill(0, torch.tensor(asleep), torch.nan) for weight in stacked]
+            alone_1D = moe.moe_ffn(x_ND[n : n + 1], experts_A.unsqueeze(0), weights_NA[n : n + 1], *poisoned)
+            assert_close(alone_1D[0], together_ND[n])
+
+
 def test_experts_nobody_visits_get_zero_gradient_and_padding_leaks_nowhere():
     tensors, experts_NA = routed(33, 8, 2, "half", torch.float32)
     _, _, _, dgate, dup, ddown = results(moe_call(moe.moe_ffn, experts_NA), tensors)
@@ -178,6 +189,15 @@ def test_grouped_linear_applies_each_experts_matrix(dtype, counts):
     tensors = [randn(sum(counts), 16, dtype=dtype), randn(3, 8, 16, dtype=dtype, seed=1)]
     assert_same(moe.grouped_linear, reference.grouped_linear, tensors, counts)
     assert_same(moe.grouped_linear, reference.grouped_linear, tensors, torch.tensor(counts))
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rotation_without_gradients_has_the_bits_of_training(interleaved):
+    x_NHR, angles_NR2 = randn(5, 3, 8, dtype=torch.float32), randn(5, 4, dtype=torch.float32, seed=1)
+    rotation = (angles_NR2.cos(), angles_NR2.sin(), interleaved)
+    learned_NHR = pointwise.rope(x_NHR.clone().requires_grad_(), *rotation)
+    with torch.no_grad():
+        assert torch.equal(pointwise.rope(x_NHR, *rotation), learned_NHR)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

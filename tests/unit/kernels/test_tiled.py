@@ -54,6 +54,9 @@ def test_attention_to_the_cache_is_its_reference_at_all_ages(groups, call):
     later_RTS = torch.zeros(3, 4, 9).masked_fill(torch.arange(9) > ages_RT[..., None], -torch.inf)
     expected = reference.cached_attention(q_RTHK, k_RSGK, v_RSGW, later_RTS, 0.4)
     assert_close(call(q_RTHK, k_RSGK, v_RSGW, later_RTS, 0.4), expected, rtol=0, atol=1e-5)
+    for row, n_new in [(slice(0, 1), 4), (slice(2, 3), 1)]:  # a sequence by itself
+        alone = call(q_RTHK[row, :n_new], k_RSGK[row], v_RSGW[row], later_RTS[row, :n_new], 0.4)
+        assert_close(alone, expected[row, :n_new], rtol=0, atol=1e-5)
 
 
 def test_rows_that_depend_on_their_neighbours_are_noticed(monkeypatch):
