@@ -3,6 +3,7 @@
     sobre eval out/demo/rl --tasks arithmetic,countdown
     sobre eval ./Qwen3-0.6B --tasks gsm8k,math500 --files ./problems --k 8 --html out/eval.html
     sobre eval out/demo/base --tasks arithmetic --shots 4 --style plain
+    sobre eval out/demo/rl --weights int8 --text notes/ --tasks arithmetic
     sobre eval --endpoint http://127.0.0.1:8000/v1 --model-name small --tasks mine=./mine.jsonl
 
 Generated tasks need no file; well-known sets are looked for under --files; NAME=PATH names a file of your own. Every
@@ -20,13 +21,18 @@ import tyro
 
 from sobre.config.base import config
 from sobre.config.load import load, to_dict
+from sobre.data.config import DataConfig
 from sobre.errors import ConfigError, DataError
 from sobre.runtime.config import Device
 from sobre.serve.config import Dtype
 
 if TYPE_CHECKING:
+    from sobre.data.sources import Document
     from sobre.eval.answer import Endpoint, Local
     from sobre.tasks.base import Problem
+
+BITS_WINDOW = 1024
+"""Tokens of context at most when text is scored."""
 
 
 @config
@@ -41,6 +47,10 @@ class EvalOptions:
     """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
+    weights: Literal["model", "int8", "int4"] = "model"
+    """The model's own, or its matrices rounded to 8 or 4 bits (CPUs), to see what that costs."""
+    text: tuple[str, ...] = ()
+    """Files or folders of text: bits per byte on it, under int8 and int4 beside that of the model's own weights."""
     tasks: str = "arithmetic,countdown,sorting,word,equation,sequence"
     """Tasks, with commas between them: generated ones, well-known sets, or NAME=PATH."""
     files: str = "data"
@@ -82,6 +92,8 @@ class EvalOptions:
             raise ConfigError("give the folder of a model, or --endpoint URL with --model-name NAME")
         if self.endpoint and not self.model_name:
             raise ConfigError("--endpoint needs --model-name, the model's name there")
+        if self.endpoint and (self.text or self.weights != "model"):
+            raise ConfigError("--weights and --text are for a model of this process; a service keeps its own weights")
         if self.shots < 0:
             raise ConfigError(f"shots={self.shots} must be 0 or more")
         if self.style == "plain" and self.endpoint:
@@ -102,9 +114,12 @@ def main(argv: list[str]) -> int:
     asked_of = {name: _problems(name, path, options) for name, path in _named(options.tasks)}
     against = _read(Path(options.against)) if options.against else None
 
+    from sobre.data.sources import read_documents
     from sobre.eval import measure
-    from sobre.eval.answer import Sampling
+    from sobre.eval.answer import Local, Sampling
     from sobre.eval.shots import turns
+
+    documents = list(read_documents(options.text, DataConfig())) if options.text else []
 
     how = Sampling(
         max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
@@ -113,6 +128,11 @@ def main(argv: list[str]) -> int:
     texts = [_text(Path(path)) for path in options.training_text]
     shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
+    if documents and isinstance(answerer, Local):
+        result["bits_per_byte"] = scores = _bits(answerer, documents, options)
+        told = ", ".join(f"{score['value']:.4f} with {kind} weights" for kind, score in scores.items())
+        where = sys.stderr if options.json else sys.stdout
+        print(f"text of {scores['model']['bytes']:,} bytes, bits per byte: {told}", file=where, flush=True)
     for name, (asked, examples) in asked_of.items():
         shown_first = turns(examples, thinks=options.style == "chat")
         items = measure.measure(asked, replace(answerer, shots=shown_first), options.k, how)
@@ -179,9 +199,30 @@ def _answerer(options: EvalOptions) -> "Local | Endpoint":
         dtype=options.dtype,
         device=options.device,
         revision=options.revision,
+        weights_in=options.weights,
         quiet=options.json,
     )
     return Local(loaded.engine, loaded.tokenizer, is_plain=options.style == "plain")
+
+
+def _bits(local: "Local", documents: "list[Document]", options: EvalOptions) -> dict[str, dict[str, float | int]]:
+    """Of the model's own weights, and of those that `--weights` names."""
+    from sobre.eval.bits import bits_per_byte
+    from sobre.models.decoder import Decoder
+    from sobre.models.quantised import quantised
+
+    own = local.engine.model
+    assert isinstance(own, Decoder), "a loaded folder is a decoder"
+    models = (
+        {"model": own}
+        if options.weights == "model"
+        else {"model": own, options.weights: quantised(own, options.weights)}
+    )
+    window = min(local.engine.max_len, BITS_WINDOW)
+    return {
+        kind: bits_per_byte(model, local.tokenizer, documents, window=window)["all"].to_dict()
+        for kind, model in models.items()
+    }
 
 
 def _text(path: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Literal
 
 import torch
 
@@ -65,17 +66,25 @@ def load_folder(
     dtype: Dtype = "saved",
     device: Device = "auto",
     revision: str = "",
+    weights_in: Literal["model", "int8", "int4"] = "model",
     quiet: bool = False,
 ) -> Loaded:
     """Load a model folder or a hub id; raises CheckpointError when it is neither, naming model folders near it.
 
-    Weights are held and computed with in `dtype` (`Dtype`). A bar on standard error follows large ones unless `quiet`.
+    Weights are held and computed with in `dtype` (`Dtype`); the engine rounds its own to `weights_in`. A bar on
+    standard error follows large ones unless `quiet`.
     """
     path = find_folder(model, revision)
     weights = _weights(path, dtype, quiet).to(pick_device(device))
     tokenizer = Tokenizer.load(path)
     tokenizer.check_fits(weights.cfg.vocab_size, model)
-    cfg = EngineConfig(max_batch=n_slots, max_len=max_context, prefill_tokens=PREFILL_TOKENS, return_routes=experts)
+    cfg = EngineConfig(
+        max_batch=n_slots,
+        max_len=max_context,
+        prefill_tokens=PREFILL_TOKENS,
+        weights=weights_in,
+        return_routes=experts,
+    )
     engine = Engine(weights, cfg)
     n_params = sum(parameter.numel() for parameter in weights.parameters())
     per_token = cache_bytes_per_token(weights.cfg, weights.dtype.itemsize)

@@ -10,11 +10,19 @@ import jsonschema
 import pytest
 
 from sobre.app import eval as verb
+from sobre.data.sources import Document
 from sobre.errors import ConfigError, DataError, RunError
 from sobre.eval.answer import Endpoint, Reply, Sampling
+from sobre.eval.bits import bits_per_byte
 from sobre.eval.measure import Item, Marked, compare, contamination, mark, summary
+from sobre.models.checkpoint import save_model
+from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
+from sobre.models.decoder import Decoder
+from sobre.models.quantised import quantised
 from sobre.schemas import schema
 from sobre.tasks.sampling import test_set as fixed_problems
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
 
 HOW = Sampling(max_tokens=50, temperature=0.6, top_p=0.9, seed=3)
 
@@ -173,12 +181,42 @@ def test_the_verb_writes_a_result_that_another_can_be_set_against(service, tmp_p
     assert [len(found["replies"]) for found in result["items"]] == [2, 2]
 
 
+def test_rounded_weights_are_told_in_bits_per_byte_beside_the_models_own(tmp_path: Path, capsys) -> None:
+    texts = ["the cost of rounding ", "is measured in bits per byte, "]
+    tokenizer = Tokenizer.train(texts, TokenizerConfig(vocab_size=300))
+    shape = ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        max_len=512,
+        d_model=32,
+        n_layers=2,
+        attention=GQAConfig(n_heads=4, n_kv_heads=2, head_dim=8),
+        ffn=DenseConfig(d_ff=64),
+    )
+    model = Decoder(shape).eval()
+    model.init_weights(0)
+    save_model(model, tmp_path / "m")
+    tokenizer.save(tmp_path / "m", max_len=512)
+    (tmp_path / "a.txt").write_text("".join(texts))
+    asked = ["--tasks", "word", "--n", "1", "--max-tokens", "2", "--text", str(tmp_path / "a.txt"), "--json"]
+    assert verb.main([str(tmp_path / "m"), *asked, "--weights", "int8"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    jsonschema.validate(result, schema("evaluation"))
+    found = result["bits_per_byte"]
+    by_hand = {
+        kind: bits_per_byte(each, tokenizer, [Document("".join(texts))], window=512)["all"].to_dict()
+        for kind, each in (("model", model), ("int8", quantised(model, "int8")))
+    }
+    assert found == {kind: pytest.approx(bits, rel=1e-6) for kind, bits in by_hand.items()}
+    assert 0 < abs(found["int8"]["value"] - found["model"]["value"]) < 0.05
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ([], "give the folder of a model, or --endpoint"),
         (["m", "--endpoint", "http://x"], "give the folder of a model, or --endpoint"),
         (["--endpoint", "http://x"], "needs --model-name"),
+        (["--endpoint", "http://x", "--model-name", "m", "--weights", "int8"], "a service keeps its own weights"),
         (["m", "--k", "2", "--temperature", "0"], "all alike"),
         (["m", "--tasks", "word,word"], "each once"),
         (["m", "--tasks", "gsm8k", "--files", "/nonexistent"], "gsm8k: no file"),
