@@ -7,7 +7,7 @@ What a laptop learns in minutes is planned by plan/solve.py, from a measured mac
 """
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sobre.data.config import DataConfig
 from sobre.errors import ConfigError
@@ -21,6 +21,7 @@ from sobre.plan.chips import THIS, Chip, this_file
 from sobre.plan.config import BudgetConfig, SplitConfig
 from sobre.plan.ladder import at_rung
 from sobre.plan.laws import FITTED_FROM, Loss, expected_loss
+from sobre.plan.layout import Layout
 from sobre.plan.outline import outline
 from sobre.plan.plan import describe, short
 from sobre.plan.rules import LADDER, Rules, Rung
@@ -28,6 +29,9 @@ from sobre.plan.train import TrainingPlan, energy_kwh, train
 from sobre.schemas import VERSION
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.train.config import StageConfig
+
+if TYPE_CHECKING:
+    from sobre.config.recipe import StageName
 
 SPLIT = {"pretrain": 0.80, "sft": 0.05, "rl": 0.10, "evaluation": 0.05}
 """Shares of the budget. R1's reinforcement learning took 5 % of V3's pretraining, V3.2's more than 10 %
@@ -258,8 +262,8 @@ def recipe(bought: Purchase, name: str) -> str:
         f"score:    expected loss {bought.best.loss.value:.2f} nats per token"
         f" ({bought.best.loss.low:.2f} to {bought.best.loss.high:.2f})",
     ]
-    if layout.chips > layout.data:
-        header.append("note:     a run divides the batch, the weights and the experts; the plan counts on the rest too")
+    parallel, stages, notes = _division(layout, cfg, name) if chips > 1 else (ParallelConfig(), Recipe().stages, [])
+    header += [f"note:     {note}" for note in notes]
     stage = StageConfig(
         batch_tokens=int(plan.batch_tokens),
         micro_tokens=layout.micro_batch * plan.seq_len,
@@ -268,6 +272,7 @@ def recipe(bought: Purchase, name: str) -> str:
     split = SplitConfig(**{stage: SPLIT[stage] for stage in ("pretrain", "sft", "rl")})
     found = Recipe(
         name=name,
+        stages=stages,
         budget=BudgetConfig(
             amount=bought.budget.text,
             price=rent,
@@ -281,11 +286,35 @@ def recipe(bought: Purchase, name: str) -> str:
         model=replace(cfg, vocab_size=0, max_len=0),
         optim=OptimConfig(lr=_rounded(bought.lr), lr_adam=_rounded(bought.lr)),
         pretrain=stage,
-        parallel=ParallelConfig(shards=0, zero=layout.zero or 1, experts=layout.expert)
-        if chips > 1
-        else ParallelConfig(),
+        parallel=parallel,
     )
     return to_toml(found, tuple(header))
+
+
+def _division(layout: Layout, cfg: ModelConfig, name: str) -> "tuple[ParallelConfig, tuple[StageName, ...], list[str]]":
+    """The planned layout as a run has it, the stages that run in it, and what the plan counts on beyond that."""
+    from sobre.config.recipe import Recipe
+
+    notes, stages = [], Recipe().stages
+    divides = cfg.attention.kind == "gqa" and cfg.ffn.kind == "dense"
+    if layout.tensor > 1 and not divides:
+        notes.append(f"the plan counts on tensor {layout.tensor} too, which a run has for dense models with GQA alone")
+    if layout.context > 1:
+        notes.append(f"the plan counts on context {layout.context} too, which a run does not have yet")
+    if layout.pipeline > 1:
+        stages = tuple(stage for stage in stages if stage in ("pretrain", "sft"))
+        rest = f"sobre rl {name}.toml --model out/{name}/sft --parallel.pipeline 1"
+        notes.append(f"a pipeline pretrains and fine-tunes; after that: {rest}")
+    has_two = cfg.n_layers + cfg.n_mtp >= 2 * layout.pipeline
+    parallel = ParallelConfig(
+        shards=0,
+        zero=1 if layout.pipeline > 1 else layout.zero or 1,
+        experts=layout.expert,
+        tensor=layout.tensor if divides else 1,
+        pipeline=layout.pipeline,
+        schedule="zero-bubble" if layout.pipeline > 1 and has_two else "1f1b",
+    )
+    return parallel, stages, notes
 
 
 def _offers(

@@ -92,9 +92,22 @@ def test_the_recipe_of_many_chips_divides_what_the_plan_divides_and_says_how_to_
     assert layout.expert > 1
     assert (read.parallel.shards, read.parallel.zero, read.parallel.experts) == (0, layout.zero, layout.expert)
     read.parallel.check(8)
-    read.parallel.check_experts(read.model.ffn.n_experts)
+    read.parallel.check_model(read.model)
     assert "torchrun --nproc-per-node 8 -m sobre run mine.toml" in text
     assert "torchrun --nnodes 8 --nproc-per-node 8" in recipe(buy("5000usd", chip("h100"), 64), "mine")
+
+
+def test_the_recipe_of_a_pipeline_holds_it_and_the_stages_that_run_in_one():
+    found = buy("20000usd", chip("h100"), 64)
+    text = recipe(found, "mine")
+    read, layout = decode(Recipe, [Layer("written", tomllib.loads(text))]), found.best.plan.layout
+    assert layout.pipeline == 2
+    assert (read.parallel.pipeline, read.parallel.schedule, read.parallel.zero) == (2, "zero-bubble", 1)
+    read.parallel.check(64)
+    read.parallel.check_model(read.model)
+    read.parallel.check_stages(read.stages)
+    assert read.stages == ("pretrain", "sft")
+    assert "after that: sobre rl mine.toml --model out/mine/sft --parallel.pipeline 1" in text
 
 
 def test_the_bill_of_everything_is_more_than_that_of_pretraining_and_names_its_carbon():

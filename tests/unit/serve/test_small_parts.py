@@ -59,7 +59,10 @@ def test_a_folder_and_a_hub_id_load_in_the_dtype_asked_for(tmp_path, monkeypatch
 
 
 def test_only_large_weights_are_shown_as_they_load(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sobre.serve.load.load_model", lambda path, dtype, progress=None: progress and progress(1, 1))
+    def read(path, dtype, progress=None, **_):
+        return progress and progress(1, 1)
+
+    monkeypatch.setattr("sobre.serve.load.load_model", read)
     (tmp_path / "model.safetensors").write_bytes(bytes(9))
     weights(tmp_path, "saved", False)
     assert capsys.readouterr().err == ""
