@@ -19,13 +19,15 @@ def test_plan_ledger_and_schemas_import_without_torch():
 
 
 @pytest.mark.parametrize("question", ["validate", "demo --budget 10m"])
-def test_a_plan_is_there_after_about_a_second_of_computing(question):
-    """By the processor's clock of the whole process, the better of two: a busy machine makes it up to twice as slow."""
-    assert _computing_s(question) < 1.2 or _computing_s(question) < 1.2
+def test_a_plan_is_made_in_few_times_what_it_takes_to_import_the_libraries(question):
+    """A ratio of the processor's clock, the better of two: the libraries need some 0.15 s on a machine at rest."""
+    plan = ["-m", "sobre", "plan", *question.split()]
+    ratios = (_computing_s(plan) / _computing_s(["-c", "from pydantic import TypeAdapter; import tyro"]) for _ in "12")
+    assert any(ratio < 6 for ratio in ratios)
 
 
-def _computing_s(question: str) -> float:
+def _computing_s(arguments: list[str]) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "sobre", "plan", *question.split()], capture_output=True, check=True)
+    subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
