@@ -14,6 +14,7 @@ from sobre.config.base import config
 from sobre.config.load import ABSENT, decode, diff, leaves, read_recipe, to_dict, to_json
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import ConfigError
+from sobre.schemas import VERSION
 
 USAGE = "usage: sobre config show [RECIPE ...] [flags] | diff LEFT RIGHT | check RECIPE ...   (each with --json)"
 
@@ -56,7 +57,8 @@ def compare(argv: list[str]) -> None:
     left, right = (decode(Recipe, [read_recipe(name)]) for name in names)
     changes = diff(left, right)
     if as_json:
-        print(json.dumps({path: {"left": a, "right": b} for path, (a, b) in changes.items()}, indent=2))
+        sides = {path: {"left": a, "right": b} for path, (a, b) in changes.items()}
+        print(json.dumps({"schema": VERSION, "changes": sides}, indent=2))
         return
     for path, (a, b) in changes.items():
         print(f"{path}: {_shown(a)} -> {_shown(b)}")
@@ -76,7 +78,7 @@ def check(argv: list[str]) -> None:
         except ConfigError as error:
             faults[name] = str(error)
     if as_json:
-        print(json.dumps({name: faults.get(name, "") for name in names}, indent=2))
+        print(json.dumps({"schema": VERSION, "faults": {name: faults.get(name, "") for name in names}}, indent=2))
     else:
         print("\n".join(f"{name}: a recipe" for name in names if name not in faults))
     if faults:

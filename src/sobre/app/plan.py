@@ -190,11 +190,12 @@ def _buy(options: BuyOptions) -> None:
 
 def _buy_minutes(budget: str, on: Chip, chips: int, name: str) -> tuple[str, Plan]:
     """The recipe and the plan of a budget too small for scaling laws: the demo's, with its sizes chosen."""
+    from sobre.app.works import step_tokens
     from sobre.config.recipe import load_recipe
     from sobre.config.write import to_toml
 
     asked, _ = load_recipe(["demo", "--budget", budget], PlanOptions)
-    found, plan = in_minutes(replace(asked, name=name), on, chips)
+    found, plan = in_minutes(replace(asked, name=name), on, chips, step_tokens=step_tokens(asked))
     minutes = sum(stage.seconds for stage in plan.stages) / 60
     return to_toml(found, header(found, plan, on, minutes)), plan
 

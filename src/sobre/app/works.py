@@ -16,11 +16,13 @@ def student_config(recipe: Recipe, model: ModelConfig) -> ModelConfig:
 
 
 def step_tokens(recipe: Recipe) -> dict[str, int]:
-    """Tokens of one step where the recipe says them."""
+    """Tokens of one step where the recipe says them; of answers that a model samples, as long as they are expected."""
     sections: dict[str, object] = {stage: getattr(recipe, stage) for stage in STAGES}
     found = {name: section.batch_tokens for name, section in sections.items() if isinstance(section, StageConfig)}
+    sampled = {n: s.n_prompts * s.group_size for n, s in sections.items() if isinstance(s, RLConfig)}
     if recipe.distill.method == "on_policy":
-        found["distill"] = recipe.distill.n_prompts * (Rules.eval_prompt + Rules.rl_answer)
+        sampled["distill"] = recipe.distill.n_prompts
+    found |= {name: n_answers * (Rules.eval_prompt + Rules.rl_answer) for name, n_answers in sampled.items()}
     return found
 
 

@@ -1,10 +1,11 @@
 """What a budget buys that is too small for scaling laws: a recipe's run on a chip, dense or mixture by our own race.
 
-No published law was fitted below some 1e18 FLOPs, so no loss is predicted here; sizes follow the recipe's rule of
-tokens for each active parameter (plan/solve.py). Whether experts pay was measured at this scale: a mixture needs fewer
-steps than its dense twin, and makes them more slowly.
+No published law was fitted below some 1e18 FLOPs; the loss is that of our own (plan/own_law.py), as far as it reaches.
+Sizes follow the recipe's rule of tokens for each active parameter (plan/solve.py). Whether experts pay was measured at
+this scale: a mixture needs fewer steps than its dense twin, and makes them more slowly.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,13 @@ MIXTURE_RATE = 0.74
 """Steps of a mixture in the time of one of its dense twin, with Muon on two cores (docs/benchmarks.md, train)."""
 DENSE = (
     "dense, as the recipe says: at some 200,000 active parameters it learned more from each token than a mixture, and"
-    " made more of them (docs/lab/log.md); no loss is predicted, no law was fitted so low"
+    " made more of them (docs/lab/log.md)"
 )
 
 
-def in_minutes(recipe: "Recipe", chip: Chip, chips: int = 1) -> "tuple[Recipe, Plan]":
+def in_minutes(
+    recipe: "Recipe", chip: Chip, chips: int = 1, *, step_tokens: Mapping[str, int] | None = None
+) -> "tuple[Recipe, Plan]":
     """The recipe with the better kind of feed-forward layer and the chosen sizes in it, and its plan.
 
     A mixture becomes dense where that is the better buy; a dense recipe stays dense.
@@ -45,7 +48,7 @@ def in_minutes(recipe: "Recipe", chip: Chip, chips: int = 1) -> "tuple[Recipe, P
         machine(chip, chips),
         vocab_size=recipe.tokenizer.vocab_size,
         seq_len=recipe.data.seq_len,
-        step_tokens={"pretrain": recipe.pretrain.batch_tokens, "sft": recipe.sft.batch_tokens},
+        step_tokens=step_tokens,
         n_problems=recipe.eval.n_problems,
     )
     plan = replace(plan, verdict=_verdict(worth, flops) if is_mixture else DENSE)
@@ -71,4 +74,4 @@ def _verdict(worth: float, flops: bool) -> str:
     race = f"for the same loss a mixture needs {MIXTURE_STEPS:.2f} of its dense twin's steps"
     speed = "" if flops else f" and makes them at {MIXTURE_RATE} of the speed"
     better = "mixture" if worth > 1 else "dense"
-    return f"{better} is the better buy: at this size, {race}{speed}; no loss is predicted, no law was fitted so low"
+    return f"{better} is the better buy: at this size, {race}{speed}"

@@ -23,6 +23,8 @@ LEAST_CELLS = 6
 """Five constants are not fitted on fewer."""
 BAND = 2.0
 """A prediction's span, in root mean square errors of leaving one out."""
+FARTHEST = 10.0
+"""How many times more compute than the largest run, or fewer than the smallest, a prediction is still made for."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,39 @@ def left_out(points: Sequence[Point]) -> list[float]:
 def spread(errors: Sequence[float]) -> float:
     """Root mean square."""
     return sqrt(sum(error**2 for error in errors) / len(errors))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Bits per byte of held-out text such as the law's, with its span."""
+
+    value: float
+    low: float
+    high: float
+    beyond: str
+    """What of the law's range is left, in words; empty within it."""
+    source: str
+
+    def in_words(self) -> str:
+        far = f"; {self.beyond}" if self.beyond else ""
+        return f"{self.value:.2f} bits per byte of such text ({self.low:.2f} to {self.high:.2f}{far}), by {self.source}"
+
+
+def expected(n: float, d: float, flops: float) -> Expected | None:
+    """What a training of `d` tokens and `flops` FLOPs reaches with N = `n`; None too far from what was measured."""
+    law = own_law()
+    (least, most), (smallest, largest) = law.flops, law.sizes
+    if not least / FARTHEST <= flops <= most * FARTHEST:
+        return None
+    outside = [
+        f"{what} {value:.2g} lies outside {low:.2g} to {high:.2g}"
+        for what, value, low, high in (("compute", flops, least, most), ("size", n, smallest, largest))
+        if not low * 0.99 <= value <= high * 1.01
+    ]
+    bits = law.bits(law.fit.loss(n, d))
+    band = BAND * law.error * bits
+    beyond = f"extrapolated: {' and '.join(outside)}" if outside else ""
+    return Expected(bits, bits - band, bits + band, beyond, f"our own law ({law.text})")
 
 
 @cache

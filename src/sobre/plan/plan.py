@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sobre.models.config import ModelConfig
 from sobre.plan.budget import Budget
 from sobre.plan.count import ParamCount
+from sobre.plan.own_law import Expected
 from sobre.schemas import VERSION
 
 WIDTH = 99
@@ -73,6 +74,8 @@ class Plan:
     runner_up: str
     """The model that was nearly chosen, in words; empty when there was no choice."""
     notes: tuple[str, ...]
+    expected: Expected | None = None
+    """What the pretraining reaches, where a law of ours holds; of text such as the law's, whatever this run reads."""
     verdict: str = ""
     """Dense or mixture, and why, where the plan chose between them."""
 
@@ -108,6 +111,8 @@ class Plan:
             rows.append((" evaluation", self._share(stage.evaluation), self._time(stage.evaluation), problems, "", ""))
         rows.append(("end", self._share(self.end), self._time(self.end), "", "", ""))
         lines = [self._budget_line(), self._model_line(), "", *_align(rows), ""]
+        if self.expected:
+            lines += wrap(f"expected: {self.expected.in_words()}", WIDTH, subsequent_indent="  ")
         if self.verdict:
             lines += wrap(f"verdict: {self.verdict}", WIDTH, subsequent_indent="  ")
         if self.runner_up:

@@ -57,6 +57,8 @@ class Rules:
     """Tokens of a rollout, for the guess of the number of RL steps."""
     least_steps: int = 20
     """Optimizer steps below which a stage cannot teach anything: a smaller budget is refused."""
+    least_sampled_steps: int = 2
+    """The same of a stage whose model answers before each step."""
     good_epochs: float = 4.0
     """Repeating data up to here is nearly as good as new data (arXiv 2305.16264): more is noted in the plan."""
     most_epochs: float = 40.0

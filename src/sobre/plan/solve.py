@@ -20,6 +20,7 @@ from sobre.plan.budget import Budget, parse_budget
 from sobre.plan.config import BudgetConfig
 from sobre.plan.count import decode_flops, flops_per_token, generate_flops, params
 from sobre.plan.ladder import at_rung
+from sobre.plan.own_law import Expected, expected
 from sobre.plan.plan import Machine, Plan, StagePlan, describe, short
 from sobre.plan.rules import LADDER, Rules
 
@@ -71,9 +72,13 @@ class Rates:
     works: Mapping[str, Work]
     lora: LoraConfig | None = None
 
+    def work(self, stage: str) -> Work:
+        """What the stage does beside plain training."""
+        return self.works.get(stage, Work(samples=stage in ("rl", "rl2")))
+
     def token(self, stage: str, model: ModelConfig) -> tuple[float, float]:
         """FLOPs and seconds of one trained token of a stage, with all that is done for it."""
-        work = self.works.get(stage, Work(samples=stage in ("rl", "rl2")))
+        work = self.work(stage)
         lora = self.lora if work.model is None else None
         model = work.model or model
         train = flops_per_token(model, self.seq_len, lora=lora).train
@@ -137,7 +142,7 @@ def solve(
     batch = max(4, round(rules.batch_scale * compute**rules.batch_power / seq_len)) * seq_len
     stages = tuple(_stage(s, chosen, purse, rates, (step_tokens or {}).get(s, batch), n_problems) for s in purse.stages)
     for stage in stages:
-        _check_steps(stage, budget, rules)
+        _check_steps(stage, budget, rules.least_sampled_steps if rates.work(stage.name).samples else rules.least_steps)
     notes += [
         f"{s} teaches a student, {_size(w.model)}" for s, w in rates.works.items() if s in purse.stages and w.model
     ]
@@ -158,7 +163,15 @@ def solve(
         end=purse.end,
         runner_up=_in_words(models, purse, rates, recipe.budget.tokens_per_active) if len(models) > 1 else "",
         notes=tuple(notes),
+        expected=_expected(chosen, stages),
     )
+
+
+def _expected(model: ModelConfig, stages: Sequence[StagePlan]) -> Expected | None:
+    """What the pretraining reaches, if there is one."""
+    found = [stage for stage in stages if stage.name == "pretrain"]
+    n = params(model).active - model.vocab_size * model.d_model
+    return expected(n, found[0].tokens, found[0].flops) if found else None
 
 
 def divide(
@@ -224,12 +237,12 @@ def _stage(name: str, model: ModelConfig, purse: Purse, rates: Rates, step_token
     )
 
 
-def _check_steps(stage: StagePlan, budget: Budget, rules: Rules) -> None:
-    if stage.steps < rules.least_steps:
-        factor = rules.least_steps / max(stage.steps, 0.1)
+def _check_steps(stage: StagePlan, budget: Budget, least: int) -> None:
+    if stage.steps < least:
+        factor = least / max(stage.steps, 0.1)
         unit = "s" if budget.kind == "seconds" else "flop"
         raise ConfigError(
-            f"budget {budget.text!r} is too small: {stage.name} gets {stage.steps} of the {rules.least_steps} steps"
+            f"budget {budget.text!r} is too small: {stage.name} gets {stage.steps} of the {least} steps"
             f" that it needs at the least on this machine; about {budget.amount * factor:.3g}{unit} would do"
         )
 

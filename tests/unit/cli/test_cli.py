@@ -4,10 +4,12 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 
 from sobre import __version__, cli
 from sobre.errors import ConfigError, RunError
+from sobre.schemas import schema
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> None:
@@ -99,7 +101,9 @@ def test_config_show_prints_a_recipe_that_reads_back(tmp_path, monkeypatch, caps
     assert cli.main(["config", "diff", "plain.toml", "again.toml"]) == 0
     assert capsys.readouterr().out == "seed: 0 -> 5\n"
     assert cli.main(["config", "diff", "plain.toml", "again.toml", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"seed": {"left": 0, "right": 5}}
+    changed = json.loads(capsys.readouterr().out)
+    jsonschema.validate(changed, schema("changes"))
+    assert changed["changes"] == {"seed": {"left": 0, "right": 5}}
 
 
 def test_config_check_names_every_bad_file(tmp_path, monkeypatch, capsys) -> None:
@@ -113,6 +117,11 @@ def test_config_check_names_every_bad_file(tmp_path, monkeypatch, capsys) -> Non
     assert "good.toml: a recipe" in shown.out
     assert "perhaps seed" in shown.err
     assert "worse.toml" in shown.err
+    assert cli.main(["config", "check", "good.toml", "bad.toml", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    jsonschema.validate(told, schema("faults"))
+    assert told["faults"]["good.toml"] == ""
+    assert "perhaps seed" in told["faults"]["bad.toml"]
 
 
 @pytest.mark.parametrize("argv", [[], ["shw"], ["diff", "one"], ["check"], ["check", "--x"]])

@@ -3,6 +3,7 @@
 import json
 import random
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from sobre.data.events import Events
 from sobre.data.overlap import TestOverlap as Overlap
 from sobre.data.sources import Document
 from sobre.errors import DataError
+from sobre.schemas import schema
 
 
 def documents(n: int = 200) -> list[Document]:
@@ -62,6 +64,7 @@ def test_the_report_counts_everything(tokenizer, tmp_path):
     assert report["train"]["size_bytes"] + report["held_out"]["size_bytes"] == sum(sizes)
     assert sum(share["documents"] for share in report["train"]["by_source"].values()) == report["train"]["documents"]
     assert report["documents_by_lang"] == {"en": 200}
+    jsonschema.validate({**report, "generated": False}, schema("data"))
     assert report["tokens"] == corpus.shards.n_tokens
     assert report == json.loads((tmp_path / "c" / "report.json").read_text()) == Corpus.open(tmp_path / "c").report
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sobre.plan.own_law import Fit, Point, fit, left_out, spread
+from sobre.plan.own_law import BAND, Fit, Point, expected, fit, left_out, own_law, spread
 
 TRUE = Fit(e=1.5, a=40.0, alpha=0.4, b=100.0, beta=0.3)
 
@@ -30,3 +30,24 @@ def test_a_term_is_left_out_before_it_becomes_negative():
     found = fit(rising)
     assert min(found.e, found.a, found.b) >= 0
     assert found.loss(3e4, 1e6) == pytest.approx(found.loss(9e5, 1e6))
+
+
+def test_the_committed_law_is_the_fit_of_its_own_cells():
+    law = own_law()
+    assert fit(law.points).to_dict() == pytest.approx(law.fit.to_dict(), rel=1e-3)
+    assert spread(left_out(law.points)) == pytest.approx(law.error, rel=1e-2)
+    assert law.error < 0.03
+
+
+def test_a_prediction_says_its_span_and_where_it_leaves_what_was_measured():
+    law = own_law()
+    point = max(law.points, key=lambda p: p.flops)
+    within = expected(point.n, point.d, point.flops)
+    assert within.value == pytest.approx(law.bits(point.loss), rel=3 * law.error)
+    assert within.low == pytest.approx(within.value * (1 - BAND * law.error))
+    assert within.beyond == ""
+    far = expected(point.n, 5 * point.d, 5 * point.flops)
+    assert far.value < within.value
+    assert "compute" in far.beyond
+    assert "size" not in far.beyond
+    assert expected(point.n, 50 * point.d, 50 * point.flops) is None
