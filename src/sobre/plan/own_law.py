@@ -68,7 +68,7 @@ class OwnLaw:
     vocab_size: int
     seq_len: int
     text: str
-    """In words: what was learned and scored."""
+    """In words: what was learned; other documents of it were scored."""
     source: str
     """Command, commit, machine, date."""
     points: tuple[Point, ...]
@@ -110,18 +110,19 @@ def spread(errors: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Expected:
-    """Bits per byte of held-out text such as the law's, with its span."""
+    """Bits per byte that a pretraining reaches if it reads such text as the law's, with its span."""
 
     value: float
     low: float
     high: float
+    text: str
     beyond: str
     """What of the law's range is left, in words; empty within it."""
-    source: str
 
     def in_words(self) -> str:
-        far = f"; {self.beyond}" if self.beyond else ""
-        return f"{self.value:.2f} bits per byte of such text ({self.low:.2f} to {self.high:.2f}{far}), by {self.source}"
+        far = f", {self.beyond}" if self.beyond else ""
+        span = f"{self.value:.2f} bits per byte ({self.low:.2f} to {self.high:.2f})"
+        return f"pretraining on {self.text} would reach {span}, by a law of our own{far}"
 
 
 def expected(n: float, d: float, flops: float) -> Expected | None:
@@ -138,7 +139,7 @@ def expected(n: float, d: float, flops: float) -> Expected | None:
     bits = law.bits(law.fit.loss(n, d))
     band = BAND * law.error * bits
     beyond = f"extrapolated: {' and '.join(outside)}" if outside else ""
-    return Expected(bits, bits - band, bits + band, beyond, f"our own law ({law.text})")
+    return Expected(bits, bits - band, bits + band, law.text, beyond)
 
 
 @cache
