@@ -9,28 +9,14 @@ from dataclasses import dataclass
 from math import log
 
 from sobre.plan.outline import Outline
-
-
-@dataclass(frozen=True)
-class Law:
-    """L(N, D) = e + a / N ** alpha + b / D ** beta."""
-
-    source: str
-    e: float
-    a: float
-    alpha: float
-    b: float
-    beta: float
-
-    def loss(self, n: float, d: float) -> float:
-        return self.e + self.a / n**self.alpha + self.b / d**self.beta
-
+from sobre.plan.own_law import Fit
 
 LAWS = (
-    Law("Besiroglu et al., arXiv 2404.10102: Chinchilla's runs fitted again", 1.8172, 482.01, 0.3478, 2085.43, 0.3658),
-    Law("Hoffmann et al., arXiv 2203.15556, 3.3", 1.69, 406.4, 0.34, 410.7, 0.28),
+    Fit(e=1.8172, a=482.01, alpha=0.3478, b=2085.43, beta=0.3658),
+    Fit(e=1.69, a=406.4, alpha=0.34, b=410.7, beta=0.28),
 )
-"""The first one chooses; all of them give the span."""
+"""Besiroglu et al., arXiv 2404.10102 (Chinchilla's runs fitted again), and Hoffmann et al., arXiv 2203.15556, 3.3. The
+first one chooses; all of them give the span."""
 LEVERAGE_LARGE = (1e22, 0.54)
 """(training FLOPs, exponent): DeepSeekMoE 16B equals a dense 7B with 40 % of the FLOPs at 17 % activation
 (arXiv 2401.06066, 5), and 3 % activation is worth more than 7x (arXiv 2507.17702): 2.5 = 5.9^0.52, 7 = 32^0.56."""

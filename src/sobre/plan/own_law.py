@@ -42,7 +42,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Fit:
-    """The constants, and how well they predict a cell that they have not seen."""
+    """The constants of L(N, D) = e + a / N ** alpha + b / D ** beta."""
 
     e: float
     a: float
