@@ -30,15 +30,18 @@ class Linear(nn.Module):
         self.lora: LoRA | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = self.product(x, None if self.bias is None else self.bias.to(x.dtype))
+        return y if self.lora is None else y + self.lora(x)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T (+ bias), as W lies or as training multiplies."""
         if self.precision != "auto" and self.training:
             y = fp8_linear(x, self.weight, power_of_two=self.precision == "fp8-power-of-two")
-            return y if bias is None else y + bias
-        if self.weight_factors is not None:
+        elif self.weight_factors is not None:
             y = select.kept_linear(x, Blocks(self.weight, self.weight_factors))
-            return y if bias is None else y + bias
-        y = select.linear(x, self.weight.to(x.dtype), bias)
-        return y if self.lora is None else y + self.lora(x)
+        else:
+            return select.linear(x, self.weight.to(x.dtype), bias)
+        return y if bias is None else y + bias
 
     def whole_weight(self, dtype: torch.dtype) -> Tensor:
         """W and what the adapter adds to it, as one matrix."""

@@ -11,8 +11,6 @@ from functools import partial
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sobre.kernels import select
-from sobre.kernels.fp8_linear import fp8_linear
 from sobre.models.decoder import Block, Decoder
 from sobre.models.ffn import SwiGLU
 from sobre.models.gqa import GQA
@@ -26,15 +24,12 @@ class SummedLinear(Linear):
 
     def __init__(self, whole: Linear, group: dist.ProcessGroup) -> None:
         nn.Module.__init__(self)
+        self.register_buffer("weight_factors", None)
         self.weight, self.bias, self.lora, self.precision = whole.weight, whole.bias, None, whole.precision
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.precision != "auto" and self.training:
-            y = fp8_linear(x, self.weight, power_of_two=self.precision == "fp8-power-of-two")
-        else:
-            y = select.linear(x, self.weight.to(x.dtype), None)
-        y = summed(y, self.group)
+        y = summed(self.product(x, None), self.group)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
 
