@@ -68,7 +68,7 @@ def moe_ffn(
     weights_NA = weights_NA.to(x_ND.dtype)
     tensors = (x_ND, weights_NA, gate_EFD, up_EFD, down_EDF)
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not learns and experts_NA.shape[0] == 1:
+    if not learns and experts_NA.shape[0] == 1 and experts_NA.device.type == "cpu":  # elsewhere the host would wait
         return _one_token(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
     if not learns and experts_NA.numel() <= PAD * gate_EFD.shape[0]:
         return _few_tokens(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
