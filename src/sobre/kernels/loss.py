@@ -9,7 +9,7 @@ ordinary output head would; everything after that is float32.
 Shapes: N tokens, D width, V vocabulary, C tokens of a chunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,9 +25,13 @@ SAVE_BYTES = 1 << 28
 WIDE_SAVE_BYTES = 1 << 30
 
 
-def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """The same function as `reference.linear_nll`."""
-    return _HeadNLL.apply(hidden_ND, weight_VD, targets_N)
+Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits_NV, targets_N, nll_N): overwrite the logits with softmax - onehot, fill nll_N, return the logits."""
+
+
+def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, turn: Turn | None = None) -> Tensor:
+    """The same function as `reference.linear_nll`; `turn` makes gradients of logits, by torch unless given."""
+    return _HeadNLL.apply(hidden_ND, weight_VD, targets_N, turn or _logits_to_errors)
 
 
 def _save_bytes(x: Tensor) -> int:
@@ -56,41 +60,42 @@ def _logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Te
 
 class _HeadNLL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, turn: Turn) -> Tensor:
+        ctx.turn = turn
         n_tokens, n_words = hidden_ND.shape[0], weight_VD.shape[0]
         nll_N = hidden_ND.new_empty(n_tokens, dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
         errors_NV = None
         if not ctx.needs_input_grad[1]:
             dhidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
             for chunk in _chunks(n_tokens, n_words, _save_bytes(hidden_ND)):
-                errors_CV = _logits_to_errors(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
+                errors_CV = turn(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
                 if dhidden_ND is not None:
                     torch.mm(errors_CV, weight_VD, out=dhidden_ND[chunk])
             ctx.save_for_backward(dhidden_ND)
             return nll_N
         if n_tokens * n_words * hidden_ND.element_size() <= _save_bytes(hidden_ND):
-            errors_NV = _logits_to_errors(F.linear(hidden_ND, weight_VD), targets_N, nll_N)
+            errors_NV = turn(F.linear(hidden_ND, weight_VD), targets_N, nll_N)
         else:
             for chunk in _chunks(n_tokens, n_words, _save_bytes(hidden_ND)):
-                _logits_to_errors(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
+                turn(F.linear(hidden_ND[chunk], weight_VD), targets_N[chunk], nll_N[chunk])
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, errors_NV)
         return nll_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    def backward(ctx: Any, dnll_N: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         if not ctx.needs_input_grad[1]:
             (dhidden_ND,) = ctx.saved_tensors
-            return dhidden_ND * dnll_N.to(dhidden_ND.dtype).unsqueeze(1), None, None
+            return dhidden_ND * dnll_N.to(dhidden_ND.dtype).unsqueeze(1), None, None, None
         hidden_ND, weight_VD, targets_N, errors_NV = ctx.saved_tensors
         dnll_N1 = dnll_N.to(hidden_ND.dtype).unsqueeze(1)
         if errors_NV is not None:
             dhidden_ND = torch.mm(errors_NV, weight_VD).mul_(dnll_N1)
-            return dhidden_ND, torch.mm(errors_NV.t(), hidden_ND * dnll_N1), None
+            return dhidden_ND, torch.mm(errors_NV.t(), hidden_ND * dnll_N1), None, None
         dhidden_ND, dweight_VD = torch.empty_like(hidden_ND), torch.zeros_like(weight_VD)
         for chunk in _chunks(hidden_ND.shape[0], weight_VD.shape[0], _save_bytes(hidden_ND)):
             logits_CV = F.linear(hidden_ND[chunk], weight_VD)
-            errors_CV = _logits_to_errors(logits_CV, targets_N[chunk], torch.empty_like(dnll_N[chunk]))
+            errors_CV = ctx.turn(logits_CV, targets_N[chunk], torch.empty_like(dnll_N[chunk]))
             dhidden_ND[chunk] = torch.mm(errors_CV, weight_VD).mul_(dnll_N1[chunk])
             dweight_VD.addmm_(errors_CV.t(), hidden_ND[chunk] * dnll_N1[chunk])
-        return dhidden_ND, dweight_VD, None
+        return dhidden_ND, dweight_VD, None, None

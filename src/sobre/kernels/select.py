@@ -35,6 +35,9 @@ from sobre.kernels import (
 from sobre.kernels import draw as draws
 from sobre.kernels.fp8 import Quantised
 from sobre.kernels.kept import Blocks
+from sobre.kernels.native import attention as native_attention
+from sobre.kernels.native import build as native
+from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.paged import Places
 
 log = logging.getLogger(__name__)
@@ -94,6 +97,10 @@ def _gathered_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int,
     return paged.latent_decode(q_RHC, cells_MC, places, rank, scale, cached_attention)
 
 
+def _native_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    return loss.linear_nll(hidden_ND, weight_VD, targets_N, native_pointwise.logits_to_errors)
+
+
 def _grouped_moe(
     x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
@@ -102,16 +109,20 @@ def _grouped_moe(
     return experts.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, parts)
 
 
+IN_C = "one pass over memory, in C"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # In order of preference: the first that does not refuse is taken.
 KERNELS: tuple[Kernel, ...] = (
+    Kernel("rms_norm", "native", native_pointwise.rms_norm, ("cpu",), (torch.float32,), IN_C, native.lacks),
     Kernel("rms_norm", "fused", pointwise.rms_norm, reason="one autograd node, half the passes"),
     Kernel("rms_norm", "reference", reference.rms_norm),
     Kernel("rms_norm", "tiled", tiled.rms_norm, reason="the same bits in every batch"),
+    Kernel("swiglu", "native", native_pointwise.swiglu, ("cpu",), (torch.float32,), IN_C, native.lacks),
     Kernel("swiglu", "fused", pointwise.swiglu, reason="no float32 copies"),
     Kernel("swiglu", "reference", reference.swiglu),
     Kernel("swiglu", "tiled", tiled.swiglu, reason="the same bits in every batch"),
+    Kernel("rope", "native", native_pointwise.rope, ("cpu",), (torch.float32,), IN_C, native.lacks),
     Kernel("rope", "fused", pointwise.rope, reason="one complex product, one autograd node"),
     Kernel("rope", "reference", reference.rope),
     Kernel("linear", "reference", reference.linear, reason="the library's product"),
@@ -123,6 +134,9 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("cached_attention", "batched", cached.cached_attention, reason="keys are read where they lie"),
     Kernel("cached_attention", "reference", reference.cached_attention),
     Kernel("cached_attention", "tiled", tiled.cached_attention, reason="the same bits in every batch"),
+    Kernel(
+        "causal_attention", "native", native_attention.causal_attention, ("cpu",), (torch.float32,), IN_C, native.lacks
+    ),
     Kernel("causal_attention", "sdpa", sdpa.causal_attention, ACCELERATORS, reason="torch's fused attention"),
     Kernel(
         "causal_attention",
@@ -175,6 +189,7 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel("draw", "blocks", draws.draw, reason="two levels of sums"),
     Kernel("draw", "reference", reference.draw),
+    Kernel("linear_nll", "native", _native_nll, ("cpu",), (torch.float32,), IN_C, native.lacks),
     Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
     Kernel(

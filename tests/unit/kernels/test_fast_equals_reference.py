@@ -1,15 +1,22 @@
 """Every fast kernel is its reference: forward and gradient, in every dtype, at awkward shapes."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from sobre.kernels import attention, experts, loss, moe, pointwise, reference, sdpa, select
+from sobre.kernels.native import attention as native_attention
+from sobre.kernels.native import build as native
+from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.paged import Places
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
 DTYPES = list(TOLERANCE)
+F32 = torch.float32
+compiled = pytest.mark.skipif(native.lacks() is not None, reason=str(native.lacks()))
 
 
 def results(call, tensors: list[Tensor], *rest, seed: int = 7) -> list[Tensor]:
@@ -335,3 +342,99 @@ def test_a_number_draws_the_first_token_whose_sum_exceeds_it(n_words):
         theirs_R, their_logprobs_R = reference.draw(logits_RV, scale_R1, uniforms_R)
         assert tokens_R.tolist() == theirs_R.tolist()
         assert_close(logprobs_R, their_logprobs_R)
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("lengths", "heads", "groups", "qk", "v"),
+    [
+        ((5, 5), 4, 2, 6, 3),
+        ((1,), 2, 2, 8, 8),
+        ((4, 16, 17, 3), 3, 3, 16, 16),
+        ((300,), 4, 2, 12, 40),
+        ((7, 130, 1, 16, 17, 2), 6, 1, 48, 32),
+    ],
+)
+def test_attention_in_c_is_attention(lengths, heads, groups, qk, v):
+    tensors = ragged(lengths, heads, groups, qk, v, F32)
+    assert_same(native_attention.causal_attention, reference.causal_attention, tensors, lengths, qk**-0.5)
+
+
+@compiled
+@pytest.mark.parametrize("shape", [(1, 3), (3, 7), (65, 8), (2, 130, 67)])
+def test_norm_and_swiglu_in_c_are_theirs(shape):
+    x, weight = randn(*shape, dtype=F32), randn(shape[-1], dtype=F32, seed=1)
+    assert_same(native_pointwise.rms_norm, reference.rms_norm, [x, weight], 1e-6)
+    assert_same(native_pointwise.swiglu, reference.swiglu, [x * 9, randn(*shape, dtype=F32, seed=2)])
+
+
+@compiled
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rope_in_c_turns_pairs_and_its_gradient_turns_them_back(interleaved):
+    angles_NR2 = randn(5, 3, dtype=torch.float64)
+
+    def of(call):
+        return lambda x: call(x, angles_NR2.cos().to(x.dtype), angles_NR2.sin().to(x.dtype), interleaved)
+
+    assert_same(of(native_pointwise.rope), of(reference.rope), [randn(5, 2, 6, dtype=F32)])
+
+
+@compiled
+@pytest.mark.parametrize("n_words", [1, 7, 64, 133])
+def test_loss_of_the_head_in_c_is_its_reference(n_words):
+    targets_N = torch.arange(9, dtype=torch.int32) % n_words
+
+    def fast(hidden: Tensor, weight: Tensor) -> Tensor:
+        return loss.linear_nll(hidden, weight, targets_N, native_pointwise.logits_to_errors)
+
+    def exact(hidden: Tensor, weight: Tensor) -> Tensor:
+        return reference.linear_nll(hidden, weight, targets_N.long())
+
+    assert_same(fast, exact, [randn(9, 6, dtype=F32) * 5, randn(n_words, 6, dtype=F32, seed=1)])
+
+
+@compiled
+def test_strided_inputs_are_read_as_they_are():
+    lengths = (6, 9)
+    q, k, v = (each.transpose(0, 1).contiguous().transpose(0, 1) for each in ragged(lengths, 2, 2, 8, 8, F32))
+    assert not q.is_contiguous()
+    assert_same(native_attention.causal_attention, reference.causal_attention, [q, k, v], lengths, 0.3)
+
+
+@compiled
+def test_threads_change_no_bit():
+    lengths, before = (90, 31, 64, 5, 77), torch.get_num_threads()
+    tensors, norm = ragged(lengths, 4, 2, 16, 16, F32), [randn(700, 64, dtype=F32), randn(64, dtype=F32, seed=1)]
+    found = []
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            found.append(
+                results(native_attention.causal_attention, tensors, lengths, 0.3)
+                + results(native_pointwise.rms_norm, norm, 1e-6)
+            )
+    finally:
+        torch.set_num_threads(before)
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@compiled
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_comes_through(bad):
+    q, k, v = ragged((20,), 1, 1, 8, 8, F32)
+    q[3, 0, 0] = bad
+    wanted = reference.causal_attention(q, k, v, (20,), 0.3).isfinite()
+    assert torch.equal(native_attention.causal_attention(q, k, v, (20,), 0.3).isfinite(), wanted)
+    x = randn(4, 9, dtype=F32)
+    x[2, 8] = bad
+    assert not native_pointwise.rms_norm(x, torch.ones(9), 1e-6)[2].isfinite().all()
+    assert not loss.linear_nll(x, torch.eye(9), torch.zeros(4).long(), native_pointwise.logits_to_errors)[2].isfinite()
+
+
+@compiled
+def test_exp_keeps_float32s_accuracy_over_its_range():
+    gate = torch.linspace(-86, 80, 4001)
+    wanted = torch.nn.functional.silu(gate.double())
+    got = native_pointwise.swiglu(gate, torch.ones_like(gate)).double()
+    assert ((got - wanted) / wanted).abs()[gate != 0].max() < 4e-7

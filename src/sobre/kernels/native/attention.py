@@ -1,0 +1,56 @@
+"""Causal attention of ragged sequences through `attention.c`: float32 on a CPU, no padding, no copies of the scores.
+
+Shapes: N tokens, H query heads, G key/value heads, K query/key width, W value width, R sequences.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sobre.kernels.native.build import call
+
+
+def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+    """The same function as `reference.causal_attention`."""
+    return _Causal.apply(q_NHK, k_NGK, v_NGW, tuple(lengths), scale)
+
+
+@lru_cache(maxsize=8)
+def _places(lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """First token and length of each sequence; the same for all layers of a step."""
+    lengths_R = torch.tensor(lengths)
+    return lengths_R.cumsum(0) - lengths_R, lengths_R
+
+
+def _attend(name: str, tensors: Sequence[Tensor | None], k_NGK: Tensor, ctx: Any) -> None:
+    places, numbers = _places(ctx.lengths), (len(ctx.lengths), ctx.n_heads, *k_NGK.shape[1:], ctx.w_width)
+    if call(name, *tensors, *places, *numbers, float(ctx.scale)):
+        longest = max(ctx.lengths)
+        raise MemoryError(f"attention over sequences of up to {longest:,} tokens found no memory for its buffers")
+
+
+class _Causal(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: tuple[int, ...], scale: float
+    ) -> Tensor:
+        q_NHK, k_NGK, v_NGW = q_NHK.contiguous(), k_NGK.contiguous(), v_NGW.contiguous()
+        out_NHW = q_NHK.new_empty(*q_NHK.shape[:2], v_NGW.shape[2])
+        logsum_NH = q_NHK.new_empty(q_NHK.shape[:2]) if any(ctx.needs_input_grad) else None
+        ctx.lengths, ctx.scale, ctx.n_heads, ctx.w_width = lengths, scale, q_NHK.shape[1], v_NGW.shape[2]
+        _attend("causal_attention", (q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH), k_NGK, ctx)
+        ctx.save_for_backward(q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH)
+        return out_NHW
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout_NHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH = ctx.saved_tensors
+        grads = torch.empty_like(q_NHK), torch.empty_like(k_NGK), torch.empty_like(v_NGW)
+        given = (q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH, dout_NHW.contiguous())
+        _attend("causal_attention_back", (*given, *grads), k_NGK, ctx)
+        return *grads, None, None

@@ -1,0 +1,119 @@
+"""Compile the C pages beside this one with the machine's own compiler, once, and load them.
+
+The library lies in the user's cache under a name made of the sources, the compiler's version and the processor, so that
+a change of any of them builds it anew. Without a compiler everything runs through torch, and `lacks` says why. The
+pages need nothing but libm and OpenMP, whose functions are the ones that torch has already loaded: a second copy would
+bring a second set of threads to fight over the same cores. Apple's compiler has no OpenMP; there the kernels use one
+thread.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCES = Path(__file__).parent
+FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+COMPILERS = ("cc", "gcc", "clang")
+SECONDS = 120
+"""After which a compiler is taken not to work."""
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | str:
+    """The loaded library, or why there is none. Compiles it if need be: about two seconds, once."""
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        return f"needs a C compiler ({', '.join(COMPILERS)}); none is on the path"
+    if sys.platform not in ("linux", "darwin"):
+        return f"is built on Linux and macOS, not on {sys.platform}"
+    try:
+        path = cache_folder(os.environ) / f"native-{_key(compiler)}.so"
+        if not path.is_file():
+            build(compiler, path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"could not be built: {getattr(error, 'stderr', None) or error}"
+
+
+def lacks() -> str | None:
+    """Why the kernels cannot run here, or None."""
+    found = library()
+    return found if isinstance(found, str) else None
+
+
+def call(name: str, *arguments: Tensor | float | None) -> int:
+    """Call a function of the library: tensors by address, whole numbers as long, others as float, None as NULL.
+
+    Tensors must be contiguous, float32 or int64; they live until the function returns.
+    """
+    found = library()
+    assert not isinstance(found, str), found
+    return int(getattr(found, name)(*map(_as_c, arguments)))
+
+
+def _as_c(argument: Tensor | float | None) -> Any:
+    if isinstance(argument, Tensor):
+        assert argument.is_contiguous()
+        assert argument.dtype in (torch.float32, torch.int64), argument.dtype
+        return ctypes.c_void_p(argument.data_ptr())
+    if argument is None:
+        return None
+    return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Where the library is kept: the user's cache, or a folder of this process's own where that cannot be written."""
+    home = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sobre"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="sobre-native-"))
+
+
+def build(compiler: str, path: Path) -> None:
+    """Compile into `path`, which appears whole or not at all. Raises CalledProcessError with what the compiler said."""
+    openmp = ("-fopenmp",) if sys.platform == "linux" else ()
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        objects = []
+        for source in sorted(SOURCES.glob("*.c")):
+            objects.append(f"{folder}/{source.stem}.o")
+            _call(compiler, *FLAGS, *openmp, "-c", str(source), "-o", objects[-1])
+        # linked without OpenMP: its functions are found in the library that torch has loaded
+        undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+        _call(compiler, "-shared", *undefined, *objects, "-lm", "-o", f"{folder}/library.so")
+        os.replace(f"{folder}/library.so", path)
+
+
+def _call(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
+    return done.stdout
+
+
+def _key(compiler: str) -> str:
+    known = [platform.machine(), _processor(), _call(compiler, "--version"), *FLAGS]
+    known += [source.read_text() for source in sorted(SOURCES.glob("*.[ch]"))]
+    return hashlib.blake2b("\n".join(known).encode(), digest_size=10).hexdigest()
+
+
+def _processor() -> str:
+    """Model and abilities: a home shared by several machines holds a library for each kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -1,0 +1,67 @@
+/* Eight float lanes in one register, as gcc and clang both spell them, and what the other pages need of them.
+
+   Loads and stores take any address. exp is 2^n times a polynomial on [-ln2/2, ln2/2] (Cody and Waite's reduction, the
+   degree that leaves float32's rounding); below -87 it is 0, and NaN stays NaN. */
+#ifndef LANES_H
+#define LANES_H
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 8
+typedef float lanes __attribute__((vector_size(32)));
+typedef int32_t ints __attribute__((vector_size(32)));
+typedef long size;
+
+static inline lanes load(const float *from) {
+  lanes x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+
+static inline void store(float *to, lanes x) { memcpy(to, &x, sizeof x); }
+
+static inline lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
+
+static inline lanes where(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
+
+static inline float sum(lanes x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+
+static inline lanes larger(lanes a, lanes b) { return where(a > b, a, b); }
+
+static inline float largest(lanes x) {
+  float found = x[0];
+  for (int i = 1; i < LANES; i++) found = x[i] > found ? x[i] : found;
+  return found;
+}
+
+static inline lanes exponential(lanes x) {
+  ints tiny = x < -87.0f;
+  lanes bounded = where(x > 88.0f, all(88.0f), where(tiny, all(0.0f), x));
+  lanes shifted = bounded * 1.44269504f + 12582912.0f; /* rounds to an integer, kept in the low bits */
+  lanes n = shifted - 12582912.0f;
+  lanes f = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+  lanes p = all(1.0f / 5040);
+  p = p * f + 1.0f / 720;
+  p = p * f + 1.0f / 120;
+  p = p * f + 1.0f / 24;
+  p = p * f + 1.0f / 6;
+  p = p * f + 0.5f;
+  p = p * f + 1.0f;
+  p = p * f + 1.0f;
+  ints power = ((ints)shifted - 0x4B400000 + 127) << 23;
+  return where(tiny, all(0.0f), p * (lanes)power);
+}
+
+static inline size rounded(size n, size unit) { return (n + unit - 1) / unit * unit; }
+
+/* Zeroed memory that begins at a cache line; NULL when there is none. */
+static inline float *room(size n) {
+  void *found = NULL;
+  size bytes = rounded(n * (size)sizeof(float), 64);
+  if (posix_memalign(&found, 64, (size_t)bytes)) return NULL;
+  memset(found, 0, (size_t)bytes);
+  return found;
+}
+#endif

@@ -1,0 +1,109 @@
+"""RMSNorm, rotary embedding, SwiGLU and the output head's softmax through `pointwise.c`: float32 on a CPU.
+
+Shapes: N rows, D width, H heads, R rotary width, R2 its half, V vocabulary; leading dimensions are free.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sobre.kernels.native.build import call
+
+ROWS = 64
+"""As in pointwise.c: rows whose share of a weight's gradient is summed by itself."""
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The same function as `reference.rms_norm`."""
+    if not torch.is_grad_enabled():
+        return _norm(x.contiguous(), weight, eps)[0]
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
+    """The same function as `reference.rope`; cos and sin are constants."""
+    if not torch.is_grad_enabled():
+        return _turned(x_NHR, cos_NR2, sin_NR2, interleaved, 1.0)
+    return _Rope.apply(x_NHR, cos_NR2, sin_NR2, interleaved)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """The same function as `reference.swiglu`."""
+    return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else _gated(gate.contiguous(), up.contiguous())
+
+
+def logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Tensor:
+    """Overwrite the logits with softmax - onehot; fill nll_N."""
+    n, v = logits_NV.shape
+    call("errors", logits_NV, targets_N.long().contiguous(), nll_N, n, v)
+    return logits_NV
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    d = x.shape[-1]
+    n = x.numel() // d
+    y, inverse_N = torch.empty_like(x), x.new_empty(n)
+    call("rms_norm", x, weight, y, inverse_N, n, d, float(eps))
+    return y, inverse_N
+
+
+def _turned(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool, turn: float) -> Tensor:
+    x_NHR, y_NHR = x_NHR.contiguous(), torch.empty_like(x_NHR, memory_format=torch.contiguous_format)
+    call("rope", x_NHR, cos_NR2.contiguous(), sin_NR2.contiguous(), y_NHR, *x_NHR.shape, int(interleaved), turn)
+    return y_NHR
+
+
+def _gated(gate: Tensor, up: Tensor) -> Tensor:
+    y = torch.empty_like(gate)
+    call("swiglu", gate, up, y, gate.numel())
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        y, inverse_N = _norm(x, weight, eps)
+        ctx.save_for_backward(x, weight, inverse_N)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse_N = ctx.saved_tensors
+        n, d = inverse_N.numel(), x.shape[-1]
+        dx, partial_BD = torch.empty_like(x), x.new_empty(-(-n // ROWS), d)
+        call("rms_norm_back", dy.contiguous(), x, weight, inverse_N, dx, partial_BD, n, d)
+        return dx, partial_BD.sum(0), None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        return _gated(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        dgate, dup = torch.empty_like(gate), torch.empty_like(up)
+        call("swiglu_back", dy.contiguous(), gate, up, dgate, dup, gate.numel())
+        return dgate, dup
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos_NR2, sin_NR2)
+        ctx.interleaved = interleaved
+        return _turned(x_NHR, cos_NR2, sin_NR2, interleaved, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_NHR: Tensor) -> tuple[Tensor, None, None, None]:
+        cos_NR2, sin_NR2 = ctx.saved_tensors
+        return _turned(dy_NHR, cos_NR2, sin_NR2, ctx.interleaved, -1.0), None, None, None
