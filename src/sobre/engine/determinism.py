@@ -21,6 +21,7 @@ KERNELS = {
     **dict.fromkeys(
         ("rms_norm", "linear", "heads_linear", "router_scores", "swiglu", "cached_attention", "moe_ffn"), "tiled"
     ),
+    **dict.fromkeys(("latent_decode", "grouped_decode"), "gathered"),  # and then attended to by the tiled one
     "rope": "reference",  # products and sums one by one; a complex product adds in one step or two, as it comes
 }
 

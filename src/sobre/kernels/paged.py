@@ -1,6 +1,7 @@
-"""Where the cached entries of a decode step lie, and latent attention over them after gathering them.
+"""Where the cached entries of a decode step lie, and attention over them after gathering them.
 
-Shapes: M cells, C entry width, R sequences, H heads, T new tokens (one), B blocks of the longest context, S positions.
+Shapes: M cells, C entry width, R sequences, H query heads, G key/value heads, K query/key width, W value width, T new
+tokens (one), B blocks of the longest context, S positions.
 """
 
 from collections.abc import Callable
@@ -55,3 +56,19 @@ def latent_decode(
     entries_RS1C = gather(cells_MC, places)[..., : q_RHC.shape[2]].to(q_RHC.dtype).unsqueeze(2)
     out_RTHC = attention(q_RHC.unsqueeze(1), entries_RS1C, entries_RS1C[..., :rank], places.later_RTS, scale)
     return out_RTHC.squeeze(1)
+
+
+def grouped_decode(
+    q_RHK: Tensor,
+    cells_MC: Tensor,
+    places: Places,
+    n_groups: int,
+    v_width: int,
+    scale: float,
+    attention: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor],
+) -> Tensor:
+    """The same function as `reference.grouped_decode`, by an `attention` over gathered entries."""
+    n_keys = n_groups * q_RHK.shape[2]
+    entries_RSC = gather(cells_MC, places)[..., : n_keys + n_groups * v_width].to(q_RHK.dtype)
+    k_RSGK, v_RSGW = (part.unflatten(-1, (n_groups, -1)) for part in entries_RSC.tensor_split([n_keys], -1))
+    return attention(q_RHK.unsqueeze(1), k_RSGK, v_RSGW, places.later_RTS, scale).squeeze(1)

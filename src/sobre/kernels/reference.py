@@ -7,7 +7,7 @@ Shapes (docs/shapes.md): N tokens, D width, E experts, A active experts per toke
 width. In `rope` the last dimension is the rotary one, R wide, and R2 is its half.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -85,12 +85,34 @@ def latent_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, sc
     """One new token for each of R sequences: all its heads attend to the cached entries (key: the first C numbers of
     each; value: the first `rank`), which lie where `places` says."""
     outs_HC = []
-    for q_HC, blocks_B, length in zip(q_RHC, places.table_RB, places.lengths_R.tolist(), strict=True):
-        position_S = torch.arange(length, device=q_HC.device)
-        cell_S = blocks_B[position_S // places.block] * places.block + position_S % places.block
-        entry_SC = _widen(cells_MC[cell_S, : q_HC.shape[1]])
+    for q_HC, entries_SC in zip(q_RHC, _cached(cells_MC, places), strict=True):
+        entry_SC = entries_SC[:, : q_HC.shape[1]]
         outs_HC.append((_widen(q_HC) @ entry_SC.T * scale).softmax(-1) @ entry_SC[:, :rank])
     return torch.stack(outs_HC).to(q_RHC.dtype)
+
+
+def grouped_decode(
+    q_RHK: Tensor, cells_MC: Tensor, places: Places, n_groups: int, v_width: int, scale: float
+) -> Tensor:
+    """One new token for each of R sequences, whose cached entries hold G keys and then G values; query head h reads
+    those of key head h // (H // G)."""
+    n_repeats, n_keys = q_RHK.shape[1] // n_groups, n_groups * q_RHK.shape[2]
+    outs_HW = []
+    for q_HK, entries_SC in zip(q_RHK, _cached(cells_MC, places), strict=True):
+        k_SHK, v_SHW = (
+            part.unflatten(-1, (n_groups, -1)).repeat_interleave(n_repeats, 1)
+            for part in entries_SC[:, : n_keys + n_groups * v_width].tensor_split([n_keys], -1)
+        )
+        probs_HS = (torch.einsum("hk,shk->hs", _widen(q_HK), k_SHK) * scale).softmax(-1)
+        outs_HW.append(torch.einsum("hs,shw->hw", probs_HS, v_SHW))
+    return torch.stack(outs_HW).to(q_RHK.dtype)
+
+
+def _cached(cells_MC: Tensor, places: Places) -> Iterator[Tensor]:
+    """The entries of one sequence after the other."""
+    for blocks_B, length in zip(places.table_RB, places.lengths_R.tolist(), strict=True):
+        position_S = torch.arange(length, device=cells_MC.device)
+        yield _widen(cells_MC[blocks_B[position_S // places.block] * places.block + position_S % places.block])
 
 
 def draw(logits_RV: Tensor, scale_R1: Tensor | None, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,6 +37,7 @@ from sobre.kernels.fp8 import Quantised
 from sobre.kernels.kept import Blocks
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
+from sobre.kernels.native import paged as native_paged
 from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.paged import Places
 
@@ -95,6 +96,25 @@ def _scaled_kept_linear(x_NI: Tensor, weight: Blocks) -> Tensor:
 
 def _gathered_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
     return paged.latent_decode(q_RHC, cells_MC, places, rank, scale, cached_attention)
+
+
+def _gathered_grouped(
+    q_RHK: Tensor, cells_MC: Tensor, places: Places, n_groups: int, v_width: int, scale: float
+) -> Tensor:
+    return paged.grouped_decode(q_RHK, cells_MC, places, n_groups, v_width, scale, cached_attention)
+
+
+def _native_latent(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
+    """Cells of another dtype than the queries are gathered first."""
+    decode = native_paged.latent_decode if native_paged.takes(cells_MC) else _gathered_decode
+    return decode(q_RHC, cells_MC, places, rank, scale)
+
+
+def _native_grouped(
+    q_RHK: Tensor, cells_MC: Tensor, places: Places, n_groups: int, v_width: int, scale: float
+) -> Tensor:
+    decode = native_paged.grouped_decode if native_paged.takes(cells_MC) else _gathered_grouped
+    return decode(q_RHK, cells_MC, places, n_groups, v_width, scale)
 
 
 def _native_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -176,8 +196,22 @@ KERNELS: tuple[Kernel, ...] = (
         "reads the cache where it lies, once for all heads",
         _no_triton,
     ),
+    Kernel(
+        "latent_decode", "native", _native_latent, ("cpu",), (torch.float32,), "reads the cache in place", native.lacks
+    ),
     Kernel("latent_decode", "gathered", _gathered_decode, reason="whatever attends to cached entries"),
     Kernel("latent_decode", "reference", reference.latent_decode),
+    Kernel(
+        "grouped_decode",
+        "native",
+        _native_grouped,
+        ("cpu",),
+        (torch.float32,),
+        "reads the cache in place",
+        native.lacks,
+    ),
+    Kernel("grouped_decode", "gathered", _gathered_grouped, reason="whatever attends to cached entries"),
+    Kernel("grouped_decode", "reference", reference.grouped_decode),
     Kernel(
         "draw",
         "triton",
@@ -350,6 +384,13 @@ def sum_rows(y_MD: Tensor, token_M: Tensor, place_NA: Tensor) -> Tensor:
 def latent_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
     """Latent attention of one new token per sequence over the cells of the cache."""
     return _kernel("latent_decode", q_RHC)(q_RHC, cells_MC, places, rank, scale)
+
+
+def grouped_decode(
+    q_RHK: Tensor, cells_MC: Tensor, places: Places, n_groups: int, v_width: int, scale: float
+) -> Tensor:
+    """Grouped-query attention of one new token per sequence over the cells of the cache."""
+    return _kernel("grouped_decode", q_RHK)(q_RHK, cells_MC, places, n_groups, v_width, scale)
 
 
 def draw(logits_RV: Tensor, scale_R1: Tensor | None, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:

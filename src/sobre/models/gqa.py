@@ -51,6 +51,9 @@ class GQA(nn.Module):
             cache.write(self.layer, F.pad(entry_NC, (0, self.unused)) if self.unused else entry_NC, step)
         if cache is None or (step.is_fresh and not cache.reads_fresh):
             out_NHK = select.causal_attention(q_NHK, k_NGK, v_NGK, step.lengths, self.scale)
+        elif step.max_length == 1:
+            places = cache.paged(self.layer, step)
+            out_NHK = select.grouped_decode(q_NHK, *places, gqa.n_kv_heads, gqa.head_dim, self.scale)
         else:
             entries_RSC = cache.read(self.layer, step)[..., : gqa.cache_dim].to(x_ND.dtype)
             kv_RS2GK = entries_RSC.unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))

@@ -320,16 +320,48 @@ def test_moving_rows_to_their_experts_and_back_is_a_gather_both_ways(dtype, name
     assert rows.ends_E.tolist() == [3, 5, 10, 10]
 
 
-@pytest.mark.parametrize("lengths", [(5,), (1, 40, 33)])
-def test_latent_attention_over_gathered_entries_is_latent_attention(lengths):
+def cached(lengths: tuple[int, ...], width: int) -> tuple[Tensor, Places]:
+    """cells_MC, and sequences of these lengths among them, their blocks in any order."""
     table_RB = torch.randperm(3 * len(lengths), generator=torch.Generator().manual_seed(1)).view(-1, 3)
-    cells_MC = randn(table_RB.numel() * 16, 15, dtype=torch.float32)
-    places = Places(table_RB, torch.tensor(lengths), max(lengths), 16)
+    cells_MC = randn(table_RB.numel() * 16, width, dtype=F32)
     if len(lengths) == 1:
-        places = Places(torch.arange(1)[None], torch.tensor(lengths), max(lengths), 16, first=0)
-    q_RHC = randn(len(lengths), 3, 12, dtype=torch.float32, seed=1)
-    ours = select.latent_decode(q_RHC, cells_MC, places, 8, 0.3)
-    assert_close(ours, reference.latent_decode(q_RHC, cells_MC, places, 8, 0.3))
+        return cells_MC, Places(torch.arange(1)[None], torch.tensor(lengths), max(lengths), 16, first=0)
+    return cells_MC, Places(table_RB, torch.tensor(lengths), max(lengths), 16)
+
+
+IN_PLACE = ["gathered", pytest.param("native", marks=compiled)]
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize(("lengths", "heads", "width", "rank"), [((5,), 3, 12, 8), ((1, 40, 33), 9, 21, 19)])
+def test_latent_attention_over_the_cache_is_latent_attention(name, lengths, heads, width, rank):
+    cells_MC, places = cached(lengths, width + 3)
+    q_RHC = randn(len(lengths), heads, width, dtype=F32, seed=1)
+    with select.override("latent_decode", name):
+        ours = select.latent_decode(q_RHC, cells_MC, places, rank, 0.3)
+    assert_close(ours, reference.latent_decode(q_RHC, cells_MC, places, rank, 0.3))
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+@pytest.mark.parametrize(
+    ("lengths", "heads", "groups", "qk", "v"),
+    [((5,), 2, 2, 8, 8), ((1, 40, 33), 6, 1, 16, 20), ((48, 2), 4, 2, 5, 16), ((9, 17), 3, 1, 32, 33)],
+)
+def test_grouped_attention_over_the_cache_is_grouped_attention(name, lengths, heads, groups, qk, v):
+    cells_MC, places = cached(lengths, groups * (qk + v) + 2)
+    q_RHK = randn(len(lengths), heads, qk, dtype=F32, seed=1)
+    with select.override("grouped_decode", name):
+        ours = select.grouped_decode(q_RHK, cells_MC, places, groups, v, 0.3)
+    assert_close(ours, reference.grouped_decode(q_RHK, cells_MC, places, groups, v, 0.3))
+
+
+def test_cells_of_another_dtype_are_gathered_first():
+    cells_MC, places = cached((1, 40, 33), 32)
+    q_RHK, cells_MC = randn(3, 2, 8, dtype=F32, seed=1), cells_MC.bfloat16()
+    ours = select.grouped_decode(q_RHK, cells_MC, places, 2, 8, 0.3)
+    assert_close(ours, reference.grouped_decode(q_RHK, cells_MC.float(), places, 2, 8, 0.3))
+    ours = select.latent_decode(q_RHK, cells_MC, places, 4, 0.3)
+    assert_close(ours, reference.latent_decode(q_RHK, cells_MC.float(), places, 4, 0.3))
 
 
 @pytest.mark.parametrize("n_words", [50, 128, 300])

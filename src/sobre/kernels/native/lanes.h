@@ -26,7 +26,15 @@ static inline lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
 
 static inline lanes where(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
 
-static inline float sum(lanes x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+typedef float half __attribute__((vector_size(16)));
+
+static inline float sum(lanes x) {
+  half low, high;
+  memcpy(&low, &x, sizeof low);
+  memcpy(&high, (const char *)&x + sizeof low, sizeof high);
+  low += high;
+  return (low[0] + low[2]) + (low[1] + low[3]);
+}
 
 static inline lanes larger(lanes a, lanes b) { return where(a > b, a, b); }
 
