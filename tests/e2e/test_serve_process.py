@@ -46,12 +46,14 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("api", ["openai", "anthropic"])
-def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, api):
+@pytest.mark.parametrize(("api", "rounding"), [("openai", ()), ("anthropic", ("--weights", "int8", "--cache", "int8"))])
+def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, api, rounding):
     """Greedy answers of one model are the same in this process and behind either dialect."""
     flags = ["--tasks", "sorting", "--n", "3", "--temperature", "0", "--max-tokens", "24"]
-    assert evaluation.main([str(folder), *flags, "--out", str(tmp_path / "local.json")]) == 0
-    server = Process(folder)
+    assert evaluation.main([str(folder), *flags, *rounding, "--out", str(tmp_path / "local.json")]) == 0
+    server = Process(folder, *rounding)
+    told = next(line for line in server.lines if "parameters" in line)
+    assert told.endswith("tokens; weights in int8, cache in int8\n" if rounding else f"{MAX_LEN:,} tokens\n")
     try:
         remote = ["--endpoint", f"{server.url}/v1", "--model-name", "tiny", "--api", api, *flags]
         assert evaluation.main([*remote, "--out", str(tmp_path / "remote.json")]) == 0

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
         dtype=cfg.dtype,
         device=cfg.device,
         revision=cfg.revision,
+        rounding=cfg.rounding,
         quiet=cfg.json,
     )
     chat = Chat(cfg, loaded, price, Screen(quiet=cfg.json))
@@ -125,7 +126,8 @@ class Chat:
         """Questions and answers until the end of input."""
         with suppress(ImportError):
             import readline  # noqa: F401  arrow keys and history in `input`, where the system has it
-        self.screen.aside(f"{self.loaded.folder}: ask something. Ctrl-C stops an answer, Ctrl-D leaves.")
+        rounded = f" ({self.cfg.rounding.told})" if self.cfg.rounding.told else ""
+        self.screen.aside(f"{self.loaded.folder}{rounded}: ask something. Ctrl-C stops an answer, Ctrl-D leaves.")
         while True:
             try:
                 question = input("› ").strip()

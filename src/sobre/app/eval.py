@@ -3,7 +3,7 @@
     sobre eval out/demo/rl --tasks arithmetic,countdown
     sobre eval ./Qwen3-0.6B --tasks gsm8k,math500 --files ./problems --k 8 --html out/eval.html
     sobre eval out/demo/base --tasks arithmetic --shots 4 --style plain
-    sobre eval out/demo/rl --weights int8 --text notes/ --tasks arithmetic
+    sobre eval out/demo/rl --weights int8 --cache int8 --text notes/ --tasks arithmetic
     sobre eval --endpoint http://127.0.0.1:8000/v1 --model-name small --tasks mine=./mine.jsonl
 
 Generated tasks need no file; well-known sets are looked for under --files; NAME=PATH names a file of your own. Every
@@ -24,7 +24,7 @@ from sobre.config.load import load, to_dict
 from sobre.data.config import DataConfig
 from sobre.errors import ConfigError, DataError
 from sobre.runtime.config import Device
-from sobre.serve.config import Dtype
+from sobre.serve.config import NO_ROUNDING, Dtype, Rounding
 
 if TYPE_CHECKING:
     from sobre.data.sources import Document
@@ -33,6 +33,15 @@ if TYPE_CHECKING:
 
 BITS_WINDOW = 1024
 """Tokens of context at most when text is scored."""
+HOW_READ = {
+    "model": "as it is",
+    "int8": "with int8 weights",
+    "int4": "with int4 weights",
+    "int8-cache": "with an int8 cache",
+    "int8+int8-cache": "with int8 weights and cache",
+    "int4+int8-cache": "with int4 weights and an int8 cache",
+}
+"""The scores of `bits_per_byte` in the result, and how they are told."""
 
 
 @config
@@ -49,8 +58,10 @@ class EvalOptions:
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     weights: Literal["model", "int8", "int4"] = "model"
     """The model's own, or its matrices rounded to 8 or 4 bits (CPUs), to see what that costs."""
+    cache: Literal["model", "int8"] = "model"
+    """The cache in the model's own numbers, or in 8 bits with a scale per token and head or latent."""
     text: tuple[str, ...] = ()
-    """Files or folders of text: bits per byte on it, under int8 and int4 beside that of the model's own weights."""
+    """Files or folders of text: bits per byte on it, with what is rounded beside that of the model as it is."""
     tasks: str = "arithmetic,countdown,sorting,word,equation,sequence"
     """Tasks, with commas between them: generated ones, well-known sets, or NAME=PATH."""
     files: str = "data"
@@ -87,13 +98,17 @@ class EvalOptions:
     json: bool = False
     """Print the result as one JSON document."""
 
+    @property
+    def rounding(self) -> Rounding:
+        return Rounding(weights=self.weights, cache=self.cache)
+
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.endpoint):
             raise ConfigError("give the folder of a model, or --endpoint URL with --model-name NAME")
         if self.endpoint and not self.model_name:
             raise ConfigError("--endpoint needs --model-name, the model's name there")
-        if self.endpoint and (self.text or self.weights != "model"):
-            raise ConfigError("--weights and --text are for a model of this process; a service keeps its own weights")
+        if self.endpoint and (self.text or self.rounding != NO_ROUNDING):
+            raise ConfigError("--weights, --cache and --text are for a model of this process; a service has its own")
         if self.shots < 0:
             raise ConfigError(f"shots={self.shots} must be 0 or more")
         if self.style == "plain" and self.endpoint:
@@ -116,7 +131,7 @@ def main(argv: list[str]) -> int:
 
     from sobre.data.sources import read_documents
     from sobre.eval import measure
-    from sobre.eval.answer import Local, Sampling
+    from sobre.eval.answer import Sampling
     from sobre.eval.shots import turns
 
     documents = list(read_documents(options.text, DataConfig())) if options.text else []
@@ -124,13 +139,14 @@ def main(argv: list[str]) -> int:
     how = Sampling(
         max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
     )
-    answerer = _answerer(options)
+    answerer: Local | Endpoint
+    answerer, scores = (_endpoint(options), {}) if options.endpoint else _local(options, documents)
     texts = [_text(Path(path)) for path in options.training_text]
     shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
-    if documents and isinstance(answerer, Local):
-        result["bits_per_byte"] = scores = _bits(answerer, documents, options)
-        told = ", ".join(f"{score['value']:.4f} with {kind} weights" for kind, score in scores.items())
+    if scores:
+        result["bits_per_byte"] = scores
+        told = ", ".join(f"{score['value']:.4f} {HOW_READ[kind]}" for kind, score in scores.items())
         where = sys.stderr if options.json else sys.stdout
         print(f"text of {scores['model']['bytes']:,} bytes, bits per byte: {told}", file=where, flush=True)
     for name, (asked, examples) in asked_of.items():
@@ -183,46 +199,42 @@ def _problems(name: str, path: str, options: EvalOptions) -> "tuple[list[Problem
     return (asked[: options.n] if options.n else asked), examples
 
 
-def _answerer(options: EvalOptions) -> "Local | Endpoint":
-    from sobre.eval.answer import Endpoint, Local
-    from sobre.serve.load import load_folder
+def _endpoint(options: EvalOptions) -> "Endpoint":
+    from sobre.eval.answer import Endpoint
 
-    if options.endpoint:
-        if options.key_env and options.key_env not in os.environ:
-            raise ConfigError(f"--key-env={options.key_env}: there is no such environment variable")
-        key = os.environ[options.key_env] if options.key_env else ""
-        return Endpoint(options.endpoint, options.model_name, key, options.api)
-    loaded = load_folder(
-        options.model,
-        n_slots=16,
-        max_context=0,
-        dtype=options.dtype,
-        device=options.device,
-        revision=options.revision,
-        weights_in=options.weights,
-        quiet=options.json,
-    )
-    return Local(loaded.engine, loaded.tokenizer, is_plain=options.style == "plain")
+    if options.key_env and options.key_env not in os.environ:
+        raise ConfigError(f"--key-env={options.key_env}: there is no such environment variable")
+    key = os.environ[options.key_env] if options.key_env else ""
+    return Endpoint(options.endpoint, options.model_name, key, options.api)
 
 
-def _bits(local: "Local", documents: "list[Document]", options: EvalOptions) -> dict[str, dict[str, float | int]]:
-    """Of the model's own weights, and of those that `--weights` names."""
+def _local(options: EvalOptions, documents: "list[Document]") -> "tuple[Local, dict[str, dict[str, float | int]]]":
+    """The model of this process, and bits per byte of it as it is and of what is rounded, each rounded once."""
+    from sobre.eval.answer import Local
     from sobre.eval.bits import bits_per_byte
+    from sobre.models.cache import Int8Cache
     from sobre.models.decoder import Decoder
-    from sobre.models.quantised import quantised
+    from sobre.serve.load import make_engine, open_folder
 
-    own = local.engine.model
-    assert isinstance(own, Decoder), "a loaded folder is a decoder"
-    models = (
-        {"model": own}
-        if options.weights == "model"
-        else {"model": own, options.weights: quantised(own, options.weights)}
+    opened = open_folder(
+        options.model, dtype=options.dtype, device=options.device, revision=options.revision, quiet=options.json
     )
-    window = min(local.engine.max_len, BITS_WINDOW)
-    return {
-        kind: bits_per_byte(model, local.tokenizer, documents, window=window)["all"].to_dict()
-        for kind, model in models.items()
+    engine = make_engine(opened.model, n_slots=16, max_context=0, rounding=options.rounding)
+    rounded = engine.model
+    assert isinstance(rounded, Decoder), "a loaded folder is a decoder"
+    read: dict[str, tuple[Decoder, type[Int8Cache] | None]] = {"model": (opened.model, None)}
+    if options.weights != "model":
+        read[options.weights] = (rounded, None)
+    if options.cache == "int8":
+        read["int8-cache"] = (opened.model, Int8Cache)
+    if options.weights != "model" and options.cache == "int8":
+        read[f"{options.weights}+int8-cache"] = (rounded, Int8Cache)
+    window = min(engine.max_len, BITS_WINDOW)
+    scores = {
+        kind: bits_per_byte(model, opened.tokenizer, documents, window=window, cache=cache)["all"].to_dict()
+        for kind, (model, cache) in (read if documents else {}).items()
     }
+    return Local(engine, opened.tokenizer, is_plain=options.style == "plain"), scores
 
 
 def _text(path: Path) -> str:

@@ -86,10 +86,12 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
             experts=cfg.experts,
             dtype=cfg.dtype,
             device=cfg.device,
+            rounding=cfg.rounding,
         )
         speed = measure_speed(loaded.engine, cfg.n_slots)
         per_million = usd_per_million(price, speed.busy)
-        say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens")
+        rounded = f"; {cfg.rounding.told}" if cfg.rounding.told else ""
+        say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens{rounded}")
         cache = f"{loaded.cache_bytes / 2**20:,.1f} MiB"
         say(f"memory {memory_bytes() / 2**20:,.0f} MiB now; the cache of {cfg.n_slots} full answers takes {cache}")
         say(

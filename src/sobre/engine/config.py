@@ -27,6 +27,8 @@ class EngineConfig:
     weights: Literal["model", "int8", "int4"] = "model"
     """The model's own, or its matrices in 8 bits (a scale per channel) or 4 (per group of 32), on CPUs; the rest then
     computes in bfloat16."""
+    cache: Literal["model", "int8"] = "model"
+    """What the cache holds: numbers of the model's dtype, or 8 bits each and a scale per token and head or latent."""
     deterministic: bool = False
     """The same bits for a request whatever runs beside it, found in the prefix cache or not, guessed ahead or not."""
     return_routes: bool = False

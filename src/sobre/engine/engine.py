@@ -62,13 +62,15 @@ class Engine:
     """Continuous batching over one model. `run_seed` and the request's seed make the samples."""
 
     def __init__(self, model: Model, cfg: EngineConfig = DEFAULT, *, run_seed: int = 0) -> None:
-        self.model, self.cfg, self.run_seed = model, cfg, run_seed
+        computing = prepared(model, cfg.weights)
+        # no update reaches rounded weights, so the model's own may go
+        self.model, self.cfg, self.run_seed = model if cfg.weights == "model" else computing, cfg, run_seed
         self.max_len = _max_len(cfg, model)
         self.weight_version = 0
         self._device = _device(model)
         n_blocks = _n_blocks(cfg, self.max_len)
         self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens, n_blocks, finds_prefixes=cfg.prefix_cache)
-        self._runner = Runner(prepared(model, cfg.weights), cfg, self.max_len, n_blocks, run_seed, self._device)
+        self._runner = Runner(computing, cfg, self.max_len, n_blocks, run_seed, self._device)
         if cfg.deterministic:
             check_rows(self._runner.model)
             self._runner.cache.reads_fresh = True

@@ -14,7 +14,7 @@ from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
 from sobre.engine.drafting import OwnHead, SecondToken
 from sobre.engine.scheduler import Piece, Plan, Row
-from sobre.models.cache import BlockTables, KVCache, PagedCache
+from sobre.models.cache import BlockTables, Int8Cache, KVCache, PagedCache
 from sobre.models.config import BLOCK, ModelConfig, MoEConfig
 from sobre.models.step import StepInput, StepOutput
 from sobre.plan.count import decode_flops, forward_flops
@@ -42,7 +42,8 @@ class Runner:
         self.tables = BlockTables(cfg.max_batch, max_len, device)
         own_head = cfg.speculate and model.cfg.n_mtp > 0
         n_layers = model.cfg.n_layers + own_head
-        self.cache = PagedCache(model.cfg, self.tables, n_blocks, model.dtype, n_layers=n_layers)
+        kind = Int8Cache if cfg.cache == "int8" else PagedCache
+        self.cache = kind(model.cfg, self.tables, n_blocks, model.dtype, n_layers=n_layers)
         self.own_head = OwnHead(cast(SecondToken, model), self.cache, run_seed, device) if own_head else None
         self.routes_LMA = _route_store(model.cfg, cfg, n_blocks, device)
         self.n_prefilled = self.n_decoded = 0

@@ -17,6 +17,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sobre.models.cache import BlockTables, PagedCache
+from sobre.models.config import BLOCK
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
 from sobre.runtime.device import carried
@@ -102,16 +104,17 @@ def bits_per_byte(
     overlap: float = 0.25,
     start_id: int | None = None,
     per_source: int = 0,
+    cache: type[PagedCache] | None = None,
 ) -> dict[str, Bits]:
     """Score documents by source, "all" being their sum. start_id None means the end of the document before;
-    per_source > 0 takes only the first so many of each source."""
+    per_source > 0 takes only the first so many of each source; `cache` is what attention's entries go through."""
     chosen = first_of_each(documents, per_source)
     start = tokenizer.eos_id if start_id is None else start_id
     ids = [[*encoded, tokenizer.eos_id] for encoded in tokenizer.encode_batch([d.text for d in chosen])]
     cut = [w for i, x in enumerate(ids) for w in windows(x, i, start_id=start, window=window, overlap=overlap)]
     bits, n_read = [0.0] * len(chosen), [0] * len(chosen)
     for batch in _batches(cut):
-        for piece, value in zip(batch, _score(model, batch), strict=True):
+        for piece, value in zip(batch, _score(model, batch, cache), strict=True):
             bits[piece.document] += value
             n_read[piece.document] += len(piece.ids)
     scores: dict[str, Bits] = {}
@@ -145,15 +148,27 @@ def _batches(cut: list[Window]) -> Iterator[list[Window]]:
         yield batch
 
 
-def _score(model: Decoder, batch: list[Window]) -> list[float]:
+def _score(model: Decoder, batch: list[Window], cache: type[PagedCache] | None) -> list[float]:
     """Bits of each window's scored tokens."""
     device = next(model.parameters()).device
     tokens_N = carried(torch.tensor([i for piece in batch for i in piece.ids]), device)
     targets_N = carried(torch.tensor([i for piece in batch for i in piece.targets]), device)
-    hidden_ND = model(StepInput(tokens_N, lengths=tuple(len(piece.ids) for piece in batch))).hidden_ND
+    lengths = tuple(len(piece.ids) for piece in batch)
+    step = StepInput(tokens_N, lengths=lengths, slots=tuple(range(len(lengths))))
+    hidden_ND = model(step, None if cache is None else _room(model, lengths, device, cache)).hidden_ND
     nll_N = torch.nn.functional.cross_entropy(model.logits(hidden_ND).float(), targets_N, reduction="none")
     pieces: tuple[Tensor, ...] = nll_N.cpu().split([len(piece.ids) for piece in batch])
     return [
         float(nll[len(nll) - piece.n_scored :].double().sum()) / math.log(2)
         for piece, nll in zip(batch, pieces, strict=True)
     ]
+
+
+def _room(model: Decoder, lengths: Sequence[int], device: torch.device, kind: type[PagedCache]) -> PagedCache:
+    """A cache that holds these sequences, one after the other."""
+    tables, n_blocks = BlockTables(len(lengths), max(lengths), device), 0
+    for slot, length in enumerate(lengths):
+        blocks = range(n_blocks, n_blocks + -(-length // BLOCK))
+        tables.place(slot, blocks)
+        n_blocks += len(blocks)
+    return kind(model.cfg, tables, n_blocks, model.dtype)

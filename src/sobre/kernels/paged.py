@@ -23,7 +23,7 @@ class Places:
     """The largest of them."""
     block: int
     first: int | None = None
-    """The first block when all lie in one run, as those of a single sequence mostly do."""
+    """The first block when all lie in one run, sequence after sequence: those of a single one mostly do."""
 
     @cached_property
     def later_RTS(self) -> Tensor:
@@ -38,7 +38,7 @@ def gather(cells_MC: Tensor, places: Places) -> Tensor:
     n_rows, n_blocks = places.table_RB.shape
     blocks = cells_MC.unflatten(0, (-1, places.block))
     if places.first is not None:
-        found = blocks[places.first : places.first + n_blocks]  # a view: read in place
+        found = blocks[places.first : places.first + n_rows * n_blocks]  # a view: read in place
     else:
         found = blocks.index_select(0, places.table_RB.flatten())
     return found.reshape(n_rows, -1, cells_MC.shape[1])[:, : places.longest]

@@ -6,17 +6,19 @@ blocks of `BLOCK` tokens; a table names the blocks of each sequence, so that seq
 may hold the blocks of a beginning that they share (PagedAttention, arXiv 2309.06180). Who gets which block is decided
 elsewhere (engine/scheduler.py).
 
-Shapes: L layers, R sequences, S cached positions, C entry width, N tokens, B blocks, M cells (one for
-each token of each block).
+Shapes: L layers, R sequences, S cached positions, C entry width, P vectors of an entry, N tokens, B blocks, M cells
+(one for each token of each block).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sobre.kernels.int8_entries import from_int8, to_int8
 from sobre.kernels.paged import Places, gather
 from sobre.models.config import BLOCK, ModelConfig
 from sobre.models.step import StepInput
@@ -29,8 +31,9 @@ class KVCache(Protocol):
     reads_fresh: bool
     """Whether attention reads even what a step that begins at 0 has just written: one way of computing for all."""
 
-    def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> None:
-        """Store the entries of the step's tokens at their positions."""
+    def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> Tensor | None:
+        """Store the entries of the step's tokens at their positions; return them as they will be read where the cache
+        rounds them, else None: a step that does not read them back must compute with the same numbers."""
 
     def read(self, layer: int, step: StepInput) -> Tensor:
         """Return entries_RSC, S = the longest context of the step; what lies beyond a sequence's own is undefined."""
@@ -101,30 +104,41 @@ class PagedCache:
         self, cfg: ModelConfig, tables: BlockTables, n_blocks: int, dtype: torch.dtype, *, n_layers: int = 0
     ) -> None:
         self.reads_fresh = False
-        self.tables, self.width = tables, cfg.attention.cache_dim
-        self._shape = (n_layers or cfg.n_layers, n_blocks, BLOCK * self.width)
-        self.entries_LB = torch.zeros(self._shape, dtype=dtype, device=tables.device)
-        self.trails: list[Tensor] = []
+        self.tables, self.dtype, self.attention = tables, dtype, cfg.attention
+        self._layered = {
+            name: ((n_layers or cfg.n_layers, n_blocks, BLOCK * width), kind)
+            for name, (width, kind) in self._widths().items()
+        }
+        self._trailed: list[tuple[tuple[int, ...], torch.dtype]] = []
         if cfg.memory.layers:
-            n_cells, device = n_blocks * BLOCK, tables.device
-            self.trails.append(torch.zeros(n_cells, dtype=torch.int64, device=device))
-            self.trails += [torch.zeros(n_cells, cfg.d_model, dtype=dtype, device=device) for _ in cfg.memory.layers]
+            n_cells = n_blocks * BLOCK
+            self._trailed = [((n_cells,), torch.int64), *[((n_cells, cfg.d_model), dtype)] * len(cfg.memory.layers)]
+        self.layers: dict[str, Tensor] = {}
+        self.trails: list[Tensor] = []
+        self.wake()
+
+    def _widths(self) -> dict[str, tuple[int, torch.dtype]]:
+        """What is kept of a token in each layer: how many numbers of which kind."""
+        return {"entries": (self.attention.cache_dim, self.dtype)}
 
     @property
     def size_bytes(self) -> int:
-        return sum(kept.numel() * kept.element_size() for kept in (self.entries_LB, *self.trails))
+        return sum(kept.numel() * kept.element_size() for kept in (*self.layers.values(), *self.trails))
 
-    def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> None:
-        self._cells_MC(layer).index_copy_(0, self.tables.cells_N(step), entries_NC.to(self.entries_LB.dtype))
+    def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> Tensor | None:
+        self._cells("entries", layer).index_copy_(0, self.tables.cells_N(step), entries_NC.to(self.dtype))
+        return None
 
     def read(self, layer: int, step: StepInput) -> Tensor:
-        return gather(self._cells_MC(layer), self.tables.places(step))
+        return gather(self._cells("entries", layer), self.tables.places(step))
 
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
-        return self._cells_MC(layer), self.tables.places(step)
+        return self._cells("entries", layer), self.tables.places(step)
 
-    def _cells_MC(self, layer: int) -> Tensor:
-        return self.entries_LB[layer].view(-1, self.width)
+    def _cells(self, name: str, layer: int) -> Tensor:
+        """(M, numbers of a token): what is kept under this name in a layer."""
+        kept_LB = self.layers[name]
+        return kept_LB[layer].view(-1, kept_LB.shape[2] // BLOCK)
 
     def leave(self, trail: int, x_N: Tensor, step: StepInput) -> None:
         self.trails[trail].index_copy_(0, self.tables.cells_N(step), x_N.to(self.trails[trail].dtype))
@@ -134,23 +148,60 @@ class PagedCache:
 
     def copy(self, source: int, target: int) -> None:
         """Give block `target` the entries of block `source`."""
-        self.entries_LB[:, target] = self.entries_LB[:, source]
-        for kept in self.trails:
-            by_block = kept.unflatten(0, (-1, BLOCK))
-            by_block[target] = by_block[source]
+        for kept_B in self.by_block():
+            kept_B[target] = kept_B[source]
+
+    def by_block(self) -> list[Tensor]:
+        """All that is kept, block by block: views of the memory."""
+        return [
+            *(kept_LB.transpose(0, 1) for kept_LB in self.layers.values()),
+            *(kept.unflatten(0, (-1, BLOCK)) for kept in self.trails),
+        ]
 
     def rest(self) -> None:
         """Give the memory back; all entries are lost."""
-        self.entries_LB = self.entries_LB[:, :0].clone()
-        self.trails = [kept[:0].clone() for kept in self.trails]
+        self.layers, self.trails = {}, []
 
     def wake(self) -> None:
-        """Take the memory again, if it was given back."""
-        if self.entries_LB.shape != self._shape:
-            self.entries_LB = self.entries_LB.new_zeros(self._shape)
-            self.trails = [kept.new_zeros(self._shape[1] * BLOCK, *kept.shape[1:]) for kept in self.trails]
+        """Take the memory, if it is not held."""
+        if not self.layers:
+            device = self.tables.device
+            self.layers = {
+                name: torch.zeros(shape, dtype=kind, device=device) for name, (shape, kind) in self._layered.items()
+            }
+            self.trails = [torch.zeros(shape, dtype=kind, device=device) for shape, kind in self._trailed]
 
     def clear(self) -> None:
         """Make every entry zero: a failed step may have left numbers that are none."""
-        for kept in (self.entries_LB, *self.trails):
+        for kept in (*self.layers.values(), *self.trails):
             kept.zero_()
+
+
+class Int8Cache(PagedCache):
+    """The same in 8 bits a number and a scale for each vector of an entry; what the n-gram memory keeps stays whole."""
+
+    def _widths(self) -> dict[str, tuple[int, torch.dtype]]:
+        n_vectors = sum(n for n, _ in self.attention.cache_parts)
+        return {"entries": (self.attention.cache_dim, torch.int8), "scales": (n_vectors, torch.float32)}
+
+    def write(self, layer: int, entries_NC: Tensor, step: StepInput) -> Tensor | None:
+        codes_NC, scales_NP = to_int8(entries_NC, self.attention.cache_parts)
+        cells_N = self.tables.cells_N(step)
+        self._cells("entries", layer).index_copy_(0, cells_N, codes_NC)
+        self._cells("scales", layer).index_copy_(0, cells_N, scales_NP)
+        return from_int8(codes_NC, scales_NP, self.attention.cache_parts, entries_NC.dtype)
+
+    def read(self, layer: int, step: StepInput) -> Tensor:
+        places = self.tables.places(step)
+        codes_RSC, scales_RSP = (gather(self._cells(name, layer), places) for name in ("entries", "scales"))
+        return from_int8(codes_RSC, scales_RSP, self.attention.cache_parts, self.dtype)
+
+    def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
+        """The blocks of the step's sequences alone, widened, one after the other."""
+        places = self.tables.places(step)
+        n_rows, n_blocks = places.table_RB.shape
+        table_RB = torch.arange(n_rows * n_blocks, device=self.tables.device).view(n_rows, n_blocks)
+        whole = replace(places, longest=n_blocks * BLOCK)
+        codes_RSC, scales_RSP = (gather(self._cells(name, layer), whole) for name in ("entries", "scales"))
+        cells_MC = from_int8(codes_RSC, scales_RSP, self.attention.cache_parts, self.dtype).flatten(0, 1)
+        return cells_MC, replace(places, table_RB=table_RB, first=0)

@@ -115,6 +115,12 @@ class MLAConfig:
         """Cached numbers per token and layer: latent and rotary key, and the index key of sparse attention."""
         return self.latent_dim + (self.indexer.dim if self.indexer else 0)
 
+    @property
+    def cache_parts(self) -> tuple[tuple[int, int], ...]:
+        """The same as (how many, how wide) vectors, each of which has its own scale in an int8 cache."""
+        index = ((1, self.indexer.dim),) if self.indexer else ()
+        return ((1, self.kv_rank), (1, self.rope_dim), *index)
+
 
 @config
 class GQAConfig:
@@ -154,6 +160,11 @@ class GQAConfig:
         """Cached numbers per token and layer: keys and values of every group."""
         return 2 * self.n_kv_heads * self.head_dim
 
+    @property
+    def cache_parts(self) -> tuple[tuple[int, int], ...]:
+        """The same as (how many, how wide) vectors, each of which has its own scale in an int8 cache."""
+        return ((2 * self.n_kv_heads, self.head_dim),)
+
 
 @config
 class LightningConfig:
@@ -180,6 +191,11 @@ class LightningConfig:
     def cache_dim(self) -> int:
         """Cached numbers per token and layer: keys and values of every head."""
         return 2 * self.n_heads * self.head_dim
+
+    @property
+    def cache_parts(self) -> tuple[tuple[int, int], ...]:
+        """The same as (how many, how wide) vectors, each of which has its own scale in an int8 cache."""
+        return ((2 * self.n_heads, self.head_dim),)
 
 
 @config

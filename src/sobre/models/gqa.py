@@ -48,7 +48,11 @@ class GQA(nn.Module):
         q_NHK, k_NGK = self._rotate(q_NHK, rope), self._rotate(k_NGK, rope)
         if cache is not None:
             entry_NC = torch.cat([k_NGK.flatten(1), v_NGK.flatten(1)], -1)
-            cache.write(self.layer, F.pad(entry_NC, (0, self.unused)) if self.unused else entry_NC, step)
+            padded_NC = F.pad(entry_NC, (0, self.unused)) if self.unused else entry_NC
+            rounded_NC = cache.write(self.layer, padded_NC, step)
+            if rounded_NC is not None:
+                kv_N2GK = rounded_NC[:, : gqa.cache_dim].unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
+                k_NGK, v_NGK = kv_N2GK.unbind(1)
         if cache is None or (step.is_fresh and not cache.reads_fresh):
             out_NHK = select.causal_attention(q_NHK, k_NGK, v_NGK, step.lengths, self.scale)
         elif step.max_length == 1:

@@ -41,7 +41,9 @@ class Lightning(nn.Module):
         q_NHK, k_NHK, v_NHK = qkv_NHK.split(self.cfg.head_dim, -1)
         slope_H = slopes(self.cfg.n_heads, self.layer, self.n_layers, x_ND.device)
         if cache is not None:
-            cache.write(self.layer, torch.cat([k_NHK.flatten(1), v_NHK.flatten(1)], -1), step)
+            rounded_NC = cache.write(self.layer, torch.cat([k_NHK.flatten(1), v_NHK.flatten(1)], -1), step)
+            if rounded_NC is not None:
+                k_NHK, v_NHK = rounded_NC.unflatten(-1, (2, self.cfg.n_heads, self.cfg.head_dim)).unbind(1)
         if cache is None or step.is_fresh:
             q_RHTK, k_RHTK, v_RHTK = (step.pad(part).transpose(1, 2) for part in (q_NHK, k_NHK, v_NHK))
             out_RTHK = linear_attention(q_RHTK, k_RHTK, v_RHTK, slope_H).transpose(1, 2)

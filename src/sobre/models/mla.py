@@ -61,8 +61,10 @@ class MLA(nn.Module):
         entry_NC = torch.cat([latent_NC, k_rope_Nr], -1)
         if mla.indexer:
             entry_NC = torch.cat([entry_NC, self.index.key(x_ND, rope)], -1)
-        if cache is not None:
-            cache.write(self.layer, entry_NC, step)
+        rounded_NC = None if cache is None else cache.write(self.layer, entry_NC, step)
+        if rounded_NC is not None:
+            entry_NC = rounded_NC
+            latent_NC, k_rope_Nr = entry_NC[:, : mla.latent_dim].split([mla.kv_rank, mla.rope_dim], -1)
         fresh = cache is None or (step.is_fresh and not cache.reads_fresh)
         chooses = mla.indexer is not None and step.context > mla.indexer.n_keys
         if fresh and not chooses:

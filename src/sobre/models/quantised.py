@@ -97,7 +97,8 @@ def quantised(model: Decoder, bits: Bits) -> Decoder:
     if model.embed.weight.device.type != "cpu":
         raise ConfigError(f"{bits} weights need a model on the CPU, not on {model.embed.weight.device}")
     _check_shapes(model, bits)
-    twin = copy.deepcopy(model).requires_grad_(False).computing_in(torch.bfloat16)
+    shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    twin = copy.deepcopy(model, shared).computing_in(torch.bfloat16)  # no second copy of what is about to be rounded
     if twin.head is None:
         twin.head = QuantisedLinear(model.embed.weight, None, bits)
     for module in list(twin.modules()):
@@ -109,8 +110,8 @@ def quantised(model: Decoder, bits: Bits) -> Decoder:
             for name in ("gate_EFD", "up_EFD", "down_EDF"):
                 setattr(module, name, nn.Parameter(torch.empty(0), requires_grad=False))
     for parameter_name, parameter in twin.named_parameters():
-        if parameter.ndim > 1 and ".router." not in parameter_name:
-            parameter.data = parameter.data.bfloat16()
+        kept = parameter.ndim < 2 or ".router." in parameter_name
+        parameter.data = parameter.data.clone() if kept else parameter.data.bfloat16()
     return twin
 
 

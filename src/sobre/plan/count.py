@@ -144,10 +144,14 @@ def flops_per_token(cfg: ModelConfig, seq_len: int, *, lora: LoraConfig | None =
     return Flops(forward_flops(cfg, [seq_len]) / seq_len, train_flops(cfg, [seq_len], lora=lora) / seq_len)
 
 
-def cache_bytes_per_token(cfg: ModelConfig, bytes_per_number: int = 2) -> int:
-    """Bytes that one token leaves in the cache, all layers together; its class, for the memory, takes eight."""
+def cache_bytes_per_token(cfg: ModelConfig, bytes_per_number: int = 2, *, int8: bool = False) -> int:
+    """Bytes that one token leaves in the cache, all layers together; its class, for the memory, takes eight. In `int8`
+    a number of an entry takes one byte and each vector of it four more, for its scale."""
     trails = len(cfg.memory.layers) * cfg.d_model * bytes_per_number + (8 if cfg.memory.layers else 0)
-    return cfg.n_layers * cfg.attention.cache_dim * bytes_per_number + trails
+    entry = cfg.attention.cache_dim * bytes_per_number
+    if int8:
+        entry = cfg.attention.cache_dim + 4 * sum(n for n, _ in cfg.attention.cache_parts)
+    return cfg.n_layers * entry + trails
 
 
 def _block(cfg: ModelConfig, layer: int, at: str) -> Shapes:

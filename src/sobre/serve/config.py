@@ -13,6 +13,25 @@ Dtype = Literal["saved", "float32", "bfloat16", "float16", "fp8"]
 those stay FP8, and all else is as saved."""
 
 
+@config
+class Rounding:
+    """What the engine rounds to compute with, where that buys memory and speed."""
+
+    weights: Literal["model", "int8", "int4"] = "model"
+    """The model's own, or its matrices in 8 bits (a scale per channel) or 4 (per group of 32), on CPUs."""
+    cache: Literal["model", "int8"] = "model"
+    """The cache in the model's dtype, or in 8 bits with a scale per token and head or latent."""
+
+    @property
+    def told(self) -> str:
+        """For the line at the start; empty where nothing is rounded."""
+        chosen = (("weights", self.weights), ("cache", self.cache))
+        return ", ".join(f"{name} in {kind}" for name, kind in chosen if kind != "model")
+
+
+NO_ROUNDING = Rounding()
+
+
 def check_answering(temperature: float, top_p: float, price_usd_per_h: float | None) -> None:
     """Refuse what neither the server nor the chat can sample or bill by."""
     if not 0 <= temperature <= 2:
@@ -32,6 +51,10 @@ class ServeConfig:
     Qwen/Qwen3-0.6B; the page compares any two of them."""
     dtype: Dtype = "saved"
     """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
+    weights: Literal["model", "int8", "int4"] = "model"
+    """The model's own, or its matrices rounded to 8 or 4 bits (CPUs); `sobre eval` tells what that costs."""
+    cache: Literal["model", "int8"] = "model"
+    """What the cache holds: the model's own numbers, or 8 bits each with a scale per token and head or latent."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     host: str = "127.0.0.1"
@@ -86,6 +109,10 @@ class ServeConfig:
     allowed_hosts: tuple[str, ...] = ()
     """Host names accepted besides the loopback ones while listening on loopback only (guards against DNS rebinding)."""
 
+    @property
+    def rounding(self) -> Rounding:
+        return Rounding(weights=self.weights, cache=self.cache)
+
     def __post_init__(self) -> None:
         named = " ".join(self.engine)
         others = [one for one in self.engine if not one.startswith(("http://", "https://"))]
@@ -97,6 +124,8 @@ class ServeConfig:
             raise ConfigError(f"engine={named} serves one model, not {len(self.model)}")
         if named != "sobre" and (self.dtype != "saved" or self.revision):
             raise ConfigError(f"dtype and revision are for our own engine, not for engine={named}")
+        if named != "sobre" and self.rounding != NO_ROUNDING:
+            raise ConfigError(f"weights and cache are for our own engine, not for engine={named}")
         if self.revision and len(self.model) != 1:
             raise ConfigError(f"revision={self.revision} is for one model, not {len(self.model)}")
         if not self.model:
@@ -128,6 +157,10 @@ class ChatConfig:
     Qwen/Qwen3-0.6B."""
     dtype: Dtype = "saved"
     """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
+    weights: Literal["model", "int8", "int4"] = "model"
+    """The model's own, or its matrices rounded to 8 or 4 bits (CPUs); `sobre eval` tells what that costs."""
+    cache: Literal["model", "int8"] = "model"
+    """What the cache holds: the model's own numbers, or 8 bits each with a scale per token and head or latent."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     prompt: str = ""
@@ -150,6 +183,10 @@ class ChatConfig:
     """Dollars per hour of this machine; left out, the ledger's price for it."""
     json: bool = False
     """With one question: print one JSON document on standard output and nothing else there."""
+
+    @property
+    def rounding(self) -> Rounding:
+        return Rounding(weights=self.weights, cache=self.cache)
 
     def __post_init__(self) -> None:
         check_answering(self.temperature, self.top_p, self.price_usd_per_h)

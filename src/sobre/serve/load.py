@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import torch
 
@@ -23,7 +22,7 @@ from sobre.plan.count import cache_bytes_per_token
 from sobre.runtime.config import Device
 from sobre.runtime.console import Console
 from sobre.runtime.device import pick_device
-from sobre.serve.config import Dtype
+from sobre.serve.config import NO_ROUNDING, Dtype, Rounding
 from sobre.tokenizer.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 512
@@ -35,8 +34,17 @@ PROBE_TOKENS = 32
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A model folder, in memory, with its own weights."""
+
+    folder: Path
+    tokenizer: Tokenizer
+    model: Decoder
+
+
+@dataclass(frozen=True)
 class Loaded:
-    """A model folder, in memory."""
+    """A model folder, ready to answer."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -66,29 +74,45 @@ def load_folder(
     dtype: Dtype = "saved",
     device: Device = "auto",
     revision: str = "",
-    weights_in: Literal["model", "int8", "int4"] = "model",
+    rounding: Rounding = NO_ROUNDING,
     quiet: bool = False,
 ) -> Loaded:
+    """`open_folder`, and an engine for it; weights that were rounded are then there in that form alone."""
+    opened = open_folder(model, dtype=dtype, device=device, revision=revision, quiet=quiet)
+    engine = make_engine(opened.model, n_slots=n_slots, max_context=max_context, experts=experts, rounding=rounding)
+    n_params = sum(parameter.numel() for parameter in opened.model.parameters())
+    cfg, n_bytes = engine.model.cfg, engine.model.dtype.itemsize
+    per_token = cache_bytes_per_token(cfg, n_bytes, int8=rounding.cache == "int8")
+    return Loaded(opened.folder, opened.tokenizer, engine, n_params, per_token * n_slots * engine.max_len)
+
+
+def open_folder(
+    model: str, *, dtype: Dtype = "saved", device: Device = "auto", revision: str = "", quiet: bool = False
+) -> Opened:
     """Load a model folder or a hub id; raises CheckpointError when it is neither, naming model folders near it.
 
-    Weights are held and computed with in `dtype` (`Dtype`); the engine rounds its own to `weights_in`. A bar on
-    standard error follows large ones unless `quiet`.
+    Weights are held and computed with in `dtype` (`Dtype`). A bar on standard error follows large ones unless `quiet`.
     """
     path = find_folder(model, revision)
     weights = _weights(path, dtype, quiet).to(pick_device(device))
     tokenizer = Tokenizer.load(path)
     tokenizer.check_fits(weights.cfg.vocab_size, model)
+    return Opened(path, tokenizer, weights)
+
+
+def make_engine(
+    model: Decoder, *, n_slots: int, max_context: int, experts: bool = False, rounding: Rounding = NO_ROUNDING
+) -> Engine:
+    """An engine for answering people: prompts in short pieces."""
     cfg = EngineConfig(
         max_batch=n_slots,
         max_len=max_context,
         prefill_tokens=PREFILL_TOKENS,
-        weights=weights_in,
+        weights=rounding.weights,
+        cache=rounding.cache,
         return_routes=experts,
     )
-    engine = Engine(weights, cfg)
-    n_params = sum(parameter.numel() for parameter in weights.parameters())
-    per_token = cache_bytes_per_token(weights.cfg, weights.dtype.itemsize)
-    return Loaded(path, tokenizer, engine, n_params, per_token * n_slots * engine.max_len)
+    return Engine(model, cfg)
 
 
 def find_folder(model: str, revision: str = "") -> Path:
