@@ -24,6 +24,8 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "experts 2": {"experts": 2},
         "shards 2, experts 2": {"shards": 2, "experts": 2},
         "tensor 2": {"tensor": 2},
+        "context 2": {"context": 2},
+        "context 2, shards 2, experts 2": {"context": 2, "shards": 2, "experts": 2},
         "pipeline 2": {"pipeline": 2},
         "pipeline 2, interleaved": {"pipeline": 2, "schedule": "interleaved"},
         "pipeline 2, zero-bubble": {"pipeline": 2, "schedule": "zero-bubble"},
@@ -41,6 +43,10 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "shards 2, experts 4": {"shards": 2, "experts": 4},
         "tensor 2": {"tensor": 2},
         "tensor 2, shards 2": {"tensor": 2, "shards": 2},
+        "context 4": {"context": 4},
+        "context 2, shards 4": {"context": 2, "shards": 4},
+        "context 2, experts 4": {"context": 2, "experts": 4},
+        "context 2, tensor 2": {"context": 2, "tensor": 2},
         "pipeline 4": {"pipeline": 4},
         "pipeline 2, shards 2": {"pipeline": 2, "shards": 2, "zero": 1},
         "pipeline 2, experts 2": {"pipeline": 2, "experts": 2},
@@ -61,7 +67,7 @@ PROMISED = {"float64": 1e-9, "float32": 1e-4}
 
 def is_refused(sizes: dict[str, Any], case: dict[str, Any]) -> bool:
     """Whether a run in this layout refuses the stage (`ParallelConfig.check_stages`)."""
-    return "pipeline" in sizes and case.get("stage") == "rl"
+    return bool({"pipeline", "context"} & sizes.keys()) and case.get("stage") == "rl"
 
 
 def measured(n_processes: int) -> dict[str, dict[str, Any]]:

@@ -27,8 +27,8 @@ from sobre.train.batch import Batch, from_rows, from_samples
 from sobre.train.divide import divide
 from sobre.train.export import save_divided
 from sobre.train.losses import LossFn, next_token
+from sobre.train.pieces import mine
 from sobre.train.resume import load_state
-from sobre.train.share import share
 from sobre.train.state import save_state
 from sobre.train.step import train_step
 
@@ -116,7 +116,8 @@ def learner(case: dict[str, Any], layout: dict[str, Any] | None, processes: Proc
     dtype = dtype_of(case)
     groups = {"n_groups": case["groups"], "n_active_groups": 1} if "groups" in case else {}
     cfg = DENSE if case.get("dense") else replace(MOE, ffn=replace(MOE.ffn, **groups))
-    model = build(replace(cfg, n_layers=case.get("layers", cfg.n_layers)), dtype)
+    memory = MemoryConfig() if "context" in case["layout"] | case.get("then", {}) else cfg.memory  # it is refused there
+    model = build(replace(cfg, n_layers=case.get("layers", cfg.n_layers), memory=memory), dtype)
     model.recompute = case.get("recompute", False)
     division = None if processes is None else divide(model, ParallelConfig(**layout or {}), processes)
     names = dict(model.named_parameters())
@@ -133,12 +134,10 @@ def learner(case: dict[str, Any], layout: dict[str, Any] | None, processes: Proc
 def train(found: Learner, first: int, last: int) -> None:
     stage, division, model = found.case.get("stage", "pretrain"), found.division, found.model
     for step in range(first, last):
-        whole = batches(stage, step)
-        mine = whole if division is None else [share(b, *division.share) for b in whole]
         info = train_step(
             model,
             found.optimizer,
-            mine,
+            [mine(batch, division) for batch in batches(stage, step)],
             loss_of(stage),
             lr_scale=0.5,
             clip=1.0,

@@ -72,6 +72,14 @@ def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Seque
     return torch.cat(outs_THW).to(v_NGW.dtype)
 
 
+def tail_attention(q_THK: Tensor, k_SGK: Tensor, v_SGW: Tensor, scale: float) -> Tensor:
+    """The last T of S positions of a sequence, each of which sees the positions up to its own."""
+    n_queries, n_keys = len(q_THK), len(k_SGK)
+    later_TS = torch.zeros(n_queries, n_keys, device=q_THK.device)
+    later_TS.masked_fill_(torch.ones_like(later_TS, dtype=torch.bool).triu(n_keys - n_queries + 1), -torch.inf)
+    return cached_attention(q_THK[None], k_SGK[None], v_SGW[None], later_TS[None], scale)[0]
+
+
 def cached_attention(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGW: Tensor, later_RTS: Tensor, scale: float) -> Tensor:
     """Attention of new tokens to cached ones; `later_RTS` is minus infinity where a token must not look, else 0."""
     n_repeats = q_RTHK.shape[2] // k_RSGK.shape[2]

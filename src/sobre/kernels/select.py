@@ -30,6 +30,7 @@ from sobre.kernels import (
     reference,
     scaled,
     sdpa,
+    tail,
     tiled,
 )
 from sobre.kernels import draw as draws
@@ -154,6 +155,9 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("cached_attention", "batched", cached.cached_attention, reason="keys are read where they lie"),
     Kernel("cached_attention", "reference", reference.cached_attention),
     Kernel("cached_attention", "tiled", tiled.cached_attention, reason="the same bits in every batch"),
+    Kernel("tail_attention", "sdpa", tail.fused, ACCELERATORS, reason="torch's fused attention"),
+    Kernel("tail_attention", "block", tail.block, reason="no key after a block of queries is read"),
+    Kernel("tail_attention", "reference", reference.tail_attention),
     Kernel(
         "causal_attention", "native", native_attention.causal_attention, ("cpu",), (torch.float32,), IN_C, native.lacks
     ),
@@ -352,6 +356,11 @@ def cached_attention(q_RTHK: Tensor, k_RSGK: Tensor, v_RSGW: Tensor, later_RTS: 
 def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """Causal attention within each of the sequences; k and v may have fewer heads, and values another width."""
     return _kernel("causal_attention", q_NHK)(q_NHK, k_NGK, v_NGW, lengths, scale)
+
+
+def tail_attention(q_THK: Tensor, k_SGK: Tensor, v_SGW: Tensor, scale: float) -> Tensor:
+    """Causal attention of the last T of S positions of one sequence."""
+    return _kernel("tail_attention", q_THK)(q_THK, k_SGK, v_SGW, scale)
 
 
 def grouped_linear(x_MD: Tensor, weight_EFD: Tensor, counts_E: Tensor | Sequence[int]) -> Tensor:

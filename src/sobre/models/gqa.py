@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sobre.kernels import select
+from sobre.models.attention import attend, whole
 from sobre.models.cache import KVCache
 from sobre.models.config import GQAConfig, LightningConfig, ModelConfig
 from sobre.models.layers import Linear, RMSNorm
@@ -54,7 +55,7 @@ class GQA(nn.Module):
                 kv_N2GK = rounded_NC[:, : gqa.cache_dim].unflatten(-1, (2, gqa.n_kv_heads, gqa.head_dim))
                 k_NGK, v_NGK = kv_N2GK.unbind(1)
         if cache is None or (step.is_fresh and not cache.reads_fresh):
-            out_NHK = select.causal_attention(q_NHK, k_NGK, v_NGK, step.lengths, self.scale)
+            out_NHK = attend(q_NHK, *whole(step, k_NGK, v_NGK), step, self.scale)
         elif step.max_length == 1:
             places = cache.paged(self.layer, step)
             out_NHK = select.grouped_decode(q_NHK, *places, gqa.n_kv_heads, gqa.head_dim, self.scale)

@@ -10,8 +10,8 @@ Sparse attention (V3.2, models/indexer.py) is the absorbed form with one more ma
 
 The norms of the two latents have their own epsilon, 1e-6 whatever the model's is, as in DeepSeek's released code.
 
-Shapes: N tokens, R sequences, T new tokens of a sequence, S cached positions, H heads, P head width without position,
-K = P + rope, W value head width, C latent width, D model width.
+Shapes: N tokens (M of all pieces), R sequences, T new tokens of a sequence, S cached positions, H heads, P head width
+without position, K = P + rope, W value head width, C latent width, D model width.
 """
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.kernels.paged import Places
+from sobre.models.attention import attend, whole
 from sobre.models.cache import KVCache
 from sobre.models.config import MLAConfig, ModelConfig
 from sobre.models.indexer import Indexer
@@ -84,11 +85,12 @@ class MLA(nn.Module):
         self, q_NHP: Tensor, q_rope_NHr: Tensor, latent_NC: Tensor, k_rope_Nr: Tensor, step: StepInput
     ) -> Tensor:
         mla = self.cfg
-        kv_NH = self.kv_up(latent_NC).unflatten(-1, (mla.n_heads, mla.nope_dim + mla.v_dim))
-        k_NHP, v_NHW = kv_NH.split([mla.nope_dim, mla.v_dim], -1)
+        latent_MC, k_rope_Mr = whole(step, latent_NC, k_rope_Nr)
+        kv_MH = self.kv_up(latent_MC).unflatten(-1, (mla.n_heads, mla.nope_dim + mla.v_dim))
+        k_MHP, v_MHW = kv_MH.split([mla.nope_dim, mla.v_dim], -1)
         q_NHK = torch.cat([q_NHP, q_rope_NHr], -1)
-        k_NHK = torch.cat([k_NHP, k_rope_Nr.unsqueeze(1).expand(-1, mla.n_heads, -1)], -1)
-        return select.causal_attention(q_NHK, k_NHK, v_NHW, step.lengths, self.scale)
+        k_MHK = torch.cat([k_MHP, k_rope_Mr.unsqueeze(1).expand(-1, mla.n_heads, -1)], -1)
+        return attend(q_NHK, k_MHK, v_MHW, step, self.scale)
 
     def _absorbed(
         self, q_NHP: Tensor, q_rope_NHr: Tensor, entries_RSC: Tensor, bias_RTS: Tensor, step: StepInput

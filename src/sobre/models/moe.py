@@ -22,6 +22,7 @@ from sobre.models.config import MoEConfig
 from sobre.models.ffn import SwiGLU
 from sobre.models.lora import ExpertsLoRA
 from sobre.models.step import StepInput
+from sobre.runtime.device import carried
 from sobre.train.config import Precision
 
 
@@ -89,13 +90,16 @@ class Router(nn.Module):
     def _balance_loss(self, scores_NE: Tensor, step: StepInput) -> Tensor:
         """alpha * sum_i f_i P_i for each sequence, summed over sequences (eqs 17-20); f carries no gradient."""
         cfg = self.cfg
-        if not cfg.balance_alpha or not step.n_sequences:
+        if not cfg.balance_alpha or not (step.n_sequences or step.pieces):
             return scores_NE.new_zeros(())
         chosen_NA = scores_NE.detach().topk(cfg.n_active, dim=-1).indices
         picked_NE = torch.zeros_like(scores_NE).scatter_(-1, chosen_NA, 1.0)
         share_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
         picked_RE, share_RE = _sum_by_sequence(picked_NE, step), _sum_by_sequence(share_NE, step)
         lengths_R1 = step.lengths_R.unsqueeze(-1)
+        if step.pieces is not None:  # what each process adds to the loss of a sequence that others have, too
+            picked_RE = step.pieces.summed(picked_RE)
+            lengths_R1 = carried(torch.tensor(step.pieces.lengths), picked_RE.device).unsqueeze(-1)
         f_RE = picked_RE * (cfg.n_experts / cfg.n_active) / lengths_R1
         return cfg.balance_alpha * (f_RE * share_RE / lengths_R1).sum()
 
@@ -154,6 +158,10 @@ class MoE(nn.Module):
 
 
 def _sum_by_sequence(x_NE: Tensor, step: StepInput) -> Tensor:
+    if step.pieces is not None:
+        sequence_R = carried(torch.tensor(step.pieces.sequences), x_NE.device)
+        sums_RE = x_NE.new_zeros(len(step.pieces.lengths), x_NE.shape[1])
+        return sums_RE.index_add(0, sequence_R[step.sequence_N], x_NE)
     if step.is_uniform:
         return step.pad(x_NE).sum(1)
     return x_NE.new_zeros(step.n_sequences, x_NE.shape[1]).index_add(0, step.sequence_N, x_NE)

@@ -9,12 +9,28 @@ Shapes (docs/shapes.md): N tokens, R sequences, D width, A active experts, E exp
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sobre.kernels.moe import counted
 from sobre.runtime.device import carried
+
+
+class Pieces(Protocol):
+    """The rest of the sequences of which a step brings pieces; other processes bring it (parallel/context.py)."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each whole sequence."""
+    sequences: tuple[int, ...]
+    """Of each piece of this step: which sequence it is of."""
+
+    def whole(self, x_NX: Tensor) -> Tensor:
+        """x of all tokens of all sequences, in order; gradients come back from every process."""
+
+    def summed(self, x: Tensor) -> Tensor:
+        """The sum over the processes, without a gradient."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +53,8 @@ class StepInput:
     n_filler: int = 0
     """Tokens of the last sequences when those only fill the step up to a size that was met before (a new size costs a
     CPU library its preparation anew): they count in no load, no balance and no loss. 0: every sequence is real."""
+    pieces: Pieces | None = None
+    """When every "sequence" here is a piece of one, whose other pieces other processes have; None: they are whole."""
 
     def __post_init__(self) -> None:
         assert sum(self.lengths) == self.tokens_N.numel(), "lengths must sum to the number of tokens"
@@ -57,7 +75,10 @@ class StepInput:
     @cached_property
     def real(self) -> "StepInput":
         """The step without its filler."""
-        return self if not self.n_filler else StepInput(self.tokens_N[: -self.n_filler], self.lengths[: self._n_real])
+        if not self.n_filler:
+            return self
+        n, tokens_N = self._n_real, self.tokens_N[: -self.n_filler]
+        return StepInput(tokens_N, self.lengths[:n], self.starts[:n], pieces=self.pieces)
 
     @cached_property
     def _n_real(self) -> int:
@@ -66,6 +87,11 @@ class StepInput:
         while left > 0:
             n, left = n - 1, left - self.lengths[n - 1]
         return n
+
+    @property
+    def n_begun(self) -> int:
+        """Real sequences whose first token is here."""
+        return self.real.n_sequences if not self.starts else self.real.starts.count(0)
 
     @property
     def max_length(self) -> int:
@@ -88,7 +114,7 @@ class StepInput:
 
     @cached_property
     def lengths_R(self) -> Tensor:
-        return carried(torch.tensor(self.lengths), self.tokens_N.device)
+        return carried(torch.tensor(self.lengths, dtype=torch.long), self.tokens_N.device)
 
     @cached_property
     def sequence_N(self) -> Tensor:

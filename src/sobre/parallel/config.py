@@ -5,7 +5,7 @@ from typing import Literal
 
 from sobre.config.base import config
 from sobre.errors import ConfigError
-from sobre.models.config import DenseConfig, GQAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, LightningConfig, MLAConfig, ModelConfig, MoEConfig
 
 Schedule = Literal["1f1b", "interleaved", "zero-bubble", "zbv", "dualpipev"]
 
@@ -36,7 +36,7 @@ class ParallelConfig:
     schedule: Schedule = "1f1b"
     """In which order a pipeline takes the micro-batches of a step. In all but 1f1b a process has two stages."""
     context: int = 1
-    """Processes over which the tokens of each sequence are divided; each sees the keys of all."""
+    """Processes over which the tokens of each sequence are divided; each sees the keys of all. For long sequences."""
 
     timeout_s: float = 1800.0
     """How long a process waits for another inside a step. Then the run fails, says who is missing, and torchrun may
@@ -72,8 +72,6 @@ class ParallelConfig:
 
     def check(self, n_processes: int) -> None:
         """Refuse a layout that so many processes cannot form."""
-        if self.context > 1:
-            raise ConfigError(f"parallel.context={self.context} is not there yet; it fits: 1")
         beside = self.pipeline * self.tensor
         if n_processes % beside:
             raise ConfigError(
@@ -88,6 +86,11 @@ class ParallelConfig:
             raise ConfigError(
                 f"parallel.zero={self.zero} with pipeline={self.pipeline}: the weights of a stage stay together while"
                 " micro-batches come and go; it fits: 1"
+            )
+        if self.pipeline > 1 and self.context > 1:
+            raise ConfigError(
+                f"parallel.context={self.context} with pipeline={self.pipeline}: what travels through a pipeline is"
+                " filled up to one length, and pieces of sequences are not; one of the two fits: 1"
             )
         for name, size in (("shards", self.shards or 1), ("experts", self.experts), ("context", self.context)):
             if learners % size:
@@ -104,6 +107,8 @@ class ParallelConfig:
             )
         if self.tensor > 1:
             self._check_tensor(model)
+        if self.context > 1:
+            self._check_context(model)
         if self.pipeline > 1 and model.n_layers + model.n_mtp < self.n_stages:
             raise ConfigError(
                 f"parallel.pipeline={self.pipeline} with schedule={self.schedule} cuts the model into {self.n_stages}"
@@ -113,16 +118,29 @@ class ParallelConfig:
     def check_stages(self, stages: Iterable[str]) -> None:
         """Refuse a layout in which stages of training cannot run."""
         wrong = [stage for stage in stages if stage not in ("pretrain", "sft", "sft2")]
-        if self.pipeline > 1 and wrong:
-            raise ConfigError(
-                f"parallel.pipeline={self.pipeline} pretrains and fine-tunes; {', '.join(wrong)} asks the model outside"
-                " of its steps, too: run that with --resume in a layout without it"
-            )
+        for name, size, why in (
+            ("pipeline", self.pipeline, "asks the model outside of its steps, too"),
+            ("context", self.context, "learns from whole answers"),
+        ):
+            if size > 1 and wrong:
+                raise ConfigError(
+                    f"parallel.{name}={size} pretrains and fine-tunes; {', '.join(wrong)} {why}: run that with"
+                    " --resume in a layout without it"
+                )
 
     @property
     def n_stages(self) -> int:
         """Parts that a pipeline cuts the layers into: one for each process in 1F1B, else two."""
         return self.pipeline * (1 if self.schedule == "1f1b" or self.pipeline == 1 else 2)
+
+    def _check_context(self, model: ModelConfig) -> None:
+        what, attention = f"parallel.context={self.context}", model.attention
+        if isinstance(attention, LightningConfig):
+            raise ConfigError(f"{what}: lightning attention reads a sequence from its beginning; it fits: 1")
+        if isinstance(attention, MLAConfig) and attention.indexer:
+            raise ConfigError(f"{what}: sparse attention chooses among the keys of whole sequences; it fits: 1")
+        if model.memory.layers:
+            raise ConfigError(f"{what}: memory looks at the tokens before each, in another process; it fits: 1")
 
     def _check_tensor(self, model: ModelConfig) -> None:
         what, attention, ffn = f"parallel.tensor={self.tensor}", model.attention, model.ffn

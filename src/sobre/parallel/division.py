@@ -115,6 +115,8 @@ class Division:
     """Processes that learn from the same tokens with other heads; None when heads are whole."""
     partial: frozenset[str] = frozenset()
     """Parameters whose gradient is that of this process's heads alone."""
+    context: dist.ProcessGroup | None = None
+    """Processes that learn from pieces of the same sequences; None when sequences are whole."""
     accumulates: bool = False
     """Gradients are summed over processes only after the last micro-batch."""
     pipeline: Pipeline | None = None
@@ -125,8 +127,9 @@ class Division:
 
     @property
     def share(self) -> tuple[int, int]:
-        """Which part of each batch is this process's, of how many."""
-        return dist.get_rank(self.group), dist.get_world_size(self.group)
+        """Which sequences of each batch are this process's: part i of so many."""
+        size = 1 if self.context is None else dist.get_world_size(self.context)
+        return dist.get_rank(self.group) // size, dist.get_world_size(self.group) // size
 
     @property
     def is_whole(self) -> bool:

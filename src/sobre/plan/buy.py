@@ -299,12 +299,14 @@ def _division(layout: Layout, cfg: ModelConfig, name: str) -> "tuple[ParallelCon
     divides = cfg.attention.kind == "gqa" and cfg.ffn.kind == "dense"
     if layout.tensor > 1 and not divides:
         notes.append(f"the plan counts on tensor {layout.tensor} too, which a run has for dense models with GQA alone")
-    if layout.context > 1:
-        notes.append(f"the plan counts on context {layout.context} too, which a run does not have yet")
-    if layout.pipeline > 1:
-        stages = tuple(stage for stage in stages if stage in ("pretrain", "sft"))
-        rest = f"sobre rl {name}.toml --model out/{name}/sft --parallel.pipeline 1"
-        notes.append(f"a pipeline pretrains and fine-tunes; after that: {rest}")
+    context = layout.context if layout.pipeline == 1 else 1
+    if context < layout.context:
+        notes.append(f"the plan counts on context {layout.context} too, which a run does not have in a pipeline")
+    for key, size in (("pipeline", layout.pipeline), ("context", context)):
+        if size > 1:
+            stages = tuple(stage for stage in stages if stage in ("pretrain", "sft"))
+            rest = f"sobre rl {name}.toml --model out/{name}/sft --parallel.{key} 1"
+            notes.append(f"parallel.{key} pretrains and fine-tunes; after that: {rest}")
     has_two = cfg.n_layers + cfg.n_mtp >= 2 * layout.pipeline
     parallel = ParallelConfig(
         shards=0,
@@ -312,6 +314,7 @@ def _division(layout: Layout, cfg: ModelConfig, name: str) -> "tuple[ParallelCon
         experts=layout.expert,
         tensor=layout.tensor if divides else 1,
         pipeline=layout.pipeline,
+        context=context,
         schedule="zero-bubble" if layout.pipeline > 1 and has_two else "1f1b",
     )
     return parallel, stages, notes

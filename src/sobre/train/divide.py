@@ -62,7 +62,9 @@ def divide(model: Decoder, cfg: ParallelConfig, processes: Processes) -> Divisio
                     cuts.append(Shard(0))
                 parts[name] = Part(mesh, tuple(cuts), shapes[name], here(parameter), holders)
     tensor = grid.tensor if cfg.tensor > 1 else None
-    found = Division(grid.learners, parts, tensor, frozenset(partial), accumulates=cfg.zero == 1, homes=homes)
+    context = grid.mesh(("copies", "context"), cfg.context).get_group("context") if cfg.context > 1 else None
+    accumulates = cfg.zero == 1
+    found = Division(grid.learners, parts, tensor, frozenset(partial), context, accumulates=accumulates, homes=homes)
     if not stages:
         return found
     pipeline = Pipeline(grid.pipeline, cfg.schedule, stages)

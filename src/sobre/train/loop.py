@@ -18,7 +18,7 @@ from sobre.runtime.clock import Meter
 from sobre.runtime.horizon import Horizon
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn
-from sobre.train.share import share
+from sobre.train.pieces import mine
 from sobre.train.step import StepInfo, rehearse, train_step
 
 
@@ -83,11 +83,6 @@ class Stage:
     offloads: bool = False
     """Keep the optimizer's state on the host, and no gradient, while the source makes a feed."""
 
-    @property
-    def share(self) -> tuple[int, int]:
-        """Which part of each batch is this process's, of how many."""
-        return (0, 1) if self.division is None else self.division.share
-
 
 def run_stage(
     stage: Stage,
@@ -131,7 +126,7 @@ def dry_run(stage: Stage) -> None:
     stage.source.restore(before)
     stage.model.train()
     for whole in feed.batches[:1]:
-        batch = share(whole, *stage.share).to(stage.model.device)
+        batch = mine(whole, stage.division).to(stage.model.device)
         loss = rehearse(stage.model, batch, stage.loss_fn, stage.division)
         if not loss.isfinite():
             raise RunError(f"{stage.name}: the loss of the very first batch is {float(loss)}; nothing was trained")
@@ -145,7 +140,7 @@ def _step(stage: Stage, feed: Feed, lr: float, step: int) -> StepInfo:
         return train_step(
             stage.model,
             stage.optimizer,
-            [share(batch, *stage.share) for batch in feed.batches],
+            [mine(batch, stage.division) for batch in feed.batches],
             stage.loss_fn,
             lr_scale=lr,
             clip=stage.clip,

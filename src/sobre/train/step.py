@@ -173,9 +173,8 @@ def _global_counts(
 ) -> Counts:
     found = [0.0] * 4
     for batch in batches:
-        n_sequences = batch.step.n_sequences - bool(batch.step.n_filler)
         second = batch.second.total if with_mtp else 0.0
-        for i, value in enumerate((batch.n_tokens, n_sequences, batch.first.total, second)):
+        for i, value in enumerate((batch.n_tokens, batch.step.n_begun, batch.first.total, second)):
             found[i] += value
     if group is not None:
         counts = torch.tensor(found, dtype=torch.float64, device=device)

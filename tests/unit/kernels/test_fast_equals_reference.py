@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sobre.kernels import attention, experts, loss, moe, pointwise, reference, sdpa, select
+from sobre.kernels import attention, experts, loss, moe, pointwise, reference, sdpa, select, tail
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
 from sobre.kernels.native import pointwise as native_pointwise
@@ -64,6 +64,19 @@ def ragged(lengths: tuple[int, ...], heads: int, groups: int, qk: int, v: int, d
 def test_block_attention_is_attention(dtype, lengths, heads, groups, qk, v):
     tensors = ragged(lengths, heads, groups, qk, v, dtype)
     assert_same(attention.causal_attention, reference.causal_attention, tensors, lengths, qk**-0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [tail.block, tail.fused])
+@pytest.mark.parametrize(
+    ("n", "n_keys", "heads", "groups", "qk", "v"),
+    [(1, 3, 2, 1, 8, 8), (5, 5, 4, 2, 6, 3), (3, 9, 2, 2, 12, 8), (130, 300, 4, 2, 8, 4)],
+)
+def test_attention_of_the_last_tokens_is_that_part_of_attention(dtype, kernel, n, n_keys, heads, groups, qk, v):
+    q, *keys = ragged((n_keys,), heads, groups, qk, v, dtype)
+    assert_same(kernel, reference.tail_attention, [q[-n:], *keys], qk**-0.5)
+    whole = reference.causal_attention(q, *keys, (n_keys,), qk**-0.5)
+    assert_close(reference.tail_attention(q[-n:], *keys, qk**-0.5), whole[-n:])
 
 
 def test_like_lengths_share_a_group_and_far_ones_do_not():

@@ -3,7 +3,16 @@
 import pytest
 
 from sobre.errors import ConfigError
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import (
+    DenseConfig,
+    GQAConfig,
+    IndexerConfig,
+    LightningConfig,
+    MemoryConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+)
 from sobre.parallel.config import ParallelConfig
 
 
@@ -85,6 +94,31 @@ def test_a_pipeline_needs_a_layer_for_each_stage_and_asks_for_what_it_can_keep()
     with pytest.raises(ConfigError, match="parallel.zero=3 with pipeline=2: .* it fits: 1"):
         ParallelConfig(pipeline=2, shards=2).check(4)
     ParallelConfig(pipeline=2, shards=2, zero=1).check(4)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"attention": LightningConfig(full_layers=(1,))}, "lightning attention reads a sequence from its beginning"),
+        ({"attention": MLAConfig(q_rank=8, indexer=IndexerConfig())}, "sparse attention chooses among the keys"),
+        ({"memory": MemoryConfig(layers=(0,), n_rows=7)}, "memory looks at the tokens before each"),
+    ],
+)
+def test_a_model_that_needs_whole_sequences_has_no_context(model, message) -> None:
+    ParallelConfig(context=2).check_model(ModelConfig(vocab_size=8, max_len=8))
+    with pytest.raises(ConfigError, match=f"parallel.context=2: {message}"):
+        ParallelConfig(context=2).check_model(ModelConfig(vocab_size=8, max_len=8, **model))
+
+
+def test_a_context_divides_the_learners_and_trains_on_tokens_alone() -> None:
+    ParallelConfig(context=2, tensor=2, shards=0).check(8)
+    with pytest.raises(ConfigError, match="parallel.context=3 does not divide the 4 processes of 8 that are left"):
+        ParallelConfig(context=3, tensor=2).check(8)
+    with pytest.raises(ConfigError, match="parallel.context=2 with pipeline=2: .* one of the two fits: 1"):
+        ParallelConfig(context=2, pipeline=2).check(8)
+    ParallelConfig(context=2).check_stages(["pretrain", "sft", "sft2"])
+    with pytest.raises(ConfigError, match="parallel.context=2 pretrains and fine-tunes; rl learns from whole answers"):
+        ParallelConfig(context=2).check_stages(["sft", "rl"])
 
 
 def test_a_pipeline_refuses_stages_that_ask_the_model_outside_of_its_steps() -> None:

@@ -12,10 +12,11 @@ from sobre.config.recipe import Recipe
 from sobre.config.write import to_toml
 from sobre.errors import ConfigError
 from sobre.plan import count
-from sobre.plan.buy import SPLIT, buy, pretraining_flops, recipe
+from sobre.plan.buy import SPLIT, _division, buy, pretraining_flops, recipe
 from sobre.plan.chips import Chip, chip
 from sobre.plan.known import model
 from sobre.plan.laws import LAWS, LAWS_FROM, expected_loss, leverage
+from sobre.plan.layout import Layout
 from sobre.plan.minutes import in_minutes, machine
 from sobre.schemas import schema
 
@@ -108,6 +109,23 @@ def test_the_recipe_of_a_pipeline_holds_it_and_the_stages_that_run_in_one():
     read.parallel.check_stages(read.stages)
     assert read.stages == ("pretrain", "sft")
     assert "after that: sobre rl mine.toml --model out/mine/sft --parallel.pipeline 1" in text
+
+
+def test_a_planned_context_is_in_the_recipe_where_a_run_can_have_it():
+    cfg = buy("200usd", chip("h100"), 8).best.cfg
+    parallel, stages, notes = _division(Layout(data=4, context=2), cfg, "mine")
+    assert (parallel.context, stages) == (2, ("pretrain", "sft"))
+    parallel.check(8)
+    parallel.check_model(cfg)
+    assert notes == [
+        "parallel.context pretrains and fine-tunes; after that: sobre rl mine.toml --model out/mine/sft"
+        " --parallel.context 1"
+    ]
+    parallel, _, notes = _division(Layout(data=2, context=2, pipeline=2), cfg, "mine")
+    assert (parallel.context, notes[0]) == (
+        1,
+        "the plan counts on context 2 too, which a run does not have in a pipeline",
+    )
 
 
 def test_the_bill_of_everything_is_more_than_that_of_pretraining_and_names_its_carbon():
