@@ -5,6 +5,7 @@
     sobre serve MODEL --engine http://a:8000 http://b:8000   before replicas: each conversation stays with one
     sobre serve out/demo/rl out/demo/sft                     two models, side by side on the page
     sobre serve out/demo/rl --port 0 --api-key K1 K2         a free port, two keys
+    sobre serve out/demo/rl --prefix-dir out/prefixes        a restart forgets no prefix
 
 Standard error tells the memory taken, the speed measured, the price of a million tokens, and `ready http://HOST:PORT`
 once requests are answered; then one line per request, without content. SIGTERM lets running answers end.
@@ -66,6 +67,7 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     from sobre.serve.grammar import Grammars
     from sobre.serve.load import find_folder, load_folder, measure_speed, memory_bytes
     from sobre.serve.metrics import Metrics
+    from sobre.serve.prefixes import KeptPrefixes
     from sobre.serve.price import machine_price, usd_per_million
     from sobre.serve.server import bind, run_server
     from sobre.serve.service import Service, Services
@@ -87,6 +89,7 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
             dtype=cfg.dtype,
             device=cfg.device,
             rounding=cfg.rounding,
+            identified=bool(cfg.prefix_dir),
         )
         speed = measure_speed(loaded.engine, cfg.n_slots)
         per_million = usd_per_million(price, speed.busy)
@@ -102,9 +105,17 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
         grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
         n_experts = getattr(loaded.engine.model.cfg.ffn, "n_experts", 0) if cfg.experts else 0
         writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg, n_experts=n_experts)
-        about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg) | {"experts": n_experts}
+        about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg) | {
+            "experts": n_experts,
+            "embedding_dimensions": loaded.engine.model.cfg.d_model,
+        }
         max_open = cfg.n_slots + cfg.max_waiting
-        services.append(Service(name, writer, Bridge(loaded.engine), price, max_open, metrics, about))
+        service = Service(name, writer, Bridge(loaded.engine), price, max_open, metrics, about)
+        if cfg.prefix_dir:
+            kept = KeptPrefixes(loaded.engine, loaded.identity, Path(cfg.prefix_dir), name, say)
+            kept.load()
+            service.keep = kept.save
+        services.append(service)
     if cfg.host not in ("127.0.0.1", "localhost", "::1") and keys.is_open:
         say(f"warning: whoever reaches {cfg.host} may use this server; --api-key-file FILE asks for a key")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")

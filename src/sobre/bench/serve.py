@@ -1,9 +1,9 @@
 """sobre bench serve: a really started server under load, against itself with one stream.
 
 Contestants, in turn: one stream; `streams` streams at once (tokens per second over HTTP); the first token of a short
-prompt alone, and while a long prompt is read; the first token of a long prompt, and of the same prompt again. Beside
-the rounds, as notes: seconds from the start of the process to `ready`, size and first paint of the page, and with
-`--soak-min` the server's memory before and after minutes of answers and of clients that leave.
+prompt alone, and while a long prompt is read; the first token of a chat with a long history, and of its next turn.
+Beside the rounds, as notes: seconds from the start of the process to `ready`, size and first paint of the page, and
+with `--soak-min` the server's memory before and after minutes of answers and of clients that leave.
 
 Random weights in a shape of the benchmarks. What is compared before: the same greedy tokens alone and in a crowd.
 """
@@ -35,6 +35,7 @@ from sobre.bench.timing import Round, Say, Timing, as_json, medians, ratio
 from sobre.config.load import to_dict
 from sobre.errors import RunError
 from sobre.models.checkpoint import save_model
+from sobre.models.config import BLOCK
 from sobre.serve.page import load_assets
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -53,11 +54,11 @@ class Started:
     port: int
     ready_s: float
 
-    def post(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One answer of /v1/completions."""
+    def post(self, body: dict[str, Any], path: str = "/v1/completions") -> dict[str, Any]:
+        """One answer."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=600)
         try:
-            connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+            connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
             response = connection.getresponse()
             content = response.read()
         finally:
@@ -108,7 +109,7 @@ def bench(cfg: ServeBench, say: Say) -> Result:
 
 
 ONE, SHORT, BESIDE = "one stream", "first token of a short prompt", "first token beside a long prompt"
-FIRST, AGAIN = "first token of a long prompt", "first token of the same prompt again"
+FIRST, AGAIN = "first token of a long chat", "first token of its next turn"
 
 
 def crowd(cfg: ServeBench) -> str:
@@ -199,8 +200,22 @@ class Asker:
         return {SHORT: alone, BESIDE: beside}
 
     def long_prompts(self) -> Round:
-        body = self.body(self.cfg.long_prompt, 1)
-        return {FIRST: timed(lambda: self.server.post(body)), AGAIN: timed(lambda: self.server.post(body))}
+        """A chat of `long_prompt` tokens, and the same with its answer and a short question more."""
+        path, history = "/v1/chat/completions", [{"role": "user", "content": self.letters(self.cfg.long_prompt)}]
+        body = {"model": self.name, "max_tokens": 1, "seed": 1, "reasoning_effort": "none"}
+        answered: list[dict[str, Any]] = []
+        first = timed(lambda: answered.append(self.server.post(body | {"messages": history}, path)))
+        said = {"role": "assistant", "content": answered[0]["choices"][0]["message"]["content"] or "a"}
+        later = [*history, said, {"role": "user", "content": self.letters(8)}]
+        again = timed(lambda: answered.append(self.server.post(body | {"messages": later}, path)))
+        found = answered[1]["usage"]["prompt_cache_hit_tokens"]
+        if found < self.cfg.long_prompt * 0.9 - BLOCK:
+            raise RunError(f"only {found} of {self.cfg.long_prompt} tokens of the history were found again")
+        return {FIRST: first, AGAIN: again}
+
+    def letters(self, n: int) -> str:
+        """A text of about `n` tokens."""
+        return "".join(self.rng.choice("ijklmnopqrst") for _ in range(n))
 
 
 def timed(work: Any) -> Timing:

@@ -95,6 +95,15 @@ class BlockPool:
         held = {key: block for key, block in self._block_of.items() if block not in self._idle}
         return {self._digest_of[block]: block for block in self._idle} | held
 
+    def adopt(self, keys: Sequence[bytes]) -> list[int]:
+        """Blocks for prefixes that were computed elsewhere, the ones to be forgotten first before the others: known and
+        idle, as after a release. There must be as many available."""
+        blocks = self.take(len(keys))
+        for block, key in zip(blocks, keys, strict=True):
+            self.register(block, key)
+            self.release([block])
+        return blocks
+
     def forget(self) -> None:
         """No block can be found any more: other weights computed them."""
         self._free.extend(self._idle)

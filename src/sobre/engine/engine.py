@@ -10,12 +10,16 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sobre import __version__
+from sobre.engine import saved
 from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
 from sobre.engine.determinism import check_rows, fixed_shapes
@@ -31,6 +35,7 @@ from sobre.errors import ConfigError, EngineError, PromptTooLong
 from sobre.models.config import BLOCK
 
 DEFAULT = EngineConfig()
+Pooling = Literal["mean", "last"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,17 @@ class Engine:
         if self.cfg.prefix_cache:
             self._scheduler.warming.append(request)
 
+    def embed(self, prompts: Sequence[Sequence[int]], pooling: Pooling) -> Tensor:
+        """vectors_RD (float32) of these prompts, read in one pass without the cache: the final norm's states, of all
+        tokens in the mean or of the last one, scaled to length 1."""
+        for prompt in prompts:
+            self._check(Request("embed", tuple(prompt), SamplingParams(max_tokens=1)), n_new=0)
+        with torch.inference_mode(), self._kernels():
+            hidden_ND = self._runner.read(prompts)
+        states = hidden_ND.float().split([len(prompt) for prompt in prompts])
+        pooled_RD = torch.stack([one_TD[-1] if pooling == "last" else one_TD.mean(0) for one_TD in states])
+        return torch.nn.functional.normalize(pooled_RD, dim=-1).cpu()
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless every block and slot is held by exactly who should hold it."""
         self._scheduler.check()
@@ -176,6 +192,42 @@ class Engine:
         refresh(self._runner.model, self.model)
         self._scheduler.requeue()
 
+    def save_prefixes(self, path: Path, model: str) -> int:
+        """Write all that can be found again to a file (saved.py); `model` is the identity of its weights. Returns how
+        many tokens that is."""
+        self._runner.cache.wake()
+        known = self._scheduler.pool.prefixes()
+        blocks = torch.tensor(list(known.values()), dtype=torch.int64, device=self._device)
+        kept_B = [kept_B[blocks] for kept_B in self._runner.by_block()]
+        saved.write(path, saved.Prefixes(list(known), kept_B), self._bound_to(model))
+        return len(known) * BLOCK
+
+    def load_prefixes(self, path: Path, model: str) -> int:
+        """Find again what `save_prefixes` wrote, as far as there is room; raises EngineError for a file that does not
+        fit. Returns how many tokens that is."""
+        found = saved.read(path, self._bound_to(model))
+        pool = self._scheduler.pool
+        known = pool.prefixes()
+        fresh = [i for i, key in enumerate(found.digests) if key not in known]
+        fresh = fresh[max(0, len(fresh) - pool.n_available) :]  # the most recent ones
+        blocks = pool.adopt([found.digests[i] for i in fresh])
+        self._runner.cache.wake()
+        for mine_B, theirs_B in zip(self._runner.by_block(), found.kept_B, strict=True):
+            mine_B[blocks] = theirs_B[fresh].to(mine_B.device)
+        return len(blocks) * BLOCK
+
+    def _bound_to(self, model: str) -> dict[str, object]:
+        """What saved prefixes must agree on: the weights, and all else that shapes an entry."""
+        cfg = self.cfg
+        return {
+            "model": model,
+            "weights": cfg.weights,
+            "cache": cfg.cache,
+            "deterministic": cfg.deterministic,
+            "version": [__version__, torch.__version__],
+            "layout": [[str(kept_B.dtype), *kept_B.shape[1:]] for kept_B in self._runner.by_block()],
+        }
+
     def rest(self) -> None:
         """Give the cache's memory to others until the next request; only between requests."""
         if self.has_work:
@@ -183,8 +235,9 @@ class Engine:
         self._scheduler.requeue()
         self._runner.cache.rest()
 
-    def _check(self, request: Request) -> None:
-        n_prompt, n_new, vocab_size = len(request.prompt_ids), request.params.max_tokens, self.model.cfg.vocab_size
+    def _check(self, request: Request, n_new: int | None = None) -> None:
+        n_prompt, vocab_size = len(request.prompt_ids), self.model.cfg.vocab_size
+        n_new = request.params.max_tokens if n_new is None else n_new
         if not n_prompt:
             raise EngineError(f"request {request.id!r} has an empty prompt; it needs at least one token")
         if min(request.prompt_ids) < 0 or max(request.prompt_ids) >= vocab_size:
@@ -240,7 +293,7 @@ class Engine:
         if not plan.decoding:
             self._batch = None
             return [], None
-        stale = self._batch is None or plan.batch_changed or self._batch.has_drafts
+        stale = self._batch is None or plan.batch_changed or self._batch.is_once
         if stale or any(row.drafts for row in plan.decoding):
             self._batch = Batch(plan.decoding, self.run_seed, self.model.cfg.vocab_size, self._device)
         batch = self._batch
@@ -264,7 +317,7 @@ class Engine:
         for i, error in errors.items():
             tokens[i] = _failed(owners[i], error)
         self._started = batch.starts_R.copy()
-        if not batch.has_drafts:
+        if not batch.is_once:
             batch.advance(tokens_N)
         return tokens, hidden_ND
 
@@ -350,7 +403,8 @@ class Engine:
             assert self._runner.own_head is not None
             assert hidden_ND is not None
             n_new = [len(row.context) - 1 - int(self._started[i]) for i, row in on]
-            places = [self._batch.firsts[i] + j for (i, _), n in zip(on, n_new, strict=True) for j in range(n)]
+            firsts = [self._batch.firsts_read[i] for i, _ in on]
+            places = [first + j for first, n in zip(firsts, n_new, strict=True) for j in range(n)]
             self._runner.own_head.draft(rows, hidden_ND[places], n_new)
 
 

@@ -1,7 +1,7 @@
 """The model's side of the engine: fills the cache as the scheduler planned, and runs decode steps over it.
 
-Shapes: N tokens of a step, R rows, V vocabulary, L routing layers, A active experts, B blocks, P tokens of a block, M
-cells of the cache (B * P).
+Shapes: N tokens of a step, R rows, V vocabulary, L routing layers, A active experts, B blocks, M
+cells of the cache (`BLOCK` a block).
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,13 +75,27 @@ class Runner:
             self._copy(source, target)
 
     def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """logits_NV of the token after each place, and the hidden_ND that they came of."""
+        """logits_NV of the token after each place, and the hidden states of all that was read."""
         step = batch.step()
         output = self.model(step, self.cache)
         self._keep_routes(step, output)
-        self.n_decoded += step.tokens_N.numel()
-        self._n_attended += int(batch.positions_N.sum()) + step.tokens_N.numel()
-        return self.model.logits(output.hidden_ND), output.hidden_ND
+        if any(batch.late):
+            self.n_prefilled += sum(batch.late)
+            late = [(start, n) for start, n in zip(step.starts, batch.late, strict=True) if n]
+            starts, lengths = zip(*late, strict=True)
+            self._prefill_flops += forward_flops(self.model.cfg, lengths, starts=starts, n_logits=0)
+        n_places = len(batch.positions_N)
+        self.n_decoded += n_places
+        self._n_attended += int(batch.positions_N.sum()) + n_places
+        return self.model.logits(batch.at_places(output.hidden_ND)), output.hidden_ND
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """hidden_ND of prompts that leave nothing behind."""
+        tokens_N = carried(torch.tensor([token for prompt in prompts for token in prompt]), self.device)
+        lengths = tuple(len(prompt) for prompt in prompts)
+        self.n_prefilled += tokens_N.numel()
+        self._prefill_flops += forward_flops(self.model.cfg, lengths, n_logits=0)
+        return self.model(StepInput(tokens_N, lengths)).hidden_ND
 
     def routes(self, row: Row) -> Tensor | None:
         """routes_LTA of every token that the model read for this row."""
@@ -89,15 +103,18 @@ class Runner:
             return None
         return self.routes_LMA[:, self.tables.row_cells(row.slot, row.n_cached)].cpu()
 
+    def by_block(self) -> list[Tensor]:
+        """All that is kept of each block: views."""
+        routes = [] if self.routes_LMA is None else [self.routes_LMA.unflatten(1, (-1, BLOCK)).transpose(0, 1)]
+        return self.cache.by_block() + routes
+
     def clear(self) -> None:
         """After a step that failed: nothing in the cache is to be trusted."""
         self.cache.clear()
 
     def _copy(self, source: int, target: int) -> None:
-        self.cache.copy(source, target)
-        if self.routes_LMA is not None:
-            routes_LBPA = self.routes_LMA.unflatten(1, (-1, BLOCK))
-            routes_LBPA[:, target] = routes_LBPA[:, source]
+        for kept_B in self.by_block():
+            kept_B[target] = kept_B[source]
 
     def _keep_routes(self, step: StepInput, output: StepOutput) -> None:
         if self.routes_LMA is not None and output.routes_LNA is not None:

@@ -2,8 +2,9 @@
 
 Requests wait in order of arrival. One that finds a free slot and enough blocks for its context runs: first its context,
 but for its last token, is computed in pieces, then each step gives it a token. Every step holds both, pieces of prompts
-and one decode step for all who are ready, so neither makes the other wait. Of a step's budget of prompt tokens the
-oldest prompt gets half and the shortest ones the rest: no short prompt waits for the whole of a long one.
+and one decode step for all who are ready, so neither makes the other wait. A short last piece (of a prompt that was
+found, say) goes with the decode step itself: its first token costs one pass of the model. Of a step's budget of prompt
+tokens the oldest prompt gets half and the shortest ones the rest: no short prompt waits for the whole of a long one.
 
 Growing takes blocks one by one. When none is left, the youngest request gives its blocks back and waits at the head of
 the queue with everything that it has; what it gets afterwards is the same, since samples are keyed by position.
@@ -19,6 +20,9 @@ from sobre.engine.blocks import BlockPool, digest, root
 from sobre.engine.ending import Loops, ThoughtState
 from sobre.engine.request import Request
 from sobre.models.config import BLOCK
+
+JOINED_TOKENS = 128
+"""Padded tokens of a decode step, at most, for pieces of prompts to go with it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,9 +106,9 @@ class Plan:
     copies: list[tuple[int, int]]
     """(source block, target block)."""
     decoding: list[Row]
-    """Rows that get a token, by slot."""
+    """Rows that get a token, by slot; what their caches lack, the step computes."""
     batch_changed: bool
-    """Whether `decoding` differs from that of the plan before."""
+    """Whether `decoding`, or what it brings, differs from that of the plan before."""
 
 
 class Scheduler:
@@ -165,14 +169,19 @@ class Scheduler:
         if self.warming and not self.running and not self.waiting:
             self._warm(placed)
         pieces = self._cut()
+        pieces, joined = self._join(pieces, {donor for donor, _ in sharers})
         done = {piece.row: piece.start + piece.length for piece in pieces}
         for donor, row in sharers:
             if done.get(donor, donor.n_cached) >= len(row.context) - 1:
                 copies += self._share(donor, row, placed)
-        decoding = [row for row in self.running.values() if not row.is_warm and done.get(row, row.n_cached) == row.goal]
+        decoding = [
+            row
+            for row in self.running.values()
+            if not row.is_warm and (done.get(row, row.n_cached) == row.goal or row in joined)
+        ]
         decoding.sort(key=lambda row: row.slot)
         slots = [row.slot for row in decoding]
-        changed = decoding != self._decoding or slots != self._slots
+        changed = decoding != self._decoding or slots != self._slots or bool(joined)
         self._decoding, self._slots = decoding, slots
         return Plan(placed, pieces, copies, decoding, changed)
 
@@ -305,6 +314,14 @@ class Scheduler:
             given[row] += length
             budget -= length
         return [Piece(row, row.n_cached, length) for row, length in given.items() if length]
+
+    def _join(self, pieces: list[Piece], donors: set[Row]) -> tuple[list[Piece], set[Row]]:
+        """Let short last pieces go with the decode step, as long as padding all rows to the longest stays cheap."""
+        last = {p.row for p in pieces if p.start + p.length == p.row.goal and not p.row.is_warm}
+        n_rows = len(last) + sum(not row.is_warm and row.n_cached == row.goal for row in self.running.values())
+        longest = min(JOINED_TOKENS, self.prefill_tokens) // max(n_rows, 1)
+        joined = {p.row for p in pieces if p.row in last - donors and p.length + 1 <= longest}
+        return [p for p in pieces if p.row not in joined], joined
 
     def _register(self, row: Row) -> None:
         n_full = row.n_cached // BLOCK

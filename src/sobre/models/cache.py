@@ -146,11 +146,6 @@ class PagedCache:
     def recall(self, trail: int, step: StepInput, age: int) -> Tensor:
         return self.trails[trail].index_select(0, self.tables.earlier_cells_N(step, age))
 
-    def copy(self, source: int, target: int) -> None:
-        """Give block `target` the entries of block `source`."""
-        for kept_B in self.by_block():
-            kept_B[target] = kept_B[source]
-
     def by_block(self) -> list[Tensor]:
         """All that is kept, block by block: views of the memory."""
         return [

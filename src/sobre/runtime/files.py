@@ -13,10 +13,14 @@ from sobre.schemas.lines import flush, flush_folder
 TEMPORARY = ".tmp"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`; after a kill it holds the old bytes or the new ones, never a mixture."""
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
+    """Replace `path` by `data`; after a kill it holds the old bytes or the new ones, never a mixture. A `private` file
+    is its owner's alone to read."""
     beside = path.with_name(path.name + TEMPORARY)
     try:
+        if private:
+            beside.unlink(missing_ok=True)
+            beside.touch(mode=0o600, exist_ok=False)
         with beside.open("wb") as file:
             file.write(data)
             file.flush()

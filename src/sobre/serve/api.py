@@ -1,7 +1,7 @@
 """The routes of the server. What they do is in service.py; how it goes over the wire, in wire.py and the dialects."""
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,6 +17,8 @@ from sobre.serve.chat import ChatDialect
 from sobre.serve.chat_schema import parse_chat_request
 from sobre.serve.config import ServeConfig
 from sobre.serve.decode import decode, read_object
+from sobre.serve.embeddings import body_of as body_of_embeddings
+from sobre.serve.embeddings import parse_embeddings_request
 from sobre.serve.errors import ApiError, invalid, shaped
 from sobre.serve.guard import LOOPBACK, Guard
 from sobre.serve.information import add_information
@@ -76,7 +78,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             request,
             service,
             n_choices=chat.n,
-            make=lambda: service.writer.chat(chat, answer_id, request.state.account.name),
+            make=lambda: service.writer.chat(chat, answer_id, request.state.account.id),
             dialect=lambda found: ChatDialect(chat, found),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -96,7 +98,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
                 text,
                 text.max_tokens or DEFAULT_MAX_TOKENS,
                 answer_id,
-                request.state.account.name,
+                request.state.account.id,
                 n_logprobs=text.logprobs,
             )
 
@@ -108,6 +110,19 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             request, service, n_choices=text.n, make=make, dialect=dialect, stream=text.stream, ignored=text.ignored
         )
 
+    @app.post("/v1/embeddings")
+    async def embeddings(request: Request) -> Response:
+        asked = parse_embeddings_request(await body_of(request))
+        service, account = services.find(asked.model), request.state.account
+
+        async def whole() -> tuple[dict[str, Any], dict[str, str]]:
+            made = await service.embed(account, asked)
+            request.state.note.update(key=account.name, prompt_tokens=made.n_tokens)
+            named = {"x-ignored-params": ", ".join(asked.ignored)} if asked.ignored else {}
+            return body_of_embeddings(asked, service.model, made), account.headers() | named
+
+        return await answered_once(request, whole)
+
     @app.post("/v1/messages")
     async def messages(request: Request) -> Response:
         chat = parse_messages_request(await body_of(request))
@@ -117,7 +132,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             request,
             service,
             n_choices=1,
-            make=lambda: service.writer.chat(chat, f"msg_{request_id}", request.state.account.name),
+            make=lambda: service.writer.chat(chat, f"msg_{request_id}", request.state.account.id),
             dialect=lambda found: MessagesDialect(chat, found, request_id),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -137,7 +152,7 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             request,
             service,
             n_choices=1,
-            make=lambda: service.writer.chat(chat, f"resp_{request.state.request_id}", request.state.account.name),
+            make=lambda: service.writer.chat(chat, f"resp_{request.state.request_id}", request.state.account.id),
             dialect=lambda found: ResponsesDialect(asked, chat, found),
             stream=chat.stream,
             ignored=chat.ignored,
@@ -191,10 +206,16 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
             finally:
                 release(running, left=left)
 
+        return await answered_once(request, whole)
+
+    async def answered_once(
+        request: Request, whole: Callable[[], Coroutine[Any, Any, tuple[dict[str, Any], dict[str, str]]]]
+    ) -> Response:
+        """Body and headers from `whole`, or from the same request under the same Idempotency-Key."""
         key = idempotency_key(request)
-        place = (account.name, request.url.path, key)
+        place = (request.state.account.id, request.url.path, key)
         work = repeats.once(place, request.state.body_digest, whole) if key else whole()
-        found = await unless_gone(request.receive, work, gone)
+        found = await unless_gone(request.receive, work, lambda: request.state.note.update(left="early"))
         return Response(status_code=499) if found is None else JSONResponse(found[0], headers=found[1])
 
     @app.post("/v1/chat/completions/control")

@@ -15,10 +15,14 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from sobre.engine.engine import Pooling
 from sobre.engine.request import Request, Token
 from sobre.errors import EngineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EngineLike(Protocol):
@@ -30,6 +34,7 @@ class EngineLike(Protocol):
     def abort(self, request_id: str) -> object: ...
     def end_thought(self, request_id: str) -> bool: ...
     def warm(self, prompt_ids: Sequence[int], cache_key: str) -> None: ...
+    def embed(self, prompts: Sequence[Sequence[int]], pooling: Pooling) -> "Tensor": ...
     def step(self) -> list[Token]: ...
 
 
@@ -109,6 +114,7 @@ class Bridge:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._streams: set[Stream] = set()
+        self._embedding: set[asyncio.Future[Any]] = set()
         self.failure: BaseException | None = None
         """Why the engine cannot go on at all; None while it can."""
         self._running: dict[str, Stream] = {}  # these four belong to the engine's thread
@@ -155,6 +161,19 @@ class Bridge:
         """Have a prompt that is likely to come computed in idle time."""
         self._command(partial(self._engine.warm, prompt_ids, cache_key))
 
+    async def embed(self, prompts: Sequence[Sequence[int]], pooling: Pooling) -> tuple["Tensor", float]:
+        """Vectors of these prompts, and the seconds that they took, between two steps of the engine."""
+        if self.failure is not None:
+            raise EngineError(f"the engine has stopped: {type(self.failure).__name__}")
+        loop = asyncio.get_running_loop()
+        made: asyncio.Future[tuple[Tensor, float]] = loop.create_future()
+        self._embedding.add(made)
+        self._command(partial(self._embed, prompts, pooling, made))
+        try:
+            return await made
+        finally:
+            self._embedding.discard(made)
+
     def forget(self, stream: Stream) -> None:
         """The stream's reader has left."""
         self._streams.discard(stream)
@@ -163,6 +182,8 @@ class Bridge:
         """End every open stream with `error`."""
         for stream in self._streams:
             stream.fail(error)
+        for made in self._embedding:
+            _settle(made, error)
 
     def _command(self, command: Callable[[], object]) -> None:
         with self._wake:
@@ -198,6 +219,16 @@ class Bridge:
             self._call(stream.fail, error)
             return
         self._running[request.id], self._shares[request.id] = stream, 0.0
+
+    def _embed(self, prompts: Sequence[Sequence[int]], pooling: Pooling, made: "asyncio.Future[Any]") -> None:
+        if made.done():  # its client has left
+            return
+        started = perf_counter()
+        try:
+            found: object = (self._engine.embed(prompts, pooling), perf_counter() - started)
+        except Exception as error:
+            found = error
+        self._call(_settle, made, found)
 
     def _abort(self, request_id: str) -> None:
         if self._running.pop(request_id, None) is not None:
@@ -251,3 +282,13 @@ class Bridge:
         assert self._loop is not None, "start() comes first"
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, *arguments)
+
+
+def _settle(made: "asyncio.Future[Any]", found: object) -> None:
+    """In the event loop: what was waited for is here, or why it will not come."""
+    if made.done():
+        return
+    if isinstance(found, Exception):
+        made.set_exception(found)
+    else:
+        made.set_result(found)

@@ -90,6 +90,9 @@ class ServeConfig:
     engine: tuple[str, ...] = ("sobre",)
     """Who answers: sobre (ours); vllm or sglang, started as a process; or the http address of any server with OpenAI's
     chat API, which then knows MODEL. Several addresses are replicas: each conversation stays with one of them."""
+    prefix_dir: str = ""
+    """Folder in which computed prefixes outlive the server, a file for each model, written when it ends by a signal and
+    read when it starts; left out, a restart forgets them."""
     experts: bool = False
     """Keep which experts each token visits: requests may ask for it (`return_experts`), and the page shows it."""
     n_slots: int = 16
@@ -126,6 +129,8 @@ class ServeConfig:
             raise ConfigError(f"dtype and revision are for our own engine, not for engine={named}")
         if named != "sobre" and self.rounding != NO_ROUNDING:
             raise ConfigError(f"weights and cache are for our own engine, not for engine={named}")
+        if named != "sobre" and self.prefix_dir:
+            raise ConfigError(f"prefix_dir is for our own engine, not for engine={named}")
         if self.revision and len(self.model) != 1:
             raise ConfigError(f"revision={self.revision} is for one model, not {len(self.model)}")
         if not self.model:

@@ -97,6 +97,8 @@ class Account:
     name: str
     limits: Limits = Limits()
     admin: bool = False
+    id: str = ""
+    """Of the key itself, whatever its name or place in the file; empty for everybody."""
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     n_requests: int = 0
@@ -192,8 +194,11 @@ class Keyring:
     """All the keys; without any, everybody is the one account `anyone`."""
 
     def __init__(self, keys: Sequence[Key], limits: Limits = Limits()) -> None:
-        self.accounts = [Account(key.name, key.limits, key.admin) for key in keys]
         self._digests = [hashlib.sha256(key.text.encode()).digest() for key in keys]
+        self.accounts = [
+            Account(key.name, key.limits, key.admin, digest.hex())
+            for key, digest in zip(keys, self._digests, strict=True)
+        ]
         self.anyone = Account("anyone", limits, admin=not keys)
         self.is_open = not keys
         self.has_admin = any(key.admin for key in keys)

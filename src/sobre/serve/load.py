@@ -13,6 +13,7 @@ import torch
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
+from sobre.engine.saved import identity
 from sobre.errors import CheckpointError
 from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
@@ -52,6 +53,8 @@ class Loaded:
     n_params: int
     cache_bytes: int
     """Of all slots at full length; the system gives the memory as it is used."""
+    identity: str
+    """A digest of its own weights, when asked for."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,17 @@ def load_folder(
     device: Device = "auto",
     revision: str = "",
     rounding: Rounding = NO_ROUNDING,
+    identified: bool = False,
     quiet: bool = False,
 ) -> Loaded:
     """`open_folder`, and an engine for it; weights that were rounded are then there in that form alone."""
     opened = open_folder(model, dtype=dtype, device=device, revision=revision, quiet=quiet)
+    told = identity(opened.model) if identified else ""
     engine = make_engine(opened.model, n_slots=n_slots, max_context=max_context, experts=experts, rounding=rounding)
     n_params = sum(parameter.numel() for parameter in opened.model.parameters())
     cfg, n_bytes = engine.model.cfg, engine.model.dtype.itemsize
     per_token = cache_bytes_per_token(cfg, n_bytes, int8=rounding.cache == "int8")
-    return Loaded(opened.folder, opened.tokenizer, engine, n_params, per_token * n_slots * engine.max_len)
+    return Loaded(opened.folder, opened.tokenizer, engine, n_params, per_token * n_slots * engine.max_len, told)
 
 
 def open_folder(

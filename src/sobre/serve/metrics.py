@@ -51,6 +51,11 @@ class Metrics:
                 between = (answer.elapsed_s - answer.first_token_s) / (answer.n_tokens - 1)
                 self._between.labels(**model).observe(between)
 
+    def embedded(self, model: str, n_tokens: int, cost_usd: float) -> None:
+        """Texts were read for their vectors."""
+        self._prompt.labels(model_name=model).inc(n_tokens)
+        self._usd.labels(model_name=model).inc(cost_usd)
+
     def responded(self, status: int) -> None:
         """A request of any kind is over."""
         self._http.labels(status=str(status)).inc()

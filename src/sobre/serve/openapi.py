@@ -12,9 +12,10 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 import sobre
-from sobre.serve import chat_schema, messages, responses, text_schema
+from sobre.serve import chat_schema, embeddings, messages, responses, text_schema
 from sobre.serve.chat_schema import NEUTRAL_IN_MESSAGE, ChatRequest
 from sobre.serve.decode import Neutral, Strict
+from sobre.serve.embeddings import EmbeddingsRequest
 from sobre.serve.messages import MessagesRequest
 from sobre.serve.responses import ResponsesRequest
 from sobre.serve.text_schema import TextRequest
@@ -58,6 +59,7 @@ BODIES = (
     Body(TextRequest, text_schema.NEUTRAL, text_schema.LABELS),
     Body(MessagesRequest, messages.NEUTRAL, messages.LABELS),
     Body(ResponsesRequest, responses.NEUTRAL, responses.LABELS),
+    Body(EmbeddingsRequest, {}, embeddings.LABELS),
     Body(ThoughtControl, {}),
 )
 
@@ -173,6 +175,23 @@ ANSWERS: dict[str, Json] = {
             "usage": ref("Usage"),
         }
     ),
+    "Embeddings": record(
+        {
+            "object": {"const": "list"},
+            "data": {
+                "type": "array",
+                "items": record(
+                    {
+                        "object": {"const": "embedding"},
+                        "index": COUNT,
+                        "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, TEXT]},
+                    }
+                ),
+            },
+            "model": TEXT,
+            "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT, "cost_usd": {"type": "number"}}),
+        }
+    ),
     "AnthropicMessage": record(
         {
             "id": TEXT,
@@ -219,6 +238,11 @@ def paths() -> dict[str, Json]:
     return {
         "/v1/chat/completions": answer("Answer a chat (OpenAI, DeepSeek)", "ChatRequest", "ChatCompletion"),
         "/v1/completions": answer("Go on with a text, or fill a gap", "TextRequest", "TextCompletion"),
+        "/v1/embeddings": {
+            "post": operation("Texts as vectors", ref("Embeddings"), (*OF_BODIES, *OF_ANSWERS))
+            | sent("EmbeddingsRequest")
+            | {"parameters": [REPEAT]}
+        },
         "/v1/responses": answer("Answer (OpenAI's responses)", "ResponsesRequest", "Response"),
         "/v1/messages": answer("Answer a chat (Anthropic)", "MessagesRequest", "AnthropicMessage", "MessagesError"),
         "/v1/messages/count_tokens": {

@@ -5,14 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sobre.errors import SobreError
+from sobre.errors import EngineError, SobreError
 from sobre.ledger.prices import Price
-from sobre.serve.answer import Answer
+from sobre.serve.answer import Answer, as_api_error
 from sobre.serve.ask import Ask, Writer
 from sobre.serve.bridge import Bridge, Stream
-from sobre.serve.errors import ApiError, stopping
+from sobre.serve.embeddings import Embedded, EmbeddingsRequest, inputs_of, passes
+from sobre.serve.errors import ApiError, invalid, stopping
 from sobre.serve.keys import Account, too_many
 from sobre.serve.metrics import Metrics
+from sobre.serve.price import cost_basis
 from sobre.serve.replicas import Replicas, ReplicaStream
 from sobre.serve.upstream import Upstream, UpstreamAnswer, UpstreamStream, UpstreamWriter
 
@@ -40,6 +42,8 @@ class Service:
     metrics: Metrics
     about: dict[str, Any]
     """Its entry in /v1/models."""
+    keep: Callable[[], None] = lambda: None
+    """Called once its engine's thread has ended well: puts on disk what is to outlive the server."""
     draining: bool = False
     """The server is leaving: what runs goes on, nothing new begins."""
     running: dict[str, Running] = field(default_factory=dict)
@@ -67,6 +71,34 @@ class Service:
         self.running[ask.id] = running
         return running
 
+    async def embed(self, account: Account, asked: EmbeddingsRequest) -> Embedded:
+        """Admit a request for vectors, read its inputs a pass at a time between the engine's steps, and charge it."""
+        writer, bridge = self.writer, self.bridge
+        if not (isinstance(writer, Writer) and isinstance(bridge, Bridge)):
+            raise invalid("The engine behind this server is asked for text alone.", "model", "unsupported")
+        if self.draining:
+            raise stopping()
+        self._check_room(1)
+        account.admit()
+        n_tokens, seconds = 0, 0.0
+        try:
+            inputs = await asyncio.to_thread(
+                inputs_of, asked, writer.tokenizer, writer.max_context, self.about["embedding_dimensions"]
+            )
+            vectors: list[list[float]] = [[]] * len(inputs)
+            for batch in passes(inputs):
+                made_RD, took_s = await bridge.embed([inputs[index] for index in batch], asked.pooling)
+                seconds += took_s
+                n_tokens += sum(len(inputs[index]) for index in batch)
+                for index, vector in zip(batch, made_RD.tolist(), strict=True):
+                    vectors[index] = vector
+        except EngineError as error:
+            raise as_api_error(error) from None
+        finally:
+            account.charge(n_tokens, self.price.usd(seconds))
+            self.metrics.embedded(self.model, n_tokens, self.price.usd(seconds))
+        return Embedded(vectors, n_tokens, self.price.usd(seconds), cost_basis(self.price, seconds))
+
     def end(self, running: Running, *, left: bool) -> None:
         """The client has what it gets: free the engine, count and charge."""
         answer = running.answer
@@ -88,6 +120,8 @@ class Service:
 
     async def close(self) -> None:
         await self.bridge.close()
+        if self.failure is None:
+            await asyncio.to_thread(self.keep)
 
     def _warm(self, running: Running) -> None:
         """Have the beginning of the chat's next turn computed while nobody asks for anything."""
@@ -96,7 +130,7 @@ class Service:
             return
         ids = answer.ask.next_turn(answer.text)
         if isinstance(self.writer, Writer) and len(ids) < self.writer.max_context:
-            self.bridge.warm(ids, running.account.name)
+            self.bridge.warm(ids, running.account.id)
 
     def answer_now(self, answer_id: str, account: Account) -> bool:
         """End the thoughts of an answer that runs here; False when it is over, 404 when it is somebody else's."""

@@ -72,15 +72,15 @@ def prompts_of(request: TextRequest, tokenizer: Tokenizer) -> list[tuple[int, ..
     return [tuple([*start, begin, *ids[1:], hole, *after, end]) for ids in prompts]  # type: ignore[list-item]
 
 
-def ids_of(prompt: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
+def ids_of(prompt: Any, tokenizer: Tokenizer, param: str = "prompt") -> tuple[int, ...]:
     """One prompt: a text has the beginning-of-sequence token put before it, ids are taken as they are."""
     if isinstance(prompt, str):
         return (tokenizer.bos_id, *tokenizer.encode(prompt))
     if isinstance(prompt, list) and prompt and all(type(one) is int for one in prompt):
         wrong = next((one for one in prompt if not 0 <= one < tokenizer.vocab_size), None)
         if wrong is not None:
-            raise invalid(f"'prompt' holds {wrong}; token ids lie in 0..{tokenizer.vocab_size - 1}.", "prompt")
+            raise invalid(f"'{param}' holds {wrong}; token ids lie in 0..{tokenizer.vocab_size - 1}.", param)
         return tuple(prompt)
     raise invalid(
-        "Invalid 'prompt': must be a text, a list of texts, or (lists of) token ids; none may be empty.", "prompt"
+        f"Invalid '{param}': must be a text, a list of texts, or (lists of) token ids; none may be empty.", param
     )

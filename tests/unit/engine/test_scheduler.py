@@ -54,8 +54,9 @@ class Memory:
                     self.cells[target, place] = self.cells[source, place]
         self.scheduler.computed(plan.pieces)
         for row in plan.decoding:
-            self.read(row, len(row.context) - 1)
-            for position in range(len(row.context) - 1, len(row.context) + len(row.drafts)):
+            self.read(row, row.n_cached)
+            self.n_computed += row.goal - row.n_cached
+            for position in range(row.n_cached, len(row.context) + len(row.drafts)):
                 self.put(row, position) if position < len(row.context) else self.cells.__setitem__(
                     (row.blocks[position // BLOCK], position % BLOCK), ("draft", ())
                 )
@@ -69,8 +70,28 @@ class Memory:
 def test_requests_start_in_order_of_arrival_and_wait_when_the_batch_is_full():
     scheduler = scheduler_with("a", "b", "c", max_batch=2)
     plan = scheduler.schedule()
-    assert [piece.row.request.id for piece in plan.pieces] == ["a", "b"]
+    assert [row.request.id for row in plan.decoding] == ["a", "b"]
     assert list(scheduler.waiting) == ["c"]
+
+
+def test_a_short_last_piece_goes_with_the_decode_step_unless_it_makes_the_others_long():
+    scheduler = scheduler_with("a", n_blocks=200, max_batch=40)
+    plan = scheduler.schedule()
+    assert not plan.pieces
+    assert [row.goal - row.n_cached for row in plan.decoding] == [2]
+    for row in plan.decoding:
+        row.context.append(0)
+        row.logprobs.append(0.0)
+        scheduler.grown(row)
+    for n in range(24):
+        scheduler.add(request(f"short{n}", (n, 9, 9, 9)))
+    plan = scheduler.schedule()
+    assert len(plan.decoding) == 25
+    assert not plan.pieces  # 25 rows of 4 tokens are the limit
+    scheduler.add(request("one more", (50, 9, 9, 9)))
+    plan = scheduler.schedule()
+    assert len(plan.decoding) == 26
+    assert {piece.row for piece in plan.pieces} == set(plan.decoding) - {scheduler.running["a"]}
 
 
 def test_the_plan_says_when_the_decoding_rows_are_the_same_as_before():
@@ -108,8 +129,9 @@ def test_the_oldest_prompt_gets_half_of_the_budget_and_the_shortest_the_rest():
     scheduler = Scheduler(8, 10, 64)
     for id, length in (("old", 60), ("long", 40), ("short", 4)):
         scheduler.add(request(id, [ord(id[0])] * length))
-    pieces = {piece.row.request.id: piece.length for piece in scheduler.schedule().pieces}
-    assert pieces == {"old": 5, "short": 3, "long": 2}
+    plan = scheduler.schedule()
+    assert {piece.row.request.id: piece.length for piece in plan.pieces} == {"old": 5, "long": 2}
+    assert [(row.request.id, row.goal - row.n_cached) for row in plan.decoding] == [("short", 3)]
 
 
 def test_the_youngest_gives_way_and_comes_back_with_all_that_it_had():

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
+import torch
 
 from sobre.engine.request import Request, Token
 from sobre.errors import PromptTooLong
@@ -53,6 +54,7 @@ class ScriptedEngine:
     aborted: list[str] = field(default_factory=list)
     warmed: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
+    read: list[list[tuple[int, ...]]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
 
     @property
@@ -74,6 +76,13 @@ class ScriptedEngine:
 
     def warm(self, prompt_ids, cache_key: str) -> None:
         self.warmed.append((tuple(prompt_ids), cache_key))
+
+    def embed(self, prompts, pooling: str) -> torch.Tensor:
+        """The last id, the number of ids, and how they are pooled."""
+        self.threads.add(threading.get_ident())
+        self.read.append([tuple(prompt) for prompt in prompts])
+        time.sleep(self.delay_s)
+        return torch.tensor([[prompt[-1], len(prompt), pooling == "last"] for prompt in prompts], dtype=torch.float32)
 
     def end_thought(self, request_id: str) -> bool:
         self.ended.append(request_id)
@@ -134,6 +143,7 @@ def run_server(
     services = []
     for name, one in ({"scripted": engine} | (others or {})).items():
         about = {"id": name, "object": "model", "created": 1, "owned_by": "sobre", "max_model_len": one.max_context}
+        about["embedding_dimensions"] = 3
         services.append(Service(name, writer, Bridge(one), price, max_open, metrics, about))
     everything, bridge = Services(services), services[0].bridge
     keys = Keyring([parse_key(line, i, Limits()) for i, line in enumerate(cfg.api_key)])
