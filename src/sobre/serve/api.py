@@ -31,6 +31,7 @@ from sobre.serve.service import Running, Service, Services
 from sobre.serve.text import TextDialect
 from sobre.serve.text_schema import DEFAULT_MAX_TOKENS, parse_text_request
 from sobre.serve.thinking import ThoughtControl
+from sobre.serve.tokens import add_tokens
 from sobre.serve.wire import Dialect, EventStream, collected, read_json_body, unless_gone, with_keep_alive, written
 
 MAX_TIMEOUT_S = 86_400.0
@@ -68,6 +69,8 @@ def add_answers(app: FastAPI, services: Services, cfg: ServeConfig) -> None:
         body = await read_json_body(request, cfg.max_body_bytes, cfg.read_timeout_s)
         request.state.body_digest = hashlib.sha256(body).digest()
         return body
+
+    add_tokens(app, services, body_of)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:

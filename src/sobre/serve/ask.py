@@ -90,7 +90,7 @@ class Writer:
             chat.n,
             len(prompt_ids),
             self.tokenizer.token_bytes,
-            None if tools or chat.n > 1 else lambda text: self.next_turn(chat, text),
+            None if tools or chat.n > 1 or chat.continues else lambda text: self.next_turn(chat, text),
             n_logprobs,
             chat.return_experts,
             self.n_experts,
@@ -141,6 +141,8 @@ class Writer:
         messages = [message.plain() for message in chat.messages]
         self.check_length(sum(len(message["content"]) for message in messages), "messages")
         try:
+            if chat.continues:
+                return tuple(self.tokenizer.render(messages, continued=True))
             return tuple(
                 self.tokenizer.render(messages, generation_prompt=True, thinking=chat.thinking.on, tools=tools)
             )

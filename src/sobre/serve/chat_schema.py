@@ -110,6 +110,8 @@ class Message(Strict):
     reasoning_content: str | None = None
     reasoning: str | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
+    prefix: Annotated[bool, absent_if_null(False)] = False
+    """DeepSeek's: the last message, an assistant's, is the beginning of the answer."""
     tool_calls: Annotated[list[ToolCall], absent_if_null([])] = []
     tool_call_id: Annotated[str, Field(max_length=64)] | None = None
 
@@ -255,6 +257,10 @@ class ChatRequest(Sampling):
     response_format: Annotated[ResponseFormat, absent_if_null({})] = ResponseFormat()
     logprobs: Annotated[bool, absent_if_null(False)] = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), absent_if_null(0)] = 0
+    continue_final_message: Annotated[bool, absent_if_null(False)] = False
+    """vLLM's: the same as `prefix` in the last message."""
+    add_generation_prompt: bool | None = None
+    """vLLM's: the other side of `continue_final_message`."""
     return_experts: Annotated[bool, absent_if_null(False)] = False
     """Ours: which experts each token visited."""
     thinking: SkipJsonSchema[Thinking] = Thinking()
@@ -268,6 +274,11 @@ class ChatRequest(Sampling):
     def answer_limit(self) -> int | None:
         """Longest answer asked for, thoughts included; `max_tokens` is the older name of the same thing."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def continues(self) -> bool:
+        """The answer goes on from the last message instead of beginning anew."""
+        return self.continue_final_message or self.messages[-1].prefix
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -347,6 +358,27 @@ def check_tools(request: ChatRequest) -> None:
         )
 
 
+def check_continued(request: ChatRequest) -> None:
+    """An answer that goes on from what stands there has no other form to follow."""
+    prefixed = next((i for i, message in enumerate(request.messages[:-1]) if message.prefix), None)
+    if prefixed is not None:
+        raise invalid(f"'messages[{prefixed}].prefix' belongs to the last message.", f"messages[{prefixed}].prefix")
+    generated = request.add_generation_prompt
+    if generated is not None and generated == request.continues:
+        raise invalid(
+            "'add_generation_prompt' is the opposite of 'continue_final_message'; leave it out.",
+            "add_generation_prompt",
+        )
+    if not request.continues:
+        return
+    if request.messages[-1].role != "assistant":
+        raise invalid("Only a last message of the assistant can be continued.", "messages")
+    if request.offered_tools or request.response_format.type != "text":
+        raise invalid(
+            "A continued message goes with neither 'tools' nor 'response_format' here.", "messages", "unsupported"
+        )
+
+
 def check_together(request: ChatRequest) -> None:
     """Rules across fields."""
     if request.stream_options is not None and not request.stream:
@@ -354,6 +386,7 @@ def check_together(request: ChatRequest) -> None:
     if request.top_logprobs and not request.logprobs:
         raise invalid("'top_logprobs' needs 'logprobs': true.", "top_logprobs")
     check_tools(request)
+    check_continued(request)
     both = request.max_tokens, request.max_completion_tokens
     if None not in both and both[0] != both[1]:
         raise invalid("'max_tokens' and 'max_completion_tokens' differ; send one of them.", "max_tokens")

@@ -20,6 +20,7 @@ from sobre.serve.messages import MessagesRequest
 from sobre.serve.responses import ResponsesRequest
 from sobre.serve.text_schema import TextRequest
 from sobre.serve.thinking import ThinkingFields, ThoughtControl
+from sobre.serve.tokens import DetokenizeRequest, TokenizeRequest
 
 Json = dict[str, Any]
 REASONS = {
@@ -60,6 +61,8 @@ BODIES = (
     Body(MessagesRequest, messages.NEUTRAL, messages.LABELS),
     Body(ResponsesRequest, responses.NEUTRAL, responses.LABELS),
     Body(EmbeddingsRequest, {}, embeddings.LABELS),
+    Body(TokenizeRequest, {}),
+    Body(DetokenizeRequest, {}),
     Body(ThoughtControl, {}),
 )
 
@@ -175,6 +178,9 @@ ANSWERS: dict[str, Json] = {
             "usage": ref("Usage"),
         }
     ),
+    "Tokens": record(
+        {"tokens": {"type": "array", "items": COUNT}, "count": COUNT, "max_model_len": COUNT}, prompt=TEXT
+    ),
     "Embeddings": record(
         {
             "object": {"const": "list"},
@@ -248,6 +254,13 @@ def paths() -> dict[str, Json]:
         "/v1/messages/count_tokens": {
             "post": operation("Count the tokens of a chat", record({"input_tokens": COUNT}), OF_BODIES, "MessagesError")
             | sent("CountRequest")
+        },
+        "/v1/tokenize": {"post": operation("The tokens of a text", ref("Tokens"), OF_BODIES) | sent("TokenizeRequest")},
+        "/v1/detokenize": {
+            "post": operation("The text of tokens", record({"prompt": TEXT}), OF_BODIES) | sent("DetokenizeRequest")
+        },
+        "/v1/apply-template": {
+            "post": operation("A chat as text and tokens", ref("Tokens"), OF_BODIES) | sent("ChatRequest")
         },
         "/v1/chat/completions/control": {
             "post": operation("Answer now", record({"success": {"type": "boolean"}}), OF_BODIES)

@@ -62,9 +62,15 @@ def layout(
     thinking: bool = True,
     tools: Sequence[Tool] = (),
     train_from: int = 0,
+    continued: bool = False,
 ) -> list[Piece]:
-    """Lay a chat out. `train_from`: messages before this index are context, not trained on."""
+    """Lay a chat out. `train_from`: messages before this index are context, not trained on. `continued`: the last one,
+    an assistant's, is left open for the model to go on with."""
     check(messages)
+    if continued:
+        *before, last = messages
+        known = layout(before, tools=tools) if before else [Piece(BOS, special=True)]
+        return [*known, Piece(ASSISTANT, special=True), *open_turn(last, len(before))]
     last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=-1)
     if tools:
         last_user = -1  # nothing is dropped
@@ -94,6 +100,25 @@ def assistant_turn(thought: str, answer: str, *, trained: bool) -> list[Piece]:
         opening = [Piece(THINK_CLOSE, special=True), Piece("\n")]
         return [*opening, Piece(answer, trained=trained), Piece(EOS, special=True, trained=trained)]
     return [Piece(THINK_OPEN, special=True), Piece("\n"), *completion(thought, answer, trained=trained)]
+
+
+def open_turn(message: Message, index: int) -> list[Piece]:
+    """An assistant's turn that is not over: inside its answer, or inside its thought when there is no answer yet."""
+    if message["role"] != "assistant" or message.get("tool_calls"):
+        raise DataError(f"message {index} cannot be continued: only an assistant's text can")
+    thought, answer = message.get("reasoning_content") or "", message["content"]
+    if answer.startswith(THINK_OPEN) and not thought:
+        thought, closed, answer = answer.removeprefix(THINK_OPEN).partition(THINK_CLOSE)
+        thought, answer = thought.removeprefix("\n"), answer.removeprefix("\n")
+        if closed and not answer:
+            raise DataError(f"message {index} cannot be continued: its thought is over and its answer is empty")
+    if not thought and not answer:
+        raise DataError(f"message {index} cannot be continued: it is empty")
+    opening = [Piece(THINK_OPEN if thought else THINK_CLOSE, special=True), Piece("\n")]
+    if not answer:
+        return [*opening, Piece(thought)]
+    ended = [Piece(thought.strip() + "\n"), Piece(THINK_CLOSE, special=True), Piece("\n")] if thought else []
+    return [*opening, *ended, Piece(answer)]
 
 
 def completion(thought: str, answer: str, *, trained: bool = True) -> list[Piece]:

@@ -173,9 +173,15 @@ class Tokenizer:
         generation_prompt: bool = False,
         thinking: bool = True,
         tools: Sequence[Tool] = (),
+        continued: bool = False,
     ) -> list[int]:
-        """Ids of a chat; with `generation_prompt` it ends where the assistant begins to think (or to answer)."""
-        if self._template == TEMPLATE:
+        """Ids of a chat; with `generation_prompt` it ends where the assistant begins to think (or to answer), with
+        `continued` inside its last message."""
+        if continued:
+            if self._template != TEMPLATE:
+                raise DataError("this folder's own template closes every message; no answer can be continued in it")
+            pieces = layout(messages, tools=tools, continued=True)
+        elif self._template == TEMPLATE:
             pieces = layout(messages, generation_prompt=generation_prompt, thinking=thinking, tools=tools)
         else:
             pieces = self._foreign_pieces(messages, generation_prompt, thinking, tools)

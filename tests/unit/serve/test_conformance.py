@@ -65,6 +65,9 @@ ELSEWHERE = {
         "test_a_client_that_leaves_frees_the_engine_at_once_and_disturbs_nobody": (86, 87),
         "test_what_still_runs_when_the_drain_is_over_ends_with_an_error_and_done": (89,),
     },
+    "test_embeddings.py": {
+        "test_the_official_client_reads_numbers_and_base64_alike": (71,),
+    },
     "../../e2e/test_serve_process.py": {
         "test_a_prompt_is_found_again_by_its_own_key_alone": (39,),
         "test_a_thinking_budget_is_kept_and_an_answer_follows": (26,),
@@ -74,12 +77,9 @@ ELSEWHERE = {
         "test_answers_of_random_weights_follow_a_schema_after_their_thought": (63, 64),
     },
 }
-HERE = (3, 11, 12, 52, 88, 90, 91)
+HERE = (3, 11, 12, 38, 52, 75, 88, 90, 91)
 OPEN = {
-    38: "an assistant's turn at the end is context; its text is not continued",
-    71: "no embeddings",
     74: "no batches and no files",
-    75: "no route for tokens alone; /v1/messages/count_tokens counts them",
     78: "the other engines do not run here; the templates are compared with transformers",
 }
 
@@ -123,6 +123,67 @@ def test_12_old_clients_closing_ones_and_those_that_ask_to_continue_are_served(l
             said += piece
     assert b" 200 " in said
     assert b"It is seven" in said
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "begins"),
+    [
+        ({"reasoning_content": "three plus"}, "<｜Assistant｜><think>\nthree plus", "reasoning_content"),
+        ({"content": "<think>\nthree plus"}, "<｜Assistant｜><think>\nthree plus", "reasoning_content"),
+        ({"content": "It is "}, "<｜Assistant｜></think>\nIt is ", "content"),
+        (
+            {"content": "It is ", "reasoning": "easy"},
+            "<｜Assistant｜><think>\neasy\n</think>\nIt is ",
+            "content",
+        ),
+    ],
+)
+def test_38_a_last_message_goes_on_where_it_stands(live, message, text, begins):
+    chat = {"messages": [*HELLO["messages"], {"role": "assistant", **message}], "model": "scripted"}
+    prompt = live.http.post("/v1/apply-template", json=chat | {"continue_final_message": True}).json()
+    assert prompt["prompt"].endswith(text)
+    before = len(live.engine.asked)
+    answered = live.http.post(PATH, json=chat | {"continue_final_message": True, "add_generation_prompt": False})
+    assert answered.status_code == 200, answered.text
+    assert live.engine.asked[before].prompt_ids == tuple(prompt["tokens"])
+    said = answered.json()["choices"][0]["message"]
+    assert said[begins].startswith("three plus four")
+    prefixed = [*chat["messages"][:-1], chat["messages"][-1] | {"prefix": True}]
+    assert live.http.post(PATH, json=chat | {"messages": prefixed}).json()["choices"][0]["message"] == said
+
+
+def test_38_what_cannot_go_on_is_refused(live):
+    ended, told = [*HELLO["messages"], {"role": "assistant", "content": "It is"}], {"continue_final_message": True}
+    for fields, param in (
+        (told, "messages"),
+        (told | {"messages": [*HELLO["messages"], {"role": "assistant", "content": ""}]}, "messages"),
+        (told | {"messages": ended, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        (told | {"messages": ended, "response_format": {"type": "json_object"}}, "messages"),
+        ({"messages": [ended[0] | {"prefix": True}, ended[1]]}, "messages[0].prefix"),
+    ):
+        answer = live.http.post(PATH, json=HELLO | fields)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), fields
+
+
+def test_75_texts_and_chats_become_tokens_and_come_back(live, tokenizer):
+    text = "Sept 七 🙂 <｜User｜>"
+    made = live.http.post("/v1/tokenize", json={"model": "scripted", "prompt": text}).json()
+    assert made["tokens"] == [tokenizer.bos_id, *tokenizer.encode(text)]
+    assert (made["count"], made["max_model_len"]) == (len(made["tokens"]), live.engine.max_context)
+    plain = {"model": "scripted", "prompt": text, "add_special_tokens": False}
+    assert live.http.post("/v1/tokenize", json=plain).json()["tokens"] == made["tokens"][1:]
+    back = live.http.post("/v1/detokenize", json={"model": "scripted", "tokens": made["tokens"][1:]}).json()
+    assert back == {"prompt": text}
+    chat = live.http.post("/v1/apply-template", json=HELLO | {"reasoning_effort": "none"}).json()
+    assert chat["tokens"] == tokenizer.render(HELLO["messages"], generation_prompt=True, thinking=False)
+    again = live.http.post("/v1/detokenize", json={"model": "scripted", "tokens": chat["tokens"]}).json()
+    assert again["prompt"] == chat["prompt"]
+    counted = live.http.post(PATH, json=HELLO | {"reasoning_effort": "none"}).json()["usage"]["prompt_tokens"]
+    assert chat["count"] == counted
+    for path, body in (("tokenize", {"prompt": "x" * 100_000}), ("detokenize", {"tokens": [99999]})):
+        answer = live.http.post(f"/v1/{path}", json={"model": "scripted"} | body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, *body)
 
 
 def test_52_usage_while_it_streams_grows_to_the_total(live):
