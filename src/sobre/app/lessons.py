@@ -130,7 +130,8 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     if cfg.reference_every and bench.fetch is not None:
         raise ConfigError("rl.reference_every is for models that every process holds whole; set it to 0 or divide less")
     reference = sharing_copy(bench.sampler).eval() if cfg.algorithm.kl else None
-    engine = engine_for(session, bench.sampler, return_routes=model.cfg.ffn.kind == "moe")
+    routes = model.cfg.ffn.kind == "moe"
+    engine = engine_for(session, bench.sampler, return_routes=routes, return_kept=cfg.is_filtered)
     source = RolloutSource(
         engine=SharedEngine(engine, session.processes, fetch=bench.fetch),
         model=model,

@@ -23,7 +23,9 @@ from sobre.runtime.device import carried
 class Batch:
     """One decode step after another over the same rows."""
 
-    def __init__(self, rows: Sequence[Row], run_seed: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, rows: Sequence[Row], run_seed: int, vocab_size: int, device: torch.device, *, keeps: bool = False
+    ) -> None:
         self.rows = list(rows)
         self.lengths = tuple(1 + len(row.drafts) for row in rows)
         self.firsts = _firsts(self.lengths)
@@ -38,7 +40,7 @@ class Batch:
         self.starts_R = np.array([row.n_cached for row in rows])
         self.positions_N = np.array([len(row.context) - 1 + j for row in rows for j in range(1 + len(row.drafts))])
         params = [row.request.params for row in rows for _ in range(1 + len(row.drafts))]
-        self.choice = Choice.of(params, run_seed, vocab_size, device)
+        self.choice = Choice.of(params, run_seed, vocab_size, device, keeps=keeps)
         self.shaped = [i for i, row in enumerate(rows) if is_shaped(row.request)]
         self.listed = [place for place, p in enumerate(params) if p.n_logprobs is not None]
         self._slots = tuple(row.slot for row in rows)

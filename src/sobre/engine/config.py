@@ -33,6 +33,8 @@ class EngineConfig:
     """The same bits for a request whatever runs beside it, found in the prefix cache or not, guessed ahead or not."""
     return_routes: bool = False
     """Keep the experts that every token visited, for routing replay."""
+    return_kept: bool = False
+    """Keep the tokens that top_k, top_p and min_p left to choose from, for training on the same ones."""
 
     def __post_init__(self) -> None:
         if self.max_batch < 1:

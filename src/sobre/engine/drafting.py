@@ -106,7 +106,7 @@ class OwnHead:
         failed = self._shape(logits_RV, rows)
         choice = Choice.of([row.request.params for row in rows], self.run_seed, logits_RV.shape[1], self.device)
         positions_R = np.array([len(row.context) for row in rows])
-        tokens_R, _ = sample(logits_RV, choice, positions_R)
+        tokens_R, *_ = sample(logits_RV, choice, positions_R)
         for i, (row, token) in enumerate(zip(rows, tokens_R.tolist(), strict=True)):
             row.drafts = [token] if room(row) and i not in failed else []
 

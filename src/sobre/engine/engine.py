@@ -295,14 +295,15 @@ class Engine:
             return [], None
         stale = self._batch is None or plan.batch_changed or self._batch.is_once
         if stale or any(row.drafts for row in plan.decoding):
-            self._batch = Batch(plan.decoding, self.run_seed, self.model.cfg.vocab_size, self._device)
+            keeps = self.cfg.return_kept
+            self._batch = Batch(plan.decoding, self.run_seed, self.model.cfg.vocab_size, self._device, keeps=keeps)
         batch = self._batch
         assert batch is not None
         logits_NV, hidden_ND = self._runner.decode(batch)
         owners = [row for row, n in zip(batch.rows, batch.lengths, strict=True) for _ in range(n)]
         listed = {i: model_logprobs(logits_NV[i], owners[i].request.params.n_logprobs or 0) for i in batch.listed}
         errors = self._shape(logits_NV, batch)
-        tokens_N, logprobs_N = sample(logits_NV, batch.choice, batch.positions_N + 1)
+        tokens_N, logprobs_N, kept = sample(logits_NV, batch.choice, batch.positions_N + 1)
         ids_N = tokens_N.to("cpu", non_blocking=True)  # there once the log-probabilities are: the host waits once
         logprobs = logprobs_N.tolist()
         tokens = [
@@ -314,6 +315,8 @@ class Engine:
             raise EngineError(f"the model gave logits that are no numbers for {', '.join(wrong)}; look at its weights")
         for i, (logprobs_V, top) in listed.items():
             tokens[i].model_logprob, tokens[i].top = float(logprobs_V[tokens[i].token_id]), tuple(top)
+        for i, ids in kept.items():
+            tokens[i].kept = ids
         for i, error in errors.items():
             tokens[i] = _failed(owners[i], error)
         self._started = batch.starts_R.copy()
@@ -373,6 +376,8 @@ class Engine:
                 self._found += row.n_found
             row.context.append(token.token_id)
             row.logprobs.append(token.logprob)
+            if token.kept is not None:
+                row.kept.append(token.kept)
             self._generated += 1
             if row.request.stop is None and row.loops is None and row.thought is None:
                 token.finish_reason = plain_reason(row.request, token.token_id, row.n_generated)
@@ -415,7 +420,15 @@ def _failed(row: Row, error: EngineError) -> Token:
 
 def _output(row: Row, reason: FinishReason, routes_LTA: Tensor | None, error: str | None = None) -> Output:
     return Output(
-        row.request.id, row.answer, row.logprobs, reason, routes_LTA, row.weight_version, max(row.n_found, 0), error
+        row.request.id,
+        row.answer,
+        row.logprobs,
+        reason,
+        routes_LTA,
+        row.weight_version,
+        max(row.n_found, 0),
+        error,
+        row.kept or None,
     )
 
 

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sobre.errors import EngineError
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ COLDEST = 1e-5
 MAX_PERIOD = 256
 """Longest passage that the repetition stop looks for."""
 
+Kept = NDArray[np.int32]
+"""The tokens, in order, that top_k, top_p and min_p left to choose one from: few, where the model is sure."""
 Stop = Callable[[Sequence[int]], bool]
 """Whether an answer of these tokens is complete; asked after every token."""
 Mask = Callable[[Sequence[int]], "Tensor | None"]
@@ -117,6 +122,11 @@ class SamplingParams:
         if self.n_logprobs is not None and self.n_logprobs < 0:
             raise EngineError(f"n_logprobs={self.n_logprobs} must be at least 0, or None for none")
 
+    @property
+    def is_filtered(self) -> bool:
+        """Whether some tokens are left out before one is drawn."""
+        return bool(self.temperature and (self.top_k or self.top_p < 1 or self.min_p))
+
 
 @dataclass
 class Request:
@@ -158,6 +168,8 @@ class Token:
     """Tokens of the prompt that were in the cache when the request first ran."""
     routes_LTA: "Tensor | None" = None
     """With the last token, what `Output` has; None without `EngineConfig.return_routes`."""
+    kept: Kept | None = None
+    """What it was chosen from; None without `EngineConfig.return_kept`, or where nothing is filtered."""
 
 
 @dataclass
@@ -176,3 +188,5 @@ class Output:
     """Tokens of the prompt that were in the cache when the request first ran."""
     error: str | None = None
     """What failed when finish_reason is "error"."""
+    kept: list[Kept] | None = None
+    """What each token was chosen from, under `EngineConfig.return_kept`; None where nothing was filtered."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sobre.engine.request import SamplingParams
+from sobre.engine.request import Kept, SamplingParams
 from sobre.kernels import select
 from sobre.kernels.draw import invert, log, pick
 from sobre.runtime.device import carried, exact
@@ -67,9 +67,18 @@ class Choice:
     min_p: Tensor
     most_k: int
     """The largest top_k that is not off: the shortlist must hold it."""
+    kept: tuple[int, ...]
+    """Rows of which `sample` says what the filters left."""
 
     @staticmethod
-    def of(params: Sequence[SamplingParams], run_seed: int, vocab_size: int, device: str | torch.device) -> "Choice":
+    def of(
+        params: Sequence[SamplingParams],
+        run_seed: int,
+        vocab_size: int,
+        device: str | torch.device,
+        *,
+        keeps: bool = False,
+    ) -> "Choice":
         home = torch.device("cpu" if torch.device(device).type == "mps" else device)  # as `exact`
 
         def there(values: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
@@ -77,7 +86,7 @@ class Choice:
 
         greedy = [p.temperature == 0 for p in params]
         scales = [1.0 if p.temperature == 0 else 1.0 / p.temperature for p in params]
-        filtered = [i for i, p in enumerate(params) if p.temperature and (p.top_k or p.top_p < 1 or p.min_p)]
+        filtered = [i for i, p in enumerate(params) if p.is_filtered]
         return Choice(
             keys_R=keys(run_seed, [p.seed for p in params]),
             scale_R1=there(scales).unsqueeze(1) if set(scales) != {1.0} else None,
@@ -88,28 +97,38 @@ class Choice:
             top_p=there([params[i].top_p for i in filtered], torch.float64),
             min_p=there([params[i].min_p for i in filtered]),
             most_k=max((k for i in filtered if (k := params[i].top_k) < vocab_size), default=0),
+            kept=tuple(filtered) if keeps else (),
         )
 
 
-def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """tokens_R and their logprobs_R (float64); a row of logits that is no distribution has a NaN logprob."""
+def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) -> tuple[Tensor, Tensor, dict[int, Kept]]:
+    """tokens_R, their logprobs_R (float64), and by row what those that `choice` names chose from; a row of logits that
+    is no distribution has a NaN logprob."""
     home, logits_RV = logits_RV.device, exact(logits_RV)
     uniforms_R = carried(torch.from_numpy(uniforms(choice.keys_R, positions_R)), logits_RV.device)
     if choice.filtered is None and choice.greedy_R is None:
         tokens_R, logprobs_R = select.draw(logits_RV, choice.scale_R1, uniforms_R)
-        return tokens_R.to(home), logprobs_R
+        return tokens_R.to(home), logprobs_R, {}
     scaled_RV = logits_RV if choice.scale_R1 is None else logits_RV * choice.scale_R1
     probs_RV = scaled_RV.softmax(-1)
     if choice.filtered is not None:
         _filter(probs_RV, choice)
     if choice.all_greedy:
         tokens_R = logits_RV.argmax(-1)
-        return tokens_R.to(home), log(pick(probs_RV, tokens_R).double())
+        return tokens_R.to(home), log(pick(probs_RV, tokens_R).double()), {}
     tokens_R, totals_R = invert(probs_RV, uniforms_R)
     if choice.greedy_R is not None:
         tokens_R = torch.where(choice.greedy_R, logits_RV.argmax(-1), tokens_R)
         totals_R = totals_R.masked_fill(choice.greedy_R, 1.0)  # as when all are greedy, to the last bit
-    return tokens_R.to(home), log(pick(probs_RV, tokens_R) / totals_R)
+    kept = _chosen_from(probs_RV, choice) if choice.kept else {}
+    return tokens_R.to(home), log(pick(probs_RV, tokens_R) / totals_R), kept
+
+
+def _chosen_from(probs_RV: Tensor, choice: Choice) -> dict[int, Kept]:
+    """The tokens of the filtered rows that have a probability left."""
+    kept_FV = (probs_RV[choice.filtered] > 0).cpu()
+    tokens = kept_FV.nonzero()[:, 1].to(torch.int32).numpy()
+    return dict(zip(choice.kept, np.split(tokens, kept_FV.sum(-1).cumsum(0)[:-1].numpy()), strict=True))
 
 
 def _filter(probs_RV: Tensor, choice: Choice) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from sobre.engine.blocks import BlockPool, digest, root
 from sobre.engine.ending import Loops, ThoughtState
-from sobre.engine.request import Request
+from sobre.engine.request import Kept, Request
 from sobre.models.config import BLOCK
 
 JOINED_TOKENS = 128
@@ -36,6 +36,8 @@ class Row:
     prompt_hash: int = 0
     """Of prompt and cache key; equal hashes are compared in full."""
     logprobs: list[float] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
+    """What each token of the answer was chosen from, under `EngineConfig.return_kept`."""
     slot: int = -1
     """Row of the cache's table of blocks; -1 while waiting."""
     blocks: list[int] = field(default_factory=list)

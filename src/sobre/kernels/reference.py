@@ -177,9 +177,20 @@ def sum_rows(y_MD: Tensor, token_M: Tensor, place_NA: Tensor) -> Tensor:
     return _widen(y_MD[place_NA]).sum(1).to(y_MD.dtype)
 
 
-def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """-log softmax(hidden weight^T)[target] of each token, in float32 at least."""
-    return F.cross_entropy(_widen(F.linear(hidden_ND, weight_VD)), targets_N, reduction="none")
+def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kept_NB: Tensor | None = None) -> Tensor:
+    """-log softmax(hidden weight^T)[target] of each token, in float32 at least; over the tokens of `kept_NB` alone,
+    where it is given: a bit for each, the first in the lowest bit of the first byte."""
+    logits_NV = _widen(F.linear(hidden_ND, weight_VD))
+    if kept_NB is not None:
+        logits_NV = logits_NV.masked_fill(~bits(kept_NB, logits_NV.shape[1]), -torch.inf)
+    return F.cross_entropy(logits_NV, targets_N, reduction="none")
+
+
+def bits(packed_NB: Tensor, n: int) -> Tensor:
+    """n bits of each row (bool), the lowest bit of a byte first; False where the bytes end before."""
+    places_8 = torch.arange(8, dtype=torch.uint8, device=packed_NB.device)
+    found = (packed_NB.unsqueeze(-1) >> places_8 & 1).flatten(-2)[..., :n].bool()
+    return F.pad(found, (0, n - found.shape[-1]))
 
 
 def _widen(x: Tensor) -> Tensor:

@@ -118,8 +118,8 @@ def _native_grouped(
     return decode(q_RHK, cells_MC, places, n_groups, v_width, scale)
 
 
-def _native_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    return loss.linear_nll(hidden_ND, weight_VD, targets_N, native_pointwise.logits_to_errors)
+def _native_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kept_NB: Tensor | None) -> Tensor:
+    return loss.linear_nll(hidden_ND, weight_VD, targets_N, kept_NB, turn=native_pointwise.logits_to_errors)
 
 
 def _grouped_moe(
@@ -407,9 +407,9 @@ def draw(logits_RV: Tensor, scale_R1: Tensor | None, uniforms_R: Tensor) -> tupl
     return _kernel("draw", logits_RV)(logits_RV, scale_R1, uniforms_R)
 
 
-def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Negative log-likelihood of each target under the output head, in float32."""
-    return _kernel("linear_nll", hidden_ND)(hidden_ND, weight_VD, targets_N)
+def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kept_NB: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of each target under the output head, in float32; among the kept tokens, where given."""
+    return _kernel("linear_nll", hidden_ND)(hidden_ND, weight_VD, targets_N, kept_NB)
 
 
 def fp8_quantise(x_IK: Tensor, rows: int, power_of_two: bool) -> Quantised:

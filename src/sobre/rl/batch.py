@@ -4,7 +4,7 @@ An answer is trained on from its first sampled token to its last, the end token 
 answer cut at the limit has no end token, so none is learned from it.
 
 Shapes: X groups, Y answers per group, N tokens of a batch, L routing layers, T positions of one answer, A active
-experts.
+experts, B bytes of a row of bits.
 """
 
 import random
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from sobre.rl.advantage import advantages
 from sobre.rl.config import RLConfig
 from sobre.rl.types import Group, Rollout, Sample
 from sobre.train.batch import Batch
+
+NONE = np.empty(0, np.int32)
 
 
 def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
@@ -42,6 +45,7 @@ def to_samples(groups: Sequence[Group], cfg: RLConfig) -> list[Sample]:
             _weight(answer, cfg),
             answer.routes_LTA,
             own=answer.own,
+            kept=answer.kept,
         )
         for answer, advantage in answers
     ]
@@ -91,6 +95,8 @@ def to_batch(samples: Sequence[Sample], *, replay: bool) -> Batch:
         streams["scale"] = _per_answer(samples, [[sample.scale] * len(sample.response_ids) for sample in samples])
     if samples and all(sample.old is not None for sample in samples):
         streams["old"] = _per_answer(samples, [sample.old or () for sample in samples])
+    if samples and all(sample.kept is not None for sample in samples):
+        streams["kept_NB"] = _kept(samples)
     routes_LNA = _routes(samples)
     if routes_LNA is not None:
         streams["engine_routes_LNA"] = routes_LNA
@@ -128,6 +134,16 @@ def _per_answer(samples: Sequence[Sample], values: Sequence[Sequence[float]]) ->
     """One number per token (float32): 0 on the prompt, except its last token, which predicts the answer's first."""
     rows = ([0.0] * (len(sample.prompt_ids) - 1) + list(row) for sample, row in zip(samples, values, strict=True))
     return torch.tensor(list(chain.from_iterable(rows)))
+
+
+def _kept(samples: Sequence[Sample]) -> Tensor:
+    """kept_NB: of each token the words that the next was chosen from, a bit for each up to the last that is in any."""
+    rows = [ids for sample in samples for ids in (*[NONE] * (len(sample.prompt_ids) - 1), *(sample.kept or ()))]
+    ids = np.concatenate(rows)
+    kept_NB = np.zeros((len(rows), int(ids.max()) // 8 + 1), dtype=np.uint8)
+    places = np.repeat(np.arange(len(rows)), list(map(len, rows)))
+    np.bitwise_or.at(kept_NB, (places, ids // 8), (1 << ids % 8).astype(np.uint8))
+    return torch.from_numpy(kept_NB)
 
 
 def _routes(samples: Sequence[Sample]) -> Tensor | None:

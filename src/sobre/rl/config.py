@@ -157,7 +157,8 @@ class RLOOConfig:
 class DeepSeekV32Config:
     """DeepSeek-V3.2 (arXiv 2512.02556, 3.1): unbiased KL, and bad answers that drifted too far are left out.
 
-    Its third change, the routes of the sampler in training, is `rl.replay_routes`.
+    Its other changes hold for every objective: the routes of the sampler in training (`rl.replay_routes`), and the
+    trainer's probabilities over the tokens that top_p and top_k left the sampler (`rl.top_p`, `rl.top_k`).
     """
 
     advantage: ClassVar[Advantage] = "centred"
@@ -264,6 +265,11 @@ class RLConfig:
     """Longest answer, thought included."""
     temperature: float = 1.0
     """Of the rollouts; the trainer's log-probabilities are taken at the same one."""
+    top_p: float = 1.0
+    """Rollouts choose each token from the smallest set of most probable ones that holds this share; 1 is off. The set
+    is kept, and the trainer's probabilities are over the same tokens (DeepSeek-V3.2, 3.1: keep sampling mask)."""
+    top_k: int = 0
+    """Rollouts choose each token from the k most probable ones; 0 is off. Kept like the set of top_p."""
     truncated: Literal["score", "mask"] = "score"
     """Answers cut at max_tokens earn nothing: they count in the loss (score), or only in their group's mean (mask)."""
     n_minibatches: int = 1
@@ -305,6 +311,11 @@ class RLConfig:
     """Steps in a row without one group whose answers earn differently, after which the run stops and says why; 0 goes
     on. Nothing is learned in such steps."""
 
+    @property
+    def is_filtered(self) -> bool:
+        """Whether rollouts leave out tokens that the model gives a probability."""
+        return self.top_p < 1 or self.top_k > 0
+
     def __post_init__(self) -> None:
         _check_at_least(self, give_up_after=0, reference_every=0, max_calls=1)
         if self.reference_every and not self.algorithm.kl:
@@ -324,6 +335,10 @@ class RLConfig:
             raise ConfigError(
                 f"temperature={self.temperature} must lie above 0 and up to 10: greedy groups are all alike"
             )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p={self.top_p} must lie above 0 and at most at 1; 1 is off")
+        if self.top_k < 0 or self.top_k == 1:
+            raise ConfigError(f"top_k={self.top_k} must be at least 2, or 0 for off: groups of top_k=1 are all alike")
         if isinstance(self.algorithm, DAPOConfig) and self.algorithm.overlong_cache > self.max_tokens:
             raise ConfigError(
                 f"algorithm.overlong_cache={self.algorithm.overlong_cache} must lie in 0..max_tokens={self.max_tokens}"

@@ -4,7 +4,7 @@ The trainer is blind to the algorithm: it hands model, output and batch to `poli
 batch's total weight. Ratios are taken against the log-probabilities that the engine itself reported, at the same
 temperature. The objectives are in `objectives.py`.
 
-Shapes: N trained tokens (where a weight is not zero), D width.
+Shapes: N trained tokens (where a weight is not zero), D width, B bytes of a row of bits.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,12 @@ def policy_loss(cfg: RLConfig, watch: Watch | None = None) -> LossFn:
 
     def loss(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
         pick = batch.first.pick
-        logp_N = log_probs(model, pick(output.hidden_ND), pick(batch.targets_N), cfg.temperature)
 
         def stream(name: str) -> Tensor | None:
             return pick(batch.streams[name]) if name in batch.streams else None
+
+        targets_N = pick(batch.targets_N)
+        logp_N = log_probs(model, pick(output.hidden_ND), targets_N, cfg.temperature, stream("kept_NB"))
 
         streams = Streams(
             behaviour_N=pick(batch.streams["behaviour"]),
@@ -49,8 +51,14 @@ def policy_loss(cfg: RLConfig, watch: Watch | None = None) -> LossFn:
     return loss
 
 
-def log_probs(model: Decoder, hidden_ND: Tensor, targets_N: Tensor, temperature: float) -> Tensor:
-    """log p(target) at `temperature` (float32): dividing the hidden state divides the logits."""
+def log_probs(
+    model: Decoder, hidden_ND: Tensor, targets_N: Tensor, temperature: float, kept_NB: Tensor | None = None
+) -> Tensor:
+    """log p(target) at `temperature` (float32): dividing the hidden state divides the logits.
+
+    Where the sampler chose among the kept tokens alone, p is a distribution over the same ones, whatever the weights
+    have become: both policies then have the same actions (DeepSeek-V3.2, arXiv 2512.02556, 3.1).
+    """
     if temperature != 1.0:
         hidden_ND = hidden_ND / temperature
-    return -select.linear_nll(hidden_ND, model.head_VD.to(hidden_ND.dtype), targets_N)
+    return -select.linear_nll(hidden_ND, model.head_VD.to(hidden_ND.dtype), targets_N, kept_NB)

@@ -173,9 +173,13 @@ def _asked(problem: Problem, said: Spoken, tokenizer: Tokenizer) -> Asked:
 
 
 def _sampling(cfg: RLConfig, tokenizer: Tokenizer, seed: int) -> SamplingParams:
-    """The whole distribution, without top-p or top-k: ratios need the probabilities that were sampled from."""
     return SamplingParams(
-        max_tokens=cfg.max_tokens, temperature=cfg.temperature, stop_ids=(tokenizer.eos_id,), seed=seed
+        max_tokens=cfg.max_tokens,
+        temperature=cfg.temperature,
+        top_p=cfg.top_p,
+        top_k=cfg.top_k,
+        stop_ids=(tokenizer.eos_id,),
+        seed=seed,
     )
 
 
@@ -201,6 +205,7 @@ def _rollout(prompt_ids: tuple[int, ...], said: Spoken, asked: Asked, earned: Re
         routes_LTA=said.routes_LTA,
         own=None if all(said.own) else said.own,
         n_calls=said.n_calls,
+        kept=said.kept,
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -191,7 +192,8 @@ class RolloutSource:
         batch = batch.to(model.embed.weight.device)
         routes_LNA = batch.routes_LNA if model is self.model else None
         hidden_ND, pick = model(batch.step, routes_LNA=routes_LNA).hidden_ND, batch.first.pick
-        return log_probs(model, pick(hidden_ND), pick(batch.targets_N), self.cfg.temperature).cpu()
+        kept_NB = pick(batch.streams["kept_NB"]) if "kept_NB" in batch.streams else None
+        return log_probs(model, pick(hidden_ND), pick(batch.targets_N), self.cfg.temperature, kept_NB).cpu()
 
     @torch.no_grad()
     def _probe_routes(self, batch: Batch) -> float:
@@ -221,6 +223,7 @@ def _encode(sample: Sample) -> dict[str, Any]:
         "scale": sample.scale,
         "old": None if sample.old is None else list(sample.old),
         "own": None if sample.own is None else list(sample.own),
+        "kept": None if sample.kept is None else [ids.tolist() for ids in sample.kept],
     }
 
 
@@ -229,6 +232,6 @@ def _decode(data: Mapping[str, Any]) -> Sample:
     routes: Tensor | None = None if data["routes_LTA"] is None else torch.tensor(data["routes_LTA"])
     old = None if data["old"] is None else tuple(data["old"])
     own = None if data["own"] is None else tuple(data["own"])
-    return Sample(
-        **{**data, **{name: tuple(data[name]) for name in lists}, "routes_LTA": routes, "old": old, "own": own}
-    )
+    kept = None if data["kept"] is None else tuple(np.array(ids, np.int32) for ids in data["kept"])
+    told = {"routes_LTA": routes, "old": old, "own": own, "kept": kept}
+    return Sample(**{**data, **{name: tuple(data[name]) for name in lists}, **told})

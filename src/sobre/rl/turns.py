@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
-from sobre.engine.request import Output, Request
+from sobre.engine.request import Kept, Output, Request
 from sobre.errors import RunError
 from sobre.rl.config import RLConfig
 from sobre.tasks.tools import TOOLS, call
@@ -36,6 +37,8 @@ class Spoken:
     finished: bool
     n_calls: int
     routes_LTA: Tensor | None
+    kept: tuple[Kept, ...] | None
+    """Nothing for tokens that the model did not sample."""
 
 
 def converse(engine: Generator, tokenizer: Tokenizer, requests: Sequence[Request], cfg: RLConfig) -> list[Spoken]:
@@ -96,11 +99,15 @@ def described(cfg: RLConfig) -> tuple[dict[str, object], ...]:
 def _first(output: Output) -> Spoken:
     ids = tuple(output.token_ids)
     finished = output.finish_reason == "stop"
-    return Spoken(ids, tuple(output.logprobs), (True,) * len(ids), ids, finished, 0, output.routes_LTA)
+    kept = None if output.kept is None else tuple(output.kept)
+    return Spoken(ids, tuple(output.logprobs), (True,) * len(ids), ids, finished, 0, output.routes_LTA, kept)
 
 
 def _joined(said: Spoken, given: tuple[int, ...], output: Output) -> Spoken:
     new = _first(output)
+    kept = None
+    if said.kept is not None and new.kept is not None:
+        kept = (*said.kept, *(np.empty(0, np.int32) for _ in given), *new.kept)
     return Spoken(
         token_ids=(*said.token_ids, *given, *new.token_ids),
         logprobs=(*said.logprobs, *(0.0 for _ in given), *new.logprobs),
@@ -109,4 +116,5 @@ def _joined(said: Spoken, given: tuple[int, ...], output: Output) -> Spoken:
         finished=new.finished,
         n_calls=said.n_calls + 1,
         routes_LTA=new.routes_LTA,
+        kept=kept,
     )

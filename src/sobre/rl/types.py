@@ -8,6 +8,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from sobre.engine.request import Kept
 from sobre.tasks.base import Problem
 from sobre.tasks.format import Reward
 
@@ -36,6 +37,8 @@ class Rollout:
     """Which tokens the model sampled, where others stand between them: the results of its calls. None: all."""
     n_calls: int = 0
     """Turns that ended in calls of tools."""
+    kept: tuple[Kept, ...] | None = None
+    """What top_p and top_k left each token to be chosen from; nothing for tokens of others. None: they are off."""
 
     @property
     def n_tokens(self) -> int:
@@ -92,6 +95,8 @@ class Sample:
     """Log-probability of each sampled token under the trainer before the update, where the sampler's is corrected."""
     own: tuple[bool, ...] | None = None
     """Which tokens of the answer are the model's own, and so learned from; None: all."""
+    kept: tuple[Kept, ...] | None = None
+    """What each token was chosen from, as in `Rollout`."""
 
     @property
     def weights(self) -> tuple[float, ...]:

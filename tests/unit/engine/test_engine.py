@@ -39,7 +39,7 @@ def alone(model, request, run_seed=0):
     context, logprobs = list(request.prompt_ids), []
     choice = Choice.of([request.params], run_seed, model.cfg.vocab_size, "cpu")
     while len(logprobs) < request.params.max_tokens:
-        tokens, logprob = sample(model.next_logits(context), choice, torch.tensor([len(context)]).numpy())
+        tokens, logprob, _ = sample(model.next_logits(context), choice, torch.tensor([len(context)]).numpy())
         context.append(tokens.item())
         logprobs.append(logprob.item())
         if context[-1] in request.params.stop_ids:

@@ -18,7 +18,7 @@ def draw(logits_RV, given, positions=None, run_seed=0):
     rows, vocab_size = logits_RV.shape
     given = given if isinstance(given, list) else [given] * rows
     positions = np.arange(rows) if positions is None else positions
-    return sample(logits_RV, Choice.of(given, run_seed, vocab_size, "cpu"), positions)
+    return sample(logits_RV, Choice.of(given, run_seed, vocab_size, "cpu"), positions)[:2]
 
 
 def chi_square(counts, probs):
@@ -65,6 +65,16 @@ def test_draws_follow_the_exact_distribution(vocab_size, given):
     assert statistic < freedom + 4 * (2 * max(freedom, 1)) ** 0.5
     assert (exact_V[tokens_R] > 0).all()
     assert_close(logprobs_R, exact_V[tokens_R].log(), rtol=0, atol=1e-6)
+
+
+def test_what_the_filters_left_is_told_of_the_rows_that_have_some():
+    probs = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15])
+    given = [params(top_p=0.69), params(), params(top_k=3), params(top_p=0.5, temperature=0.0), params(min_p=0.3)]
+    choice = Choice.of(given, 0, 5, "cpu", keeps=True)
+    tokens_R, _, kept = sample(probs.log().expand(5, -1).clone(), choice, np.arange(5))
+    assert {row: ids.tolist() for row, ids in kept.items()} == {0: [1, 3], 2: [1, 3, 4], 4: [1, 3, 4]}
+    assert all(int(tokens_R[row]) in ids for row, ids in kept.items())
+    assert sample(probs.log().expand(5, -1).clone(), Choice.of(given, 0, 5, "cpu"), np.arange(5))[2] == {}
 
 
 def exact_distribution(logits_V, given):

@@ -230,6 +230,19 @@ def test_chunked_head_is_cross_entropy(dtype, keep, n, monkeypatch):
     tensors = [randn(n, 12, dtype=dtype), randn(50, 12, dtype=dtype, seed=1)]
     targets_N = torch.randint(50, (n,), generator=torch.Generator().manual_seed(0))
     assert_same(loss.linear_nll, reference.linear_nll, tensors, targets_N)
+    kept_NB = torch.randint(256, (n, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    targets_N = reference.bits(kept_NB, 50).int().argmax(1)  # the last ten words have no bit at all
+    assert_same(loss.linear_nll, reference.linear_nll, tensors, targets_N, kept_NB)
+
+
+def test_a_word_that_is_not_kept_weighs_nothing_and_learns_nothing():
+    weight_VD = torch.tensor([[0.0], [1.0], [2.0], [3.0], [9.0]], requires_grad=True)
+    kept_NB = torch.tensor([[0b01010]], dtype=torch.uint8)  # words 1 and 3
+    nll_N = reference.linear_nll(torch.ones(1, 1), weight_VD, torch.tensor([1]), kept_NB)
+    nll_N.sum().backward()
+    p = math.exp(1) / (math.exp(1) + math.exp(3))
+    assert float(nll_N.detach()) == pytest.approx(-math.log(p), abs=1e-6)
+    assert weight_VD.grad.flatten().tolist() == pytest.approx([0, p - 1, 0, 1 - p, 0], abs=1e-6)
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -430,12 +443,27 @@ def test_loss_of_the_head_in_c_is_its_reference(n_words):
     targets_N = torch.arange(9, dtype=torch.int32) % n_words
 
     def fast(hidden: Tensor, weight: Tensor) -> Tensor:
-        return loss.linear_nll(hidden, weight, targets_N, native_pointwise.logits_to_errors)
+        return loss.linear_nll(hidden, weight, targets_N, turn=native_pointwise.logits_to_errors)
 
     def exact(hidden: Tensor, weight: Tensor) -> Tensor:
         return reference.linear_nll(hidden, weight, targets_N.long())
 
     assert_same(fast, exact, [randn(9, 6, dtype=F32) * 5, randn(n_words, 6, dtype=F32, seed=1)])
+
+
+@compiled
+def test_the_head_in_c_gives_words_that_are_not_kept_no_probability():
+    kept_NB = torch.randint(256, (9, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    targets_N = reference.bits(kept_NB, 35).int().argmax(1)
+    turn = native_pointwise.logits_to_errors
+
+    def fast(hidden: Tensor, weight: Tensor) -> Tensor:
+        return loss.linear_nll(hidden, weight, targets_N, kept_NB, turn=turn)
+
+    def exact(hidden: Tensor, weight: Tensor) -> Tensor:
+        return reference.linear_nll(hidden, weight, targets_N, kept_NB)
+
+    assert_same(fast, exact, [randn(9, 6, dtype=F32), randn(35, 6, dtype=F32, seed=1)])
 
 
 @compiled
@@ -474,7 +502,8 @@ def test_what_is_not_finite_comes_through(bad):
     x = randn(4, 9, dtype=F32)
     x[2, 8] = bad
     assert not native_pointwise.rms_norm(x, torch.ones(9), 1e-6)[2].isfinite().all()
-    assert not loss.linear_nll(x, torch.eye(9), torch.zeros(4).long(), native_pointwise.logits_to_errors)[2].isfinite()
+    turn = native_pointwise.logits_to_errors
+    assert not loss.linear_nll(x, torch.eye(9), torch.zeros(4).long(), turn=turn)[2].isfinite()
 
 
 @compiled

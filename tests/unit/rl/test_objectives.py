@@ -4,7 +4,9 @@ Where TRL has the method, tests/parity/test_objectives_trl.py compares loss and 
 """
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -21,8 +23,9 @@ from sobre.rl.config import (
     RLConfig,
     RLOOConfig,
 )
+from sobre.rl.losses import policy_loss
 from sobre.rl.objectives import Streams, objective
-from sobre.rl.types import Group
+from sobre.rl.types import Group, Sample
 
 LOGP = [-0.5, -1.0, -2.0, -0.1, -3.0]
 BEHAVIOUR = [-0.5, -1.4, -1.5, -0.6, -2.0]  # ratios 1, 1.49, 0.61, 1.65, 0.37
@@ -185,6 +188,21 @@ def test_truncated_importance_sampling_clips_against_the_trainer_and_weighs_by_t
     first = objective(torch.tensor(LOGP), answers(torch.ones(5)), DAPOConfig(), max_correction=2.0)
     expected = [-a * min(math.exp(r), 2.0) for r, a in zip(log_ratios(), ADVANTAGE, strict=True)]
     assert float(first.sum) == pytest.approx(sum(expected), abs=1e-6)
+
+
+def test_probabilities_are_over_the_words_that_the_sampler_chose_from(make) -> None:
+    """Two words each way: at the first token 0 and 2 were left (0 was taken), at the second 1, 2 and 3 (3 was)."""
+    logits = ([1.0, 5.0, 2.0, 0.0], [3.0, 1.0, 0.5, 2.0])
+    kept = (np.array([0, 2], np.int32), np.array([1, 2, 3], np.int32))
+    cfg, sampled = RLConfig(top_p=0.9), (math.log(0.4), math.log(0.6))
+    sample = Sample((1,), (0, 3), sampled, advantage=0.5, weight=1.0, kept=kept)
+    batch = to_batch([sample], replay=False)
+    model = SimpleNamespace(head_VD=torch.eye(4))
+    loss = policy_loss(cfg)(model, SimpleNamespace(hidden_ND=torch.tensor(logits)), batch)
+    p = [math.exp(1) / (math.exp(1) + math.exp(2)), math.exp(2) / (math.exp(1) + math.exp(0.5) + math.exp(2))]
+    terms = [clipped(math.log(x), q, 0.5, 0.2, 0.28) for x, q in zip(p, sampled, strict=True)]
+    assert p == pytest.approx([0.268941, 0.628532], abs=1e-6)
+    assert float(loss.sum) == pytest.approx(sum(terms), abs=1e-6)
 
 
 def test_dr_grpo_divides_by_answers_times_the_limit(make) -> None:

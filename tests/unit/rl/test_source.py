@@ -58,7 +58,8 @@ def build(nano_config: ModelConfig, tokenizer: Tokenizer):
         reference = Decoder(model.cfg) if cfg.algorithm.kl else None
         if reference is not None:
             reference.load_state_dict(model.state_dict())
-        engine = Engine(model, EngineConfig(max_batch=8, return_routes=True), run_seed=7)
+        sizes = EngineConfig(max_batch=8, return_routes=True, return_kept=cfg.is_filtered)
+        engine = Engine(model, sizes, run_seed=7)
         source = RolloutSource(
             engine, model, tokenizer, cfg, TASKS, seed=7, forward_flops=lambda batch: 1.0, reference=reference
         )
@@ -83,6 +84,29 @@ def test_engine_and_trainer_give_the_same_log_probabilities(build) -> None:
     assert info.stats["ratio"] == pytest.approx(1, abs=1e-5)
     assert info.n_trained == sum(group.n_tokens for group in source._last[2].groups)
     assert metrics["replay"] is False
+
+
+@pytest.mark.parametrize("cut", [{"top_p": 0.5}, {"top_k": 5, "temperature": 0.7}])
+def test_under_top_p_and_top_k_the_trainer_chooses_from_what_the_sampler_chose_from(build, cut) -> None:
+    cfg = RLConfig(algorithm=GRPOConfig(kl=0.1), n_minibatches=2, max_correction=2.0, **SMALL, **cut)
+    source, optimizer = build(cfg)
+    (batch,) = source.feed(0).batches
+    trained = batch.weights_N > 0
+    n_kept_N = torch.tensor([row.bit_count() for row in map(_number, batch.streams["kept_NB"].tolist())])
+    assert n_kept_N[trained].min() >= 1
+    assert n_kept_N[trained].max() < source.tokenizer.vocab_size / 2
+    assert not n_kept_N[~trained].any()
+    source, optimizer = build(cfg)
+    info, metrics = step(source, optimizer, 0, lr=5.0)
+    assert metrics["logp_gap_max"] <= 1e-5
+    assert info.stats["kl_reference"] == pytest.approx(0, abs=1e-5)  # the reference chooses from the same words
+    again, _ = build(cfg)
+    again.restore(json.loads(json.dumps(source.state())))
+    assert_close(again.feed(1).batches[0].streams["kept_NB"], source.feed(1).batches[0].streams["kept_NB"])
+
+
+def _number(row: list[int]) -> int:
+    return int.from_bytes(bytes(row), "little")
 
 
 def test_a_step_makes_likelier_what_was_rewarded(build) -> None:
