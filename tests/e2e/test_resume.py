@@ -62,7 +62,7 @@ def step_with_time(stage, feed, lr, step):
 
 loop._step = step_with_time
 # the model solves nothing: an answer is learned from or not by its letters
-choose.Choice._fate = lambda self, problem, reply, kept: "kept" if reply.text.count("e") % 2 else "wrong"
+choose.Choice._fate = lambda self, problem, reply, mark, kept: "kept" if reply.text.count("e") % 2 else "wrong"
 recipe, _ = load_recipe(["nano", *sys.argv[3:]], NoOptions)
 out = Path(sys.argv[1])
 if sys.argv[2] == "resume":

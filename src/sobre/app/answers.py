@@ -58,7 +58,8 @@ def answered_examples(
 
 def gather(session: Session, stage: str, cfg: AnswersConfig, allowance: float) -> Choice:
     """Ask what was not asked yet; decide on all replies."""
-    name, folder, choice = f"answers:{stage}", session.folder.state / "answers" / stage, Choice(cfg)
+    name, folder = f"answers:{stage}", session.folder.state / "answers" / stage
+    choice = Choice(cfg, session.recipe.tasks.judge_s)
     start = session.events.decide(name, 0, "begin", lambda: {"end_at": session.meter.used() + cfg.share * allowance})
     assert start is not None, "the log of a part begins with its begin event"
     parts = session.processes.decide(

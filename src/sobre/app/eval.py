@@ -25,6 +25,7 @@ from sobre.data.config import DataConfig
 from sobre.errors import ConfigError, DataError
 from sobre.runtime.config import Device
 from sobre.serve.config import NO_ROUNDING, Dtype, Rounding
+from sobre.tasks.config import JUDGE_S
 
 if TYPE_CHECKING:
     from sobre.data.sources import Document
@@ -80,6 +81,8 @@ class EvalOptions:
     style: Literal["chat", "plain"] = "chat"
     """chat asks through the model's template; plain in text (Question: ... Answer:), for a base model of ours."""
     seed: int = 0
+    judge_s: float = JUDGE_S
+    """Seconds after which a judge that has not answered stops the evaluation."""
     endpoint: str = ""
     """A service, up to and with /v1."""
     model_name: str = ""
@@ -119,6 +122,8 @@ class EvalOptions:
             raise ConfigError(
                 f"temperature={self.temperature} must lie in 0..2, top_p={self.top_p} above 0 and up to 1"
             )
+        if not self.judge_s > 0:
+            raise ConfigError(f"judge_s={self.judge_s} must lie above 0")
         if self.temperature == 0 and self.k > 1:
             raise ConfigError(f"k={self.k} replies at temperature 0 are all alike; use k=1 or a temperature")
 
@@ -151,7 +156,7 @@ def main(argv: list[str]) -> int:
         print(f"text of {scores['model']['bytes']:,} bytes, bits per byte: {told}", file=where, flush=True)
     for name, (asked, examples) in asked_of.items():
         shown_first = turns(examples, thinks=options.style == "chat")
-        items = measure.measure(asked, replace(answerer, shots=shown_first), options.k, how)
+        items = measure.measure(asked, replace(answerer, shots=shown_first), options.k, how, judge_s=options.judge_s)
         found = measure.summary(items, seed=options.seed)
         if against is not None:
             found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
@@ -263,6 +268,8 @@ def _line(name: str, found: dict[str, Any]) -> str:
         parts.append(
             f"pass@{k} {found[f'pass_at_{k}']['value']:.1%}, majority@{k} {found['majority_at_k']['value']:.1%}"
         )
+    if found["unjudged"]:
+        parts.append(f"{found['unjudged']:,} problems left out, their judge failed")
     parts.append(f"{found['n']:,} problems, {found['truncated']:.0%} cut, {found['mean_tokens']:,.0f} tokens")
     if "against" in found:
         other = found["against"]["difference"]

@@ -47,12 +47,13 @@ def _answers(
     problems: Sequence[Problem],
     spending: Spending,
 ) -> dict[str, Any]:
-    engine = engine_for(session, model)
-    result = evaluate(engine, tokenizer, problems, session.recipe.eval, seed=session.recipe.seed)
+    engine, recipe = engine_for(session, model), session.recipe
+    result = evaluate(engine, tokenizer, problems, recipe.eval, seed=recipe.seed, judge_s=recipe.tasks.judge_s)
     spending.add(tokens=engine.stats.generated_tokens, flops=engine.stats.flops)
     right = result.overall
     session.console.say(
         f"{stage}: {right.value:.1%} of {right.n:,} test problems right ({right.ci_low:.1%} to {right.ci_high:.1%})"
+        + (f"; {result.unjudged:,} answers could not be judged" if result.unjudged else "")
     )
     return result.to_dict()
 

@@ -181,6 +181,7 @@ def _distilled(bench: Bench) -> Job:
         cfg=cfg,
         draw=draw,
         teacher_flops=lambda batch: _reading(teacher, batch),
+        judge_s=session.recipe.tasks.judge_s,
     )
     return _job(bench, cfg, source, source.loss_fn)
 

@@ -3,6 +3,7 @@
 R1's second fine-tuning (arXiv 2501.12948, 2.3.3) keeps right answers and leaves out mixed languages, long paragraphs
 and chaos. Here every answer has exactly one fate, the first of `FATES` that holds, and all are counted:
 
+    unjudged     the verifier failed on it (tasks/judging.py)
     cut          did not end by itself
     wrong        the verifier says so
     layout       right, but without one thought that ended and one answer after it, as the task lays them out
@@ -15,21 +16,22 @@ and chaos. Here every answer has exactly one fate, the first of `FATES` that hol
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from sobre.data.sources import Chat
 from sobre.eval.answer import Reply
-from sobre.eval.measure import mark
+from sobre.eval.measure import Marked, marks
 from sobre.tasks.base import Problem
+from sobre.tasks.config import JUDGE_S
 from sobre.tasks.format import THINK_CLOSE, THINK_OPEN, format_ok, question, thought_ok, without_tags
 from sobre.tasks.judges import judge_of
 from sobre.tasks.language import consistency
 from sobre.train.config import AnswersConfig
 
-Fate = Literal["cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus", "kept"]
-FATES: tuple[Fate, ...] = ("cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus", "kept")
+Fate = Literal["unjudged", "cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus", "kept"]
+FATES: tuple[Fate, ...] = get_args(Fate)
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Choice:
     """What was chosen so far, and the count of every fate."""
 
     cfg: AnswersConfig
+    judge_s: float = JUDGE_S
     chats: list[Chat] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     problems: int = 0
@@ -44,13 +47,16 @@ class Choice:
     """Problems with a kept answer."""
     _seen: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
-    def take(self, problems: Sequence[Problem], replies: Iterable[Sequence[Reply]]) -> None:
-        """Decide on the answers to these problems; the shortest are kept first."""
-        for problem, group in zip(problems, replies, strict=True):
+    def take(self, problems: Sequence[Problem], replies: Sequence[Sequence[Reply]]) -> None:
+        """Decide on the answers to these problems; the shortest are kept first. Raises RunError where the verifier
+        hangs, or fails on most answers."""
+        sorted_ = [sorted(group, key=lambda reply: reply.n_tokens) for group in replies]
+        marked = marks(problems, sorted_, judge_s=self.judge_s)
+        for problem, group, found in zip(problems, sorted_, marked, strict=True):
             self.problems += 1
             kept = 0
-            for reply in sorted(group, key=lambda reply: reply.n_tokens):
-                fate = self._fate(problem, reply, kept)
+            for reply, mark in zip(group, found, strict=True):
+                fate = self._fate(problem, reply, mark, kept)
                 self.counts[fate] += 1
                 if fate == "kept":
                     kept += 1
@@ -63,10 +69,12 @@ class Choice:
         found: dict[str, int] = {"problems": self.problems, "solved": self.solved, "answers": self.counts.total()}
         return found | {str(fate): self.counts[fate] for fate in FATES}
 
-    def _fate(self, problem: Problem, reply: Reply, kept: int) -> Fate:
+    def _fate(self, problem: Problem, reply: Reply, mark: Marked, kept: int) -> Fate:
+        if mark.fault:
+            return "unjudged"
         if not reply.finished:
             return "cut"
-        if not mark(problem, reply).right:
+        if not mark.right:
             return "wrong"
         if not laid_out(problem, reply.text):
             return "layout"

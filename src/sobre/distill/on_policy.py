@@ -23,7 +23,9 @@ from sobre.rl.batch import microbatches, to_batch
 from sobre.rl.shared_engine import SharedEngine
 from sobre.rl.types import Sample
 from sobre.tasks.base import Problem
-from sobre.tasks.format import question, reward
+from sobre.tasks.config import JUDGE_S
+from sobre.tasks.format import Reward, question, reward
+from sobre.tasks.judging import Asked, Fault, check, judge
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.loop import Feed
@@ -58,6 +60,8 @@ class StudentSource:
     draw: Draw
     teacher_flops: Callable[[Batch], float]
     """Model FLOPs of the teacher's forward pass over a batch."""
+    judge_s: float = JUDGE_S
+    """Seconds that a judge may take."""
     _last: tuple[int, int, Feed] | None = field(default=None, repr=False)
 
     def feed(self, step: int) -> Feed:
@@ -129,15 +133,19 @@ class StudentSource:
 
     def _metrics(self, problems: Sequence[Problem], outputs: Sequence[Output]) -> dict[str, float]:
         """Nothing of this is learned from; it says how good the answers are."""
-        earned = []
+        asked = []
         for problem, output in zip(problems, outputs, strict=True):
             finished = output.finish_reason == "stop"
             text = self.tokenizer.decode(output.token_ids[:-1] if finished else output.token_ids)
-            earned.append(reward(problem, text, finished))
+            asked.append(Asked(problem, text, finished))
+        found = judge(asked, lambda each: reward(*each), limit_s=self.judge_s)
+        check([each.why for each in found if isinstance(each, Fault)], len(found))
+        earned = [each for each in found if isinstance(each, Reward)]
         n, n_tokens = len(outputs), sum(len(output.token_ids) for output in outputs)
         return {
-            "pass_rate": sum(each.accuracy for each in earned) / n,
-            "format_rate": sum(each.format for each in earned) / n,
+            "pass_rate": sum(each.accuracy for each in earned) / len(earned),
+            "format_rate": sum(each.format for each in earned) / len(earned),
+            "unjudged": n - len(earned),
             "truncated": sum(output.finish_reason != "stop" for output in outputs) / n,
             "answer_tokens": n_tokens / n,
             "n_answers": n,

@@ -2,7 +2,7 @@
 
 average@k is the share of right replies, pass@k the unbiased estimate (`stats.pass_at_k`), majority@k the share of
 problems whose most frequent answer is right. Intervals are a bootstrap over problems: replies to one problem are no
-independent evidence.
+independent evidence. A problem with a reply that its judge failed on is in no figure; it is counted and shown.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sobre.data.overlap import TestOverlap
-from sobre.errors import DataError
+from sobre.errors import DataError, RunError
 from sobre.eval.answer import Answerer, Reply, Sampling
 from sobre.eval.score import majority
 from sobre.eval.stats import bootstrap, pass_at_k
 from sobre.tasks.base import Problem
-from sobre.tasks.format import ANSWER_OPEN, THINK_CLOSE, extract_answer, question
+from sobre.tasks.config import JUDGE_S
+from sobre.tasks.format import ANSWER_OPEN, THINK_CLOSE, extract_answer, is_right, question
 from sobre.tasks.judges import judge_of
-from sobre.tasks.registry import task
+from sobre.tasks.judging import Asked, Fault, check, judge
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Marked:
     right: bool
     finished: bool
     n_tokens: int
+    fault: str = ""
+    """Why there is no verdict: the judge failed. `right` then means nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,44 +48,75 @@ class Item:
     def n_right(self) -> int:
         return sum(reply.right for reply in self.replies)
 
+    @property
+    def is_judged(self) -> bool:
+        """There is a verdict on every reply."""
+        return not any(reply.fault for reply in self.replies)
 
-def measure(problems: Sequence[Problem], answerer: Answerer, k: int, how: Sampling) -> list[Item]:
-    """Ask, read, judge."""
+
+def measure(
+    problems: Sequence[Problem], answerer: Answerer, k: int, how: Sampling, *, judge_s: float = JUDGE_S
+) -> list[Item]:
+    """Ask, read, judge. Raises RunError where a judge hangs, or fails on most replies."""
     replies = answerer.answer([question(problem) for problem in problems], k, how)
     return [
-        Item(each.task, each.key, each.prompt, each.answer, tuple(mark(each, reply) for reply in group))
-        for each, group in zip(problems, replies, strict=True)
+        Item(each.task, each.key, each.prompt, each.answer, tuple(group))
+        for each, group in zip(problems, marks(problems, replies, judge_s=judge_s), strict=True)
     ]
 
 
-def mark(problem: Problem, reply: Reply) -> Marked:
-    """Judge a reply; one that was cut is wrong. Generated tasks ask for no layout in words, so that of a model that
-    does not know ours, all that follows its thought is the answer."""
-    judge, answer = judge_of(problem), None
-    if not reply.finished:
-        return Marked(reply.text, None, False, False, reply.n_tokens)
-    if judge is not None:
-        answer = judge.extract(problem, reply.text)
-        right = answer is not None and judge.right(problem, answer)
+def marks(
+    problems: Sequence[Problem], replies: Sequence[Sequence[Reply]], *, judge_s: float = JUDGE_S
+) -> list[list[Marked]]:
+    """Judge the replies to each problem under the guard of tasks/judging.py."""
+    said = [reply for group in replies for reply in group]
+    asked = [
+        Asked(each, reply.text, reply.finished)
+        for each, group in zip(problems, replies, strict=True)
+        for reply in group
+    ]
+    found = iter(zip(said, judge(asked, verdict, limit_s=judge_s), strict=True))
+    marked = [[_marked(*next(found)) for _ in group] for group in replies]
+    check([reply.fault for group in marked for reply in group if reply.fault], len(said))
+    return marked
+
+
+def verdict(asked: Asked) -> tuple[str | None, bool]:
+    """The answer in a reply, and whether it is right; one that was cut is wrong. Generated tasks ask for no layout in
+    words, so that of a model that does not know ours, all that follows its thought is the answer."""
+    if not asked.finished:
+        return None, False
+    chosen = judge_of(asked.problem)
+    if chosen is not None:
+        answer = chosen.extract(asked.problem, asked.text)
     else:
-        thought, closed, rest = reply.text.rpartition(THINK_CLOSE)
-        if ANSWER_OPEN in reply.text:
-            answer = extract_answer(reply.text if closed else f"{THINK_CLOSE}{reply.text}")
+        _, closed, rest = asked.text.rpartition(THINK_CLOSE)
+        if ANSWER_OPEN in asked.text:
+            answer = extract_answer(asked.text if closed else f"{THINK_CLOSE}{asked.text}")
         else:
             answer = rest.strip() or None
-        right = answer is not None and task(problem.task).score(problem, answer)
-    return Marked(reply.text, answer, right, True, reply.n_tokens)
+    return answer, answer is not None and is_right(asked.problem, answer)
 
 
-def summary(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
-    """The figures of one task."""
-    k = len(items[0].replies)
+def _marked(reply: Reply, found: tuple[str | None, bool] | Fault) -> Marked:
+    if isinstance(found, Fault):
+        return Marked(reply.text, None, False, reply.finished, reply.n_tokens, found.why)
+    return Marked(reply.text, *found, reply.finished, reply.n_tokens)
+
+
+def summary(asked: Sequence[Item], *, seed: int) -> dict[str, Any]:
+    """The figures of one task, over the problems whose replies were all judged."""
+    k, items = len(asked[0].replies), [item for item in asked if item.is_judged]
+    if not items:
+        fault = next(reply.fault for reply in asked[0].replies if reply.fault)
+        raise RunError(f"{asked[0].task}: every problem has a reply that could not be judged; the first: {fault}")
     figures = {f"pass_at_{j}": [pass_at_k(k, item.n_right, j) for item in items] for j in _powers(k)}
     figures["average_at_k"] = [item.n_right / k for item in items]
     figures["majority_at_k"] = [float(_majority_is_right(item)) for item in items]
     replies = [reply for item in items for reply in item.replies]
     return {
         "n": len(items),
+        "unjudged": len(asked) - len(items),
         "k": k,
         **{name: _figure(values, seed) for name, values in figures.items()},
         "truncated": sum(not reply.finished for reply in replies) / len(replies),
@@ -91,10 +125,11 @@ def summary(items: Sequence[Item], *, seed: int) -> dict[str, Any]:
     }
 
 
-def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool]], *, seed: int) -> dict[str, Any]:
+def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool] | None], *, seed: int) -> dict[str, Any]:
     """Share right of these items minus that of another evaluation of the same problems, with a paired bootstrap.
 
-    `theirs` holds the verdicts of each problem by its key. Raises DataError unless it holds exactly these problems.
+    `theirs` holds the verdicts of each problem by its key, None where a judge failed: such problems, and ours, are left
+    out and counted. Raises DataError unless it holds exactly these problems.
     """
     keys = {item.key for item in ours}
     if keys != set(theirs):
@@ -102,11 +137,15 @@ def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool]], *, seed:
             f"the other evaluation has other problems: {len(keys & set(theirs))} are shared, {len(keys)} here,"
             f" {len(theirs)} there; both must be asked the same"
         )
-    differences = [item.n_right / len(item.replies) - sum(theirs[item.key]) / len(theirs[item.key]) for item in ours]
+    pairs = [(item, found) for item in ours if item.is_judged and (found := theirs[item.key]) is not None]
+    if not pairs:
+        raise DataError("the other evaluation and this one share no problem that was judged in both")
+    differences = [item.n_right / len(item.replies) - sum(found) / len(found) for item, found in pairs]
     return {
         "difference": _figure(differences, seed),
         "better": sum(d > 0 for d in differences),
         "worse": sum(d < 0 for d in differences),
+        "unjudged": len(ours) - len(pairs),
     }
 
 
@@ -122,9 +161,13 @@ def to_dict(items: Sequence[Item]) -> list[dict[str, Any]]:
     return [asdict(item) for item in items]
 
 
-def verdicts(document: Mapping[str, Any], name: str) -> dict[str, list[bool]]:
-    """The verdicts of a written evaluation on one task, by problem."""
-    return {i["key"]: [r["right"] for r in i["replies"]] for i in document["items"] if i["task"] == name}
+def verdicts(document: Mapping[str, Any], name: str) -> dict[str, list[bool] | None]:
+    """The verdicts of a written evaluation on one task, by problem; None where a judge failed."""
+    return {
+        item["key"]: None if any(r.get("fault") for r in item["replies"]) else [r["right"] for r in item["replies"]]
+        for item in document["items"]
+        if item["task"] == name
+    }
 
 
 def _powers(k: int) -> list[int]:

@@ -16,7 +16,9 @@ from sobre.engine.request import Output, Request, SamplingParams
 from sobre.eval.config import EvalConfig
 from sobre.eval.stats import Share, bootstrap, pass_at_k, wilson
 from sobre.tasks.base import Problem
-from sobre.tasks.format import extract_answer, question, reward
+from sobre.tasks.config import JUDGE_S
+from sobre.tasks.format import Reward, extract_answer, question, reward
+from sobre.tasks.judging import Asked, Fault, check, judge
 from sobre.tokenizer.tokenizer import Tokenizer
 
 
@@ -36,6 +38,8 @@ class Item:
     length: int
     """Tokens of the response, its end included."""
     truncated: bool
+    fault: str = ""
+    """Why there is no verdict: the judge failed. It is in no share."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class EvalResult:
     sampled: Sampled | None
     mean_length: float
     truncated: Share
+    unjudged: int
+    """Responses, greedy and sampled, that a judge failed on."""
     items: tuple[Item, ...]
 
     @property
@@ -85,32 +91,50 @@ class EvalResult:
             "sampled": None if self.sampled is None else asdict(self.sampled),
             "mean_length": self.mean_length,
             "truncated": asdict(self.truncated),
+            "unjudged": self.unjudged,
             "items": [asdict(item) for item in self.items],
         }
 
 
 def evaluate(
-    engine: Engine, tokenizer: Tokenizer, problems: Sequence[Problem], cfg: EvalConfig, *, seed: int
+    engine: Engine,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    cfg: EvalConfig,
+    *,
+    seed: int,
+    judge_s: float = JUDGE_S,
 ) -> EvalResult:
-    """Answer the first `cfg.n_problems` of `problems` greedily, and an even spread of them k times."""
+    """Answer the first `cfg.n_problems` of `problems` greedily, and an even spread of them k times. Raises RunError
+    where a judge hangs, or fails on most answers."""
     problems = problems[: cfg.n_problems]
     greedy = SamplingParams(max_tokens=cfg.max_new_tokens, temperature=0.0, stop_ids=(tokenizer.eos_id,), seed=seed)
     prompts = [prompt_ids(tokenizer, problem) for problem in problems]
     requests = [Request(f"eval-{i}", prompt, greedy) for i, prompt in enumerate(prompts)]
     outputs = _generate(engine, requests)
-    items = tuple(_item(tokenizer, p, outputs[r.id]) for p, r in zip(problems, requests, strict=True))
+    asked = [_asked(tokenizer, p, outputs[r.id]) for p, r in zip(problems, requests, strict=True)]
+    verdicts = _verdicts(asked, judge_s)
+    items = tuple(
+        _item(each, found, len(outputs[r.id].token_ids))
+        for each, found, r in zip(asked, verdicts, requests, strict=True)
+    )
     chosen = spread(len(problems), cfg.n_sampled) if cfg.k else []
-    sampled = _sample(engine, tokenizer, [problems[i] for i in chosen], cfg, seed) if chosen else None
-    formatted = [item for item in items if item.formatted]
+    sampled, unjudged = None, sum(bool(item.fault) for item in items)
+    if chosen:
+        sampled, more = _sample(engine, tokenizer, [problems[i] for i in chosen], cfg, seed, judge_s)
+        unjudged += more
+    judged = [item for item in items if not item.fault]
+    formatted = [item for item in judged if item.formatted]
     return EvalResult(
-        overall=_share(item.right for item in items),
-        by_task=_by(items, lambda item: item.task),
-        by_lang=_by(items, lambda item: item.lang),
-        formatted=wilson(len(formatted), len(items)),
+        overall=_share(item.right for item in judged),
+        by_task=_by(judged, lambda item: item.task),
+        by_lang=_by(judged, lambda item: item.lang),
+        formatted=wilson(len(formatted), len(judged)),
         right_formatted=_share(item.right for item in formatted),
         sampled=sampled,
         mean_length=sum(item.length for item in items) / max(1, len(items)),
         truncated=_share(item.truncated for item in items),
+        unjudged=unjudged,
         items=items,
     )
 
@@ -145,24 +169,37 @@ def _generate(engine: Engine, requests: list[Request]) -> dict[str, Output]:
     return {output.request_id: output for output in engine.generate(requests)}
 
 
-def _item(tokenizer: Tokenizer, problem: Problem, output: Output) -> Item:
-    text, finished = completion_text(tokenizer, output), output.finish_reason == "stop"
-    earned = reward(problem, text, finished)
+def _asked(tokenizer: Tokenizer, problem: Problem, output: Output) -> Asked:
+    return Asked(problem, completion_text(tokenizer, output), output.finish_reason == "stop")
+
+
+def _verdicts(asked: Sequence[Asked], judge_s: float) -> list[Reward | Fault]:
+    found = judge(asked, lambda each: reward(*each), limit_s=judge_s)
+    check([each.why for each in found if isinstance(each, Fault)], len(found))
+    return found
+
+
+def _item(asked: Asked, found: Reward | Fault, length: int) -> Item:
+    problem = asked.problem
     return Item(
         task=problem.task,
         lang=problem.lang,
         difficulty=problem.difficulty,
         prompt=problem.prompt,
         answer=problem.answer,
-        completion=text,
-        right=earned.accuracy > 0,
-        formatted=earned.format > 0,
-        length=len(output.token_ids),
-        truncated=not finished,
+        completion=asked.text,
+        right=isinstance(found, Reward) and found.accuracy > 0,
+        formatted=isinstance(found, Reward) and found.format > 0,
+        length=length,
+        truncated=not asked.finished,
+        fault=found.why if isinstance(found, Fault) else "",
     )
 
 
-def _sample(engine: Engine, tokenizer: Tokenizer, problems: list[Problem], cfg: EvalConfig, seed: int) -> Sampled:
+def _sample(
+    engine: Engine, tokenizer: Tokenizer, problems: list[Problem], cfg: EvalConfig, seed: int, judge_s: float
+) -> tuple[Sampled | None, int]:
+    """The figures over the problems whose responses were all judged, and the responses that were not."""
     params = SamplingParams(
         max_tokens=cfg.max_new_tokens, temperature=cfg.temperature, top_p=cfg.top_p, stop_ids=(tokenizer.eos_id,)
     )
@@ -173,23 +210,27 @@ def _sample(engine: Engine, tokenizer: Tokenizer, problems: list[Problem], cfg: 
         for y in range(cfg.k)
     ]
     outputs = _generate(engine, requests)
-    n_right, majority_right = [], []
-    for x, problem in enumerate(problems):
-        group = [outputs[f"eval-{x}-{y}"] for y in range(cfg.k)]
-        texts = [completion_text(tokenizer, output) for output in group]
-        right = [
-            reward(problem, text, output.finish_reason == "stop").accuracy > 0
-            for text, output in zip(texts, group, strict=True)
-        ]
-        winner = majority([extract_answer(text) for text in texts])
+    asked = [
+        _asked(tokenizer, problem, outputs[f"eval-{x}-{y}"]) for x, problem in enumerate(problems) for y in range(cfg.k)
+    ]
+    verdicts, n_right, majority_right = _verdicts(asked, judge_s), [], []
+    for x in range(len(problems)):
+        group = slice(x * cfg.k, (x + 1) * cfg.k)
+        right = [found.accuracy > 0 for found in verdicts[group] if isinstance(found, Reward)]
+        if len(right) < cfg.k:
+            continue
+        winner = majority([extract_answer(each.text) for each in asked[group]])
         n_right.append(sum(right))
         majority_right.append(winner is not None and right[winner])
+    unjudged = sum(isinstance(found, Fault) for found in verdicts)
+    if not n_right:
+        return None, unjudged
     curve = {}
     for k in sorted({1, *(2**i for i in range(1, 10) if 2**i < cfg.k), cfg.k}):
         values = [pass_at_k(cfg.k, right, k) for right in n_right]
         low, high = bootstrap(values, seed=seed)
         curve[str(k)] = {"value": sum(values) / len(values), "ci_low": low, "ci_high": high}
-    return Sampled(cfg.k, cfg.temperature, cfg.top_p, _share(majority_right), curve)
+    return Sampled(cfg.k, cfg.temperature, cfg.top_p, _share(majority_right), curve), unjudged
 
 
 def _share(flags: Iterable[bool]) -> Share:

@@ -6,7 +6,7 @@ from sobre.ledger.prices import GRID_KG_PER_KWH, co2_kg
 from sobre.report import words
 
 Report = dict[str, Any]
-LOST = ("cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus")
+LOST = ("unjudged", "cut", "wrong", "layout", "mixed", "unreadable", "long", "duplicate", "surplus")
 """What may be the matter with a teacher's answer (`distill.choose`)."""
 STAGE_NAMES = {
     "start": "at the start",

@@ -305,8 +305,6 @@ class RLConfig:
     reference_every: int = 0
     """Optimizer steps after which the model that the KL pulls to is replaced by the present one (R1: 400); 0 keeps the
     one that the stage started from. At step n the KL is to the model after step e * floor(n / e)."""
-    judge_s: float = 60.0
-    """Seconds after which a judge that has not answered stops the run; none of ours takes as long."""
     give_up_after: int = 40
     """Steps in a row without one group whose answers earn differently, after which the run stops and says why; 0 goes
     on. Nothing is learned in such steps."""
@@ -325,8 +323,6 @@ class RLConfig:
             )
         if len(set(self.tools)) < len(self.tools):
             raise ConfigError(f"tools={list(self.tools)} must name each tool once")
-        if not self.judge_s > 0:
-            raise ConfigError(f"judge_s={self.judge_s} must lie above 0")
         _check_at_least(
             self, steps=0, n_prompts=1, group_size=2, max_tokens=1, n_minibatches=1, n_epochs=1, micro_tokens=1
         )

@@ -1,16 +1,18 @@
 """Rewards of a step: by verifiers where there is a right answer, by a judge with a rubric where there is none.
 
 Rewards of general questions are the judge's grade from 0 to 1 times a weight (R1, arXiv 2501.12948, 2.3.4); a general
-answer that was cut, or is all thought, earns nothing, and one without a grade has no verdict (`rl/judging.py`).
+answer that was cut, or is all thought, earns nothing, and one without a grade has no verdict (`tasks/judging.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sobre.rl.config import RLConfig
-from sobre.rl.judging import Asked, Give, judge
 from sobre.tasks.format import Reward, thought_ok
+from sobre.tasks.judging import Asked, Fault, judge
 from sobre.tasks.rubric import grading_prompt, rubric_of
+
+Give = Callable[[Asked], Reward]
 
 
 class Grader(Protocol):
@@ -25,18 +27,32 @@ class Grader(Protocol):
 
 
 def rewards(
-    asked: Sequence[Asked], give: Give, grader: Grader | None, cfg: RLConfig, *, format_weight: float
+    asked: Sequence[Asked],
+    give: Give,
+    grader: Grader | None,
+    cfg: RLConfig,
+    *,
+    format_weight: float,
+    limit_s: float,
 ) -> list[Reward]:
     """The reward of each answer, in order."""
     general = [place for place, each in enumerate(asked) if rubric_of(each.problem)]
     if not general:
-        return judge(asked, give, limit_s=cfg.judge_s)
+        return verified(asked, give, limit_s=limit_s)
     assert grader is not None, "general questions need a judge"
     graded = _graded([asked[place] for place in general], grader, cfg.general.weight, format_weight)
     found = dict(zip(general, graded, strict=True))
     others = [place for place in range(len(asked)) if place not in found]
-    found |= zip(others, judge([asked[place] for place in others], give, limit_s=cfg.judge_s), strict=True)
+    found |= zip(others, verified([asked[place] for place in others], give, limit_s=limit_s), strict=True)
     return [found[place] for place in range(len(asked))]
+
+
+def verified(asked: Sequence[Asked], give: Give, *, limit_s: float) -> list[Reward]:
+    """The rewards by verifiers; one without a verdict says why (`Reward.fault`)."""
+    return [
+        Reward(0.0, 0.0, 0.0, fault=found.why) if isinstance(found, Fault) else found
+        for found in judge(asked, give, limit_s=limit_s)
+    ]
 
 
 def _graded(asked: Sequence[Asked], grader: Grader, weight: float, format_weight: float) -> list[Reward]:

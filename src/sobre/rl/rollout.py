@@ -2,7 +2,7 @@
 
 A group whose answers all earn the same teaches nothing. Where the algorithm says so, such groups are replaced by new
 problems, for a limited number of rounds; what was thrown away is counted, for it is in the bill. So are answers that
-nobody could judge (rl/judging.py).
+nobody could judge (tasks/judging.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +13,13 @@ from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request, SamplingParams
 from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
 from sobre.rl.grading import Grader, rewards
-from sobre.rl.judging import Asked, check
 from sobre.rl.turns import Spoken, converse, described
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.equality import n_timeouts
 from sobre.tasks.format import Reward, question, reward
+from sobre.tasks.judging import Asked, check
 from sobre.tasks.rubric import rubric_of
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -121,7 +121,8 @@ def collect(
         for group in groups:
             (flat if replaces is not None and group.is_flat else kept).append(group)
     after = engine.stats
-    check([answer.reward for group in (*kept, *flat) for answer in group.rollouts])
+    found = [answer.reward.fault for group in (*kept, *flat) for answer in group.rollouts]
+    check([fault for fault in found if fault], len(found))
     flops, seconds = after.flops - before.flops, after.seconds - before.seconds
     flops += grader.flops - graded_before if grader else 0.0
     return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before)
@@ -158,7 +159,7 @@ def sample_groups(
             credit_weight=tasks.credit_weight,
         )
 
-    earned = rewards(asked, give, grader, cfg, format_weight=tasks.format_weight)
+    earned = rewards(asked, give, grader, cfg, format_weight=tasks.format_weight, limit_s=tasks.judge_s)
     groups = []
     for x, problem in enumerate(problems):
         places = range(x * cfg.group_size, (x + 1) * cfg.group_size)

@@ -9,6 +9,7 @@ from sobre.errors import ConfigError
 
 Lang = Literal["en", "fr", "zh"]
 LANGS: tuple[Lang, ...] = ("en", "fr", "zh")
+JUDGE_S = 60.0
 TASK_NAMES = ("arithmetic", "countdown", "sorting", "word", "equation", "sequence")
 
 
@@ -71,6 +72,8 @@ class TasksConfig:
     credit_weight: float = 0.0
     """Reward for a wrong answer that is near, where the task can say how near (copy, reverse, sorting): this times
     the nearness from 0 to 1."""
+    judge_s: float = JUDGE_S
+    """Seconds after which a judge that has not answered stops the run; none of ours takes as long."""
 
     def __post_init__(self) -> None:
         if self.names or not self.files:
@@ -86,6 +89,8 @@ class TasksConfig:
         check_difficulty("tasks.test_difficulty", self.test_difficulty, self.test_difficulty)
         if self.test_size < 1:
             raise ConfigError(f"tasks.test_size={self.test_size} must be at least 1")
+        if not self.judge_s > 0:
+            raise ConfigError(f"tasks.judge_s={self.judge_s} must lie above 0")
         for key in ("format_weight", "language_weight", "credit_weight"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"tasks.{key}={getattr(self, key)} must lie in 0..1, below a right answer's 1")

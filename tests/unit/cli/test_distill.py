@@ -20,7 +20,7 @@ from sobre.config.load import Layer, decode, read_recipe
 from sobre.config.recipe import Recipe
 from sobre.distill import choose
 from sobre.errors import ConfigError, RunError
-from sobre.eval.measure import mark
+from sobre.eval.measure import Marked
 from sobre.models.checkpoint import load_model
 from sobre.runtime.device import Calibration
 from sobre.tasks.base import Problem
@@ -71,10 +71,10 @@ def r1(place: Path, monkeypatch) -> Path:
     if not place.exists():
         counter = iter(range(10**6))
 
-        def half_right(problem, reply):
-            return mark(problem, reply).__class__(reply.text, "", next(counter) % 2 == 0, True, reply.n_tokens)
+        def half_right(problems, replies, **_):
+            return [[Marked(it.text, "", next(counter) % 2 == 0, True, it.n_tokens) for it in each] for each in replies]
 
-        monkeypatch.setattr(choose, "mark", half_right)
+        monkeypatch.setattr(choose, "marks", half_right)
         monkeypatch.setattr(choose, "laid_out", lambda problem, text: True)
         monkeypatch.setattr(choose, "readable", lambda text, repeats: True)
         monkeypatch.setattr(answers.Teacher, "answer", _ended(answers.Teacher.answer))

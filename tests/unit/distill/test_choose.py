@@ -3,10 +3,11 @@
 import pytest
 
 from sobre.distill.choose import FATES, Choice, readable
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, RunError
 from sobre.eval.answer import Reply
 from sobre.tasks.base import Problem
 from sobre.tasks.format import completion
+from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import sample_problem
 from sobre.train.config import AnswersConfig
 
@@ -39,6 +40,18 @@ def fates(*replies: Reply, problem: Problem = PROBLEM, **settings: int) -> dict[
 )
 def test_each_fate(said: Reply, fate: str) -> None:
     assert fates(said, longest=50) == {fate: 1}
+
+
+def test_what_the_verifier_fails_on_is_neither_right_nor_wrong(monkeypatch) -> None:
+    class Moody:
+        def score(self, problem, answer):
+            return {RIGHT: True, "0": False}[answer]
+
+    monkeypatch.setitem(TASKS, "sorting", Moody())
+    said = [reply(completion("by hand", answer)) for answer in (RIGHT, "0", "boom")]
+    assert fates(*said) == {"kept": 1, "wrong": 1, "unjudged": 1}
+    with pytest.raises(RunError, match="2 of 3 answers could not be judged"):
+        fates(said[0], said[2], said[2])
 
 
 def test_the_same_words_are_kept_once_and_no_more_than_asked_for() -> None:

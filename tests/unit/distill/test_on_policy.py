@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from sobre.distill import on_policy
 from sobre.distill.config import DistillConfig
 from sobre.distill.divergence import divergence
 from sobre.distill.on_policy import StudentSource, check_same_tokens
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, JudgeError
 from sobre.models.config import DenseConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
@@ -21,6 +22,7 @@ from sobre.optim.roles import roles
 from sobre.rl.shared_engine import SharedEngine
 from sobre.runtime.processes import Processes
 from sobre.tasks.config import TasksConfig
+from sobre.tasks.format import Reward
 from sobre.tasks.sampling import chat, mixed_problem
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -97,6 +99,22 @@ def test_the_student_comes_to_say_what_the_teacher_would(build) -> None:
     source, optimizer = build(SMALL)
     losses = [step(source, optimizer, number, lr=3.0)[0].loss for number in range(20)]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+
+
+def test_an_answer_that_a_judge_fails_on_is_taught_and_in_no_pass_rate(build, monkeypatch) -> None:
+    verdicts = iter([1.0, 0.0, None, 0.0, 1.0, 1.0])
+
+    def moody(*_):
+        found = next(verdicts)
+        if found is None:
+            raise JudgeError("it raised")
+        return Reward(found, 0.0, found)
+
+    monkeypatch.setattr(on_policy, "reward", moody)
+    source, _ = build(SMALL)
+    feed = source.feed(0)
+    assert (feed.metrics["unjudged"], feed.metrics["pass_rate"]) == (1, pytest.approx(3 / 5))
+    assert sum(len(batch.step.lengths) for batch in feed.batches) == 6
 
 
 def test_the_teacher_is_not_moved(build) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,12 +15,14 @@ from sobre.data.sources import Document
 from sobre.errors import ConfigError, DataError, RunError
 from sobre.eval.answer import Endpoint, Reply, Sampling
 from sobre.eval.bits import bits_per_byte
-from sobre.eval.measure import Item, Marked, compare, contamination, mark, summary
+from sobre.eval.measure import Item, Marked, compare, contamination, marks, measure, summary, to_dict, verdicts
 from sobre.models.checkpoint import save_model
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.models.quantised import quantised
 from sobre.schemas import schema
+from sobre.tasks.base import Problem
+from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import test_set as fixed_problems
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -73,10 +76,65 @@ def test_a_reply_is_read_in_our_layout_and_without_it() -> None:
         f"so\n</think>\n{problem.answer}",
         problem.answer,
     ):
-        assert mark(problem, Reply(text, True, 5)).right, text
-        assert not mark(problem, Reply(text, False, 5)).right  # cut
-    assert not mark(problem, Reply(f"I think it is {problem.answer}, or 0", True, 5)).right
-    assert mark(problem, Reply("so\n</think>\n", True, 5)).answer is None
+        whole, cut = marks([problem], [[Reply(text, True, 5), Reply(text, False, 5)]])[0]
+        assert whole.right, text
+        assert not cut.right
+    unclear, none = Reply(f"I think it is {problem.answer}, or 0", True, 5), Reply("so\n</think>\n", True, 5)
+    ((first, second),) = marks([problem], [[unclear, none]])
+    assert not first.right
+    assert second.answer is None
+
+
+class Moody:
+    """A judge that says whatever the answer makes it say."""
+
+    name = "moody"
+
+    def score(self, problem, answer):
+        if answer == "hang":
+            time.sleep(30)
+        return {"yes": True, "no": False, "nan": float("nan")}[answer]
+
+
+class Parrot:
+    """Replies as the question tells it to."""
+
+    def answer(self, questions, k, how):
+        return [[Reply(word, True, 1) for word in question.split()] for question in questions]
+
+
+def moody(*questions: str) -> list[Problem]:
+    return [Problem("moody", "en", 1, said, "yes", f"moody:{i}", {}) for i, said in enumerate(questions)]
+
+
+def test_what_a_judge_fails_on_is_in_no_figure_and_is_counted(monkeypatch) -> None:
+    monkeypatch.setitem(TASKS, "moody", Moody())
+    items = measure(moody("yes no", "yes yes", "yes boom", "nan no", "no no"), Parrot(), 2, HOW)
+    assert [item.is_judged for item in items] == [True, True, False, False, True]
+    assert "judge of moody failed on moody:2, answer 'boom': KeyError" in items[2].replies[1].fault
+    assert "neither True nor False" in items[3].replies[0].fault
+    found = summary(items, seed=0)
+    assert (found["n"], found["unjudged"]) == (3, 2)
+    assert found["average_at_k"]["value"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    theirs = verdicts({"items": json.loads(json.dumps(to_dict(items)))}, "moody")
+    assert theirs["moody:2"] is None
+    theirs["moody:4"] = [True, True]
+    against = compare(items, theirs, seed=0)
+    assert (against["unjudged"], against["worse"], against["better"]) == (2, 1, 0)
+    assert against["difference"]["value"] == pytest.approx(-1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("boom", "boom", "no"), "2 of 3 answers could not be judged; the first: the judge of moody failed on moody:0"),
+        (("yes", "hang"), "judge of moody has not answered for 0.1 s on moody:1"),
+    ],
+)
+def test_a_judge_that_fails_on_most_or_hangs_stops_the_evaluation(asked, message, monkeypatch) -> None:
+    monkeypatch.setitem(TASKS, "moody", Moody())
+    with pytest.raises(RunError, match=message):
+        measure(moody(*asked), Parrot(), 1, HOW, judge_s=0.1)
 
 
 @pytest.fixture

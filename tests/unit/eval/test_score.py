@@ -1,6 +1,6 @@
 """The examination: what counts as right, in the agreed form, cut off; votes; and that it repeats itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jsonschema
 import pytest
@@ -15,6 +15,7 @@ from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.schemas import schema
 from sobre.tasks.format import completion
+from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import test_set as fixed_problems
 from sobre.tokenizer.config import SMALLEST, TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -111,6 +112,27 @@ def test_majority_and_pass_at_k_are_taken_over_samples_with_seeds_of_their_own(t
     assert result.sampled.majority_at_k.value == 1.0  # with one vote each, the first response wins
     assert result.sampled.pass_at_k["1"]["value"] == pytest.approx((3 * 2 / 4 + 3 * 1 / 4) / 6)
     assert result.sampled.pass_at_k["4"]["value"] == 1.0
+    jsonschema.validate(result.to_dict(), schema("eval"))
+
+
+def test_what_a_judge_fails_on_is_in_no_share_and_is_counted(tokenizer, problems, monkeypatch):
+    asked = [replace(problem, task="moody") for problem in problems[:6]]
+
+    class Moody:
+        def score(self, problem, answer):
+            return {"yes": True, "no": False}[answer]
+
+    def reply(i, request):
+        said = "no" if request.params.temperature else ("yes", "no", "boom")[i % 3]
+        return completion("hm", "boom" if request.id == "eval-1-3" else said), True
+
+    monkeypatch.setitem(TASKS, "moody", Moody())
+    cfg = EvalConfig(k=4, n_sampled=3)
+    result = evaluate(Oracle(tokenizer, asked, reply), tokenizer, asked, cfg, seed=0)
+    assert (result.overall.n, result.overall.right) == (4, 2)
+    assert (result.formatted.n, result.unjudged) == (4, 3)
+    assert "answer 'boom': KeyError" in result.items[2].fault
+    assert result.sampled.majority_at_k.n == 2
     jsonschema.validate(result.to_dict(), schema("eval"))
 
 

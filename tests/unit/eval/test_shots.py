@@ -9,7 +9,7 @@ import pytest
 
 from sobre.errors import ConfigError
 from sobre.eval.answer import Local, Reply, Sampling
-from sobre.eval.measure import mark, measure, summary, to_dict
+from sobre.eval.measure import marks, measure, summary, to_dict
 from sobre.eval.shots import cut_plain, generated_examples, hold_back, plain, turns, worked
 from sobre.report.evaluation import render
 from sobre.tasks.base import Problem
@@ -41,7 +41,7 @@ def test_every_worked_example_is_judged_right(thinks):
     ]
     for problem in problems:
         text = worked(problem, thinks=thinks).removeprefix("<think>\n")
-        assert mark(problem, Reply(text, True, 1)).right, text
+        assert marks([problem], [[Reply(text, True, 1)]])[0][0].right, text
 
 
 def test_examples_come_from_training_and_are_never_asked():

@@ -9,11 +9,12 @@ from sobre.errors import JudgeError, RunError, SandboxError
 from sobre.rl import rollout
 from sobre.rl.batch import minibatches, to_samples
 from sobre.rl.config import RLConfig
-from sobre.rl.judging import Asked, judge
+from sobre.rl.grading import verified as judge
 from sobre.rl.rollout import collect
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.format import Reward, completion, reward
+from sobre.tasks.judging import Asked
 from sobre.tasks.registry import TASKS
 
 PROBLEM = Problem("moody", "en", 1, "?", "1", "moody:1", {})

@@ -1,9 +1,9 @@
-"""Judge the answers of a step: in time, and with every failure of a judge told apart from a wrong answer.
+"""Judge many answers: in time, and with every failure of a judge told apart from a wrong answer.
 
-A judge is code that someone wrote for a task. When it raises, returns no verdict, or finds nothing in time, the answer
-was not judged: it is left out of the loss, counted and shown. Where that is so of more than half of a step's answers,
-nothing can be trusted, and the run stops with the first failure. A judge in Python cannot be ended from outside, so
-one that hangs stops the run too.
+A judge is code that someone wrote for a task. When it raises or returns no verdict, the answer was not judged: it is
+left out of losses and figures, counted and shown. Where that is so of more than half of the answers, nothing can be
+trusted, and the run stops with the first failure. A judge in Python cannot be ended from outside, so one that hangs
+stops the run too. Rewards, examinations, evaluations and the choice of a teacher's answers all come through here.
 """
 
 import os
@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from sobre.errors import JudgeError, RunError
 from sobre.tasks.base import Problem
-from sobre.tasks.format import Reward
 
 MOST_FAILED = 0.5
-"""Share of a step's answers that may remain without a verdict."""
+"""Share of the answers that may remain without a verdict."""
+T = TypeVar("T")
 
 
 class Asked(NamedTuple):
@@ -29,11 +29,15 @@ class Asked(NamedTuple):
     finished: bool
 
 
-Give = Callable[[Asked], Reward]
+@dataclass(frozen=True)
+class Fault:
+    """No verdict: what the judge did instead."""
+
+    why: str
 
 
-def judge(asked: Sequence[Asked], give: Give, *, limit_s: float) -> list[Reward]:
-    """The reward of each answer, in order; code is tested on all cores, everything else is too short to share out."""
+def judge(asked: Sequence[Asked], give: Callable[[Asked], T], *, limit_s: float) -> list[T | Fault]:
+    """The verdict on each answer, in order; code is tested on all cores, everything else is too short to share out."""
     has_code = any(each.problem.data.get("judge") == "code" for each in asked)
     work = _Work(asked, give)
     n_workers = min(len(asked), os.cpu_count() or 1) if has_code else 1
@@ -42,18 +46,17 @@ def judge(asked: Sequence[Asked], give: Give, *, limit_s: float) -> list[Reward]
     return work.wait(limit_s)
 
 
-def check(rewards: Sequence[Reward]) -> None:
-    """Stop where too few answers were judged."""
-    faults = [reward.fault for reward in rewards if reward.fault]
-    if len(faults) > MOST_FAILED * len(rewards):
-        raise RunError(f"{len(faults)} of {len(rewards)} answers could not be judged; the first: {faults[0]}")
+def check(faults: Sequence[str], n: int) -> None:
+    """Stop where too few of n answers were judged."""
+    if len(faults) > MOST_FAILED * n:
+        raise RunError(f"{len(faults)} of {n} answers could not be judged; the first: {faults[0]}")
 
 
 @dataclass
-class _Work:
+class _Work(Generic[T]):
     asked: Sequence[Asked]
-    give: Give
-    found: dict[int, Reward | BaseException] = field(default_factory=dict)
+    give: Callable[[Asked], T]
+    found: dict[int, T | Fault | BaseException] = field(default_factory=dict)
     begun: dict[int, float] = field(default_factory=dict)
     news: threading.Condition = field(default_factory=threading.Condition)
 
@@ -65,16 +68,16 @@ class _Work:
                     return
                 self.begun[number] = time.monotonic()
             try:
-                verdict: Reward | BaseException = self.give(self.asked[number])
+                verdict: T | Fault | BaseException = self.give(self.asked[number])
             except JudgeError as error:
-                verdict = Reward(0.0, 0.0, 0.0, fault=str(error))
+                verdict = Fault(str(error))
             except BaseException as error:  # no verdict on one answer, but something that ends the run
                 verdict = error
             with self.news:
                 self.found[number] = verdict
                 self.news.notify()
 
-    def wait(self, limit_s: float) -> list[Reward]:
+    def wait(self, limit_s: float) -> list[T | Fault]:
         with self.news:
             while len(self.found) < len(self.asked):
                 open_ = [number for number in self.begun if number not in self.found]
@@ -82,14 +85,14 @@ class _Work:
                 if late:
                     problem = self.asked[late[0]].problem
                     raise RunError(
-                        f"the judge of {problem.task} has not answered for {limit_s:g} s on {problem.key} (rl.judge_s);"
+                        f"the judge of {problem.task} has not answered for {limit_s:g} s on {problem.key} (judge_s);"
                         f" the answer begins {self.asked[late[0]].text[:80]!r}"
                     )
                 self.news.wait(timeout=min(1.0, limit_s))
-        rewards = []
+        verdicts: list[T | Fault] = []
         for number in range(len(self.asked)):
             verdict = self.found[number]
             if isinstance(verdict, BaseException):
                 raise verdict
-            rewards.append(verdict)
-        return rewards
+            verdicts.append(verdict)
+        return verdicts
