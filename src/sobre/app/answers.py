@@ -47,7 +47,11 @@ def answered_examples(
     choice = gather(session, stage, cfg.answers, allowance)
     if not choice.chats:
         counts = ", ".join(f"{n:,} {fate}" for fate, n in choice.counts.most_common())
-        raise RunError(f"{stage}: no answer of {cfg.answers.teacher} is fit to learn from ({counts})")
+        raise RunError(
+            f"{stage}: no answer of {cfg.answers.teacher} is fit to learn from ({counts}); a larger budget, easier"
+            f" tasks (tasks.names) or a stronger teacher would help. The models so far stay, and"
+            f" `sobre report {session.folder.path}` writes what is known of them"
+        )
     plain = plain_chats(session, stage, cfg, len(choice.chats))
     too_long = Events("count")
     samples = tokenize_chats([*choice.chats, *plain], tokenizer, max_len=max_len, events=too_long)

@@ -1,9 +1,9 @@
 """sobre distill: one stage of the story, a student taught by another model.
 
-sobre distill distill/text --teacher ./big --student ./small --budget 5m
+sobre distill distill/from-answers --teacher ./big --student ./small --budget 5m
 sobre distill distill/on-policy --teacher ./big --student ./small --budget 5m
-sobre distill distill/text --teacher ./big --student-from-nothing --budget 10m
-sobre distill distill/text --teacher http://127.0.0.1:8000/v1 --teacher-name big --student ./small
+sobre distill distill/from-answers --teacher ./big --student-from-nothing --budget 10m
+sobre distill distill/from-answers --teacher http://127.0.0.1:8000/v1 --teacher-name big --student ./small
 """
 
 from dataclasses import dataclass, replace

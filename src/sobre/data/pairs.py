@@ -1,7 +1,7 @@
 """Pairs of answers, one preferred to the other, from .jsonl files (also .gz or .zst).
 
     {"chosen": CHAT, "rejected": CHAT}                 two chats that begin alike
-    {"prompt": CHAT, "chosen": CHAT, "rejected": CHAT} what they begin with, apart
+    {"prompt": CHAT, "chosen": CHAT, "rejected": CHAT} what they begin with, apart; also as `messages`
 
 A CHAT is a list of messages, or plain text: the user's in `prompt`, the assistant's in the others. What both chats of a
 pair begin with is context; the assistant's turns after it are compared.
@@ -20,7 +20,7 @@ from sobre.errors import DataError
 from sobre.tokenizer.chat import Message
 from sobre.tokenizer.tokenizer import Tokenizer
 
-FITS = 'chats, or texts after a "prompt", in the fields "chosen" and "rejected"'
+FITS = 'chats, or texts after a "prompt" or "messages", in the fields "chosen" and "rejected"'
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,16 @@ def tokenize_pairs(pairs: Iterable[Pair], tokenizer: Tokenizer, *, max_len: int,
 
 
 def _pair(row: dict[str, Any], where: str, cfg: DataConfig, events: Events) -> Pair | None:
-    prompt = _turns(row.get("prompt", []), "user")
+    prompt = _turns(row.get("prompt", row.get(cfg.messages_field, [])), "user")
     chats = []
     for name in ("chosen", "rejected"):
         turns = _turns(row.get(name), "assistant")
         if prompt is None or turns is None:
             reason = f"the field {'prompt' if prompt is None else name!r} is missing, or no chat"
             events.reject("wrong fields", where, reason, FITS)
+            return None
+        if not prompt and isinstance(row[name], str):
+            events.reject("wrong fields", where, f"the field {name!r} is text, and nothing is asked before it", FITS)
             return None
         whole = turns if turns[: len(prompt)] == prompt else prompt + turns
         messages = messages_of({cfg.messages_field: whole}, where, cfg, events)

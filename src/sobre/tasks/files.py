@@ -149,7 +149,8 @@ def _text(record: Mapping[str, Any], names: Sequence[str], where: str) -> str:
             return value
         if value is not None:
             raise DataError(f"{where}: {name} must be text that is not empty, not {value!r:.60}")
-    raise DataError(f"{where} has no {' or '.join(names)}; it has {', '.join(record) or 'nothing'}")
+    held = ", ".join(f"{key} (null)" if value is None else key for key, value in record.items())
+    raise DataError(f"{where} has no {' or '.join(names)}; it has {held or 'nothing'}")
 
 
 def _math(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

@@ -130,6 +130,7 @@ def test_a_restored_source_gives_the_same_pairs_and_a_step_counts_pairs(model, p
         {"prompt": "q", "chosen": "a", "rejected": "b"},
         {"prompt": [user("q")], "chosen": [assistant("a")], "rejected": [assistant("b")]},
         {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
+        {"messages": [user("q")], "chosen": "a", "rejected": "b"},
         {"prompt": [user("q")], "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
     ],
 )
@@ -148,6 +149,7 @@ def test_every_common_form_of_a_pair_is_read_alike(row: dict, tmp_path: Path) ->
         ({"prompt": "q", "chosen": "a", "rejected": "a"}, ":1: both answers are the same"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, ":1: the field 'prompt' is missing, or no chat"),
         ({"chosen": [user("q")], "rejected": [user("p")]}, ":1: no assistant message"),
+        ({"chosen": "a", "rejected": "b"}, ":1: the field 'chosen' is text, and nothing is asked before it"),
     ],
 )
 def test_what_is_no_pair_is_refused_by_file_and_line(row: dict, says: str, tmp_path: Path) -> None:
