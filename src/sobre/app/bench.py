@@ -8,7 +8,7 @@
     sobre bench rl                           a GRPO step against TRL
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
-    sobre bench distill                      RL on a small student against two ways to teach it, same FLOPs (an hour)
+    sobre bench distill                      RL on a small student against two ways to teach it, same seconds (an hour)
     sobre bench frugality --data FILE        the race: which quality for how many seconds and FLOPs, by whom (hours)
     sobre bench laws --data FILE             the loss over size and tokens, and the law fitted to it (an hour)
     sobre bench all                          train, decode and rl

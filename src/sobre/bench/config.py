@@ -190,7 +190,7 @@ class StoryBench(QueueConfig):
 
 @config
 class DistillBench(QueueConfig):
-    """RL on a small student, a teacher's answers, on-policy distillation, more cold start: the same FLOPs each."""
+    """RL on a small student, a teacher's answers, on-policy distillation, more cold start: the same seconds each."""
 
     recipe: str = "demo"
     """Recipe of teacher and student; the sizes, tasks and budgets are the ones below."""
@@ -199,7 +199,7 @@ class DistillBench(QueueConfig):
     """Highest difficulty that is trained on; the test is at this one."""
     problems: int = 400
     """Test problems."""
-    seeds: int = 1
+    seeds: int = 3
     teacher_stages: tuple[Literal["pretrain", "sft", "rl"], ...] = ("pretrain", "sft", "rl")
     """What makes the teacher; the last of them teaches."""
     answers: int = 64
@@ -209,8 +209,8 @@ class DistillBench(QueueConfig):
     student_width: int = 64
     teacher_flops: str = "4e12flop"
     student_flops: str = "6e11flop"
-    flops: str = "4e11flop"
-    """Of each contestant, the two examinations included."""
+    budget: str = "90s"
+    """Of each contestant, the two examinations included: seconds (90s), or FLOPs (4e11flop)."""
     lr_answers: float = 0.5
     """Learning rate of the teacher's answers, and of more cold start, over the recipe's."""
     lr_on_policy: float = 0.2

@@ -1,9 +1,10 @@
-"""sobre bench distill: what is the best use of the same FLOPs on a small student: RL, or a teacher?
+"""sobre bench distill: what is the best use of the same seconds on a small student: RL, or a teacher?
 
 R1 (arXiv 2501.12948, 4.1) and Qwen3 (2505.09388, table 21) asked it of large models and found the teacher better. Here
 a teacher (pretraining, cold start, RL) and a small dense student (pretraining, cold start) are made once for each seed,
-with one tokenizer. From that student on, each contestant spends the same FLOPs, of sampling, teacher and training
-together: RL, the teacher's verified answers, on-policy distillation, and more of the cold start as the control.
+with one tokenizer. From that student on, each contestant spends the same seconds (or FLOPs, where the budget is given
+in these), of sampling, teacher, training and examinations together: RL, the teacher's verified answers, on-policy
+distillation, and more of the cold start as the control.
 """
 
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ def begin(cfg: DistillBench) -> dict[str, Recipe]:
 
 
 def contestant(name: str, cfg: DistillBench, teacher: Path, student: Path) -> Recipe:
-    """What one contestant does with its FLOPs, from the student on."""
+    """What one contestant does with its budget, from the student on."""
     recipe = begin(cfg)["student"]
     distill, folder = recipe.distill, cfg.teacher_stages[-1]
     answers = replace(
@@ -109,7 +110,7 @@ def contestant(name: str, cfg: DistillBench, teacher: Path, student: Path) -> Re
         name=f"distill-{name.replace(' ', '-')}",
         stages=(CONTESTANTS[name],),
         start=StartConfig(model=str(student / "sft")),
-        budget=replace(recipe.budget, amount=cfg.flops),
+        budget=replace(recipe.budget, amount=cfg.budget),
         distill=replace(
             distill,
             method="on_policy" if name == "on-policy" else "text",
