@@ -53,7 +53,7 @@ def test_cells_are_done_once_and_the_points_are_told(tmp_path, monkeypatch):
         return {"stages": stages, "bill": bill, "budget": {"kind": "flops", "amount": 5.0}, "baselines": {}}, 2.0
 
     monkeypatch.setattr(distill, "run_recipe", run)
-    cfg = DistillBench(folder=str(tmp_path))
+    cfg = DistillBench(folder=str(tmp_path), seeds=1)
     document = distill.bench(cfg, lambda line: None)
     assert ran[:2] == ["distill-teacher", "distill-student"]
     assert len(ran) == 6
