@@ -1,7 +1,7 @@
 """sobre bench NAME: our benchmarks, each against a named peer or limit; the results are files.
 
     sobre bench train                        a training step against transformers, and against our dense twin
-    sobre bench decode                       batched generation against transformers.generate
+    sobre bench decode                       batched generation against transformers.generate (and llama.cpp)
     sobre bench families                     each family's forward pass, and decoding at 1k, against transformers
     sobre bench load                         two gigabytes of weights against reading their bytes
     sobre bench serve                        a started server: 32 streams against one, first tokens, page

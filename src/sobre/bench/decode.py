@@ -3,7 +3,9 @@
 Equal lengths: every request gets the same number of new tokens. Spread ends: each its own number; our engine retires
 finished rows, while a batch of transformers runs to its longest row; only tokens that were asked for count, on both
 sides. What is compared before: greedy tokens, up to the first difference in each row, which must be a tie. Beside them
-our engine with quantised weights and with fixed shapes, against itself.
+our engine with quantised weights and with fixed shapes, against itself; and llama.cpp on GGUF files of the same weights
+(f16 against our bfloat16, 8 bits against our 8 bits), where it is installed. Notes say which share of the memory's
+bandwidth, measured here, each of ours reads its weights with.
 """
 
 import random
@@ -17,12 +19,19 @@ import torch
 
 from sobre.bench import ours, peer
 from sobre.bench.config import DecodeBench
+from sobre.bench.llama import LACKS, Llama
 from sobre.bench.result import Result, checked
-from sobre.bench.timing import Say, Work, as_json, interleave, medians, ratio
+from sobre.bench.timing import Say, Work, as_json, interleave, medians, ratio, time_once
 from sobre.config.load import to_dict
-from sobre.errors import ConfigError
+from sobre.errors import CheckpointError, ConfigError
 from sobre.models.checkpoint import load_model, save_model
+from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
+from sobre.models.gguf.export import save_gguf
+from sobre.models.gguf.file import Type
+from sobre.plan.count import params
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
 
 TIE = {"float32": 1e-3, "bfloat16": 5e-2}
 """Two tokens whose logits are nearer than this may swap places."""
@@ -37,6 +46,13 @@ PROBE = 4
 """New tokens of the trial that chooses the peer's experts."""
 ENDS = ("equal", "spread")
 TARGETS = {("equal", 128): 2.5, ("spread", 128): 3.0}
+PRESET_TARGET = 3.0
+LLAMA_TARGETS = {("mixture-257m", 1): 0.8, ("mixture-257m", 16): 0.8, ("qwen3-0.6b", 1): 0.8, ("qwen3-0.6b", 16): 1.0}
+LLAMA_TYPES: dict[str, tuple[Type, str]] = {"bfloat16": ("f16", "equal {} bfloat16"), "int8": ("q8_0", "int8 {}")}
+"""llama.cpp's type of weights, and which of ours it is set beside."""
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5, "deterministic": 4.0}
+"""Of a weight, scales left out."""
+READ_BYTES = 2**28
 Ids = list[list[int]]
 
 
@@ -45,10 +61,11 @@ def bench(cfg: DecodeBench, say: Say) -> Result:
     torch.set_num_threads(cfg.threads)
     with TemporaryDirectory() as place:
         folder = Path(place)
-        save_model(ours.build(cfg.model, cfg.seed), folder)
+        save_model(ours.build(cfg.shape, cfg.seed), folder)
         mine = {dtype: load_model(folder, dtype=getattr(torch, dtype)) for dtype in cfg.dtypes}
         theirs = {dtype: peer.load_peer(folder, getattr(torch, dtype)) for dtype in cfg.dtypes}
         exact = load_model(folder)
+        llamas = _llamas(folder, exact, cfg)
     check = [line for dtype in cfg.dtypes for line in _check(cfg, dtype, mine[dtype], theirs[dtype], exact)]
     for line in check:
         say(f"{line['what']}: {line['value']:.2g} (at most {line['limit']:.0e})")
@@ -81,9 +98,17 @@ def bench(cfg: DecodeBench, say: Say) -> Result:
             continue
         works[f"sobre {name} {batch}"], units[f"sobre {name} {batch}"] = work, float(sum(lengths))
         variants.append((f"sobre {name} {batch}", plain, None))
+    theirs_too = llamas if isinstance(llamas, dict) else {}
+    notes += [llamas] if isinstance(llamas, str) else []
+    for batch, (kind, llama) in product(cfg.batches, theirs_too.items()):
+        name, our_name = f"llama.cpp {LLAMA_TYPES[kind][0]} {batch}", "sobre " + LLAMA_TYPES[kind][1].format(batch)
+        if our_name in works:
+            works[name], units[name] = llama.generation(random_prompts(cfg, batch), cfg.new), float(cfg.new * batch)
+            variants.append((our_name, name, LLAMA_TARGETS.get((cfg.preset, batch))))
     rounds = interleave(works, rounds=cfg.rounds, warmup=cfg.warmup, say=say)
     found = medians(rounds, units, "tokens")
-    pairs = [pair for ends, batch in product(ENDS, cfg.batches) for pair in _pairs(found, ends, batch)] + variants
+    notes += bandwidth_notes(cfg, found)
+    pairs = [pair for ends, batch in product(ENDS, cfg.batches) for pair in _pairs(cfg, found, ends, batch)] + variants
     body = {
         "rounds": as_json(rounds),
         "medians": found,
@@ -102,7 +127,7 @@ def new_tokens(cfg: DecodeBench, ends: str, batch: int) -> list[int]:
 
 def random_prompts(cfg: DecodeBench, batch: int) -> Ids:
     """Prompts of random tokens, no two alike, so that none is computed for another."""
-    return random_ids(cfg.seed, batch, cfg.prompt, cfg.model.vocab_size)
+    return random_ids(cfg.seed, batch, cfg.prompt, cfg.shape.vocab_size)
 
 
 def random_ids(seed: int, rows: int, length: int, vocab_size: int) -> Ids:
@@ -143,10 +168,58 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 
-def _pairs(found: dict[str, Any], ends: str, batch: int) -> list[tuple[str, str, float | None]]:
+def weights_read(shape: ModelConfig, batch: int) -> float:
+    """Numbers that a step of `batch` tokens reads: every matrix once, and the experts that at least one token visits,
+    each token choosing as if by chance."""
+    count = params(shape)
+    if not isinstance(shape.ffn, MoEConfig):
+        return float(count.active)
+    experts, share = count.by_part["experts"], shape.ffn.n_active / shape.ffn.n_experts
+    return count.active - experts * share + experts * (1 - (1 - share) ** batch)
+
+
+def read_bytes_per_s() -> float:
+    """How fast this process reads memory that no cache holds: the best of a few sums."""
+    numbers = torch.ones(READ_BYTES // 4)
+    return READ_BYTES / min(time_once(numbers.sum).wall_s for _ in range(6))
+
+
+def bandwidth_notes(cfg: DecodeBench, found: dict[str, Any]) -> list[str]:
+    """What share of the memory's bandwidth each of ours reads its weights with, the prompts' time included."""
+    width = read_bytes_per_s()
+    shares = []
+    for name in found:
+        side, kind, *rest = name.split()
+        if side != "sobre" or kind == "spread":
+            continue
+        form = rest[-1] if kind == "equal" else kind
+        read = weights_read(cfg.shape, int(rest[0])) * BYTES[form] * cfg.new
+        shares.append(f"{name.removeprefix('sobre ')} {read / found[name]['wall_s'] / width:.0%}")
+    return [f"share of {width / 1e9:.1f} GB/s, read by {cfg.threads} thread(s), for weights alone: {', '.join(shares)}"]
+
+
+def _llamas(folder: Path, model: Decoder, cfg: DecodeBench) -> dict[str, Llama] | str:
+    """llama.cpp on files of the same weights, or why there is none. The files may go once they are loaded."""
+    if LACKS:
+        return LACKS
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir()
+    Tokenizer.train(["abcdefgh 01234567"] * 3, TokenizerConfig(vocab_size=300)).save(tokenizer)
+    found = {}
+    for kind, (form, _) in LLAMA_TYPES.items():
+        try:
+            save_gguf(model, tokenizer, folder / f"{form}.gguf", type=form)
+        except CheckpointError as error:
+            return f"llama.cpp is left out: {error}"
+        found[kind] = Llama(folder / f"{form}.gguf", cfg.threads)
+    return found
+
+
+def _pairs(cfg: DecodeBench, found: dict[str, Any], ends: str, batch: int) -> list[tuple[str, str, float | None]]:
     """Both sides in the same dtype, and the best of ours over the best of theirs, which is what the target is for."""
     names = {side: [n for n in found if n.startswith(f"{side} {ends} {batch} ")] for side in ("sobre", "transformers")}
     best = {side: max(names[side], key=lambda name: found[name]["per_s"]) for side in names}
-    pairs: list[tuple[str, str, float | None]] = [(best["sobre"], best["transformers"], TARGETS.get((ends, batch)))]
+    target = PRESET_TARGET if cfg.preset and batch in (1, 16) else TARGETS.get((ends, batch))
+    pairs: list[tuple[str, str, float | None]] = [(best["sobre"], best["transformers"], target)]
     same = [(of, over, None) for of, over in zip(names["sobre"], names["transformers"], strict=True)]
     return pairs + [pair for pair in same if pair[:2] != pairs[0][:2]]

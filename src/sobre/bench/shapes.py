@@ -39,6 +39,31 @@ LARGE = ModelConfig(
 )
 """1.03 billion parameters, 2 GB in bfloat16: 572 experts of 3 MB each, the rest of the V3 shape around them."""
 
+MIXTURE = ModelConfig(
+    vocab_size=16_384,
+    max_len=4096,
+    d_model=512,
+    n_layers=12,
+    attention=MLAConfig(n_heads=12, q_rank=256, kv_rank=256, nope_dim=64, rope_dim=64, v_dim=64),
+    ffn=MoEConfig(n_experts=36, n_active=4, d_expert=352, n_shared=1, n_dense_layers=1, d_ff=2048),
+)
+"""257.9M parameters, 59.2M active: latent attention and experts, the latent as wide as vLLM and SGLang take it."""
+
+QWEN3 = ModelConfig(
+    vocab_size=151_936,
+    max_len=4096,
+    d_model=1024,
+    n_layers=28,
+    attention=GQAConfig(n_heads=16, n_kv_heads=8, head_dim=128, qk_norm=True),
+    ffn=DenseConfig(d_ff=3072),
+    rope=RopeConfig(theta=1e6, interleaved=False),
+    tied=True,
+)
+"""The shape of Qwen3-0.6B: 596M parameters, dense, embedding and head tied."""
+
+DECODED = {"mixture-257m": MIXTURE, "qwen3-0.6b": QWEN3}
+"""What `bench decode --preset` takes."""
+
 _LATENT = MLAConfig(n_heads=8, q_rank=96, kv_rank=64, nope_dim=32, rope_dim=16, v_dim=32)
 _ROUTED = MoEConfig(n_experts=16, n_active=4, d_expert=128, n_dense_layers=0, d_ff=128, bias_speed=0.0)
 _SOFTMAX = replace(_ROUTED, n_shared=0, score="softmax", biased=False)

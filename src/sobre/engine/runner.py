@@ -1,7 +1,6 @@
 """The model's side of the engine: fills the cache as the scheduler planned, and runs decode steps over it.
 
-Shapes: N tokens of a step, R rows, V vocabulary, L routing layers, A active experts, B blocks, M
-cells of the cache (`BLOCK` a block).
+Shapes: N tokens of a step, R rows, V vocabulary, L routing layers, A active experts, M cells of the cache, B blocks.
 """
 
 from collections.abc import Iterator, Sequence

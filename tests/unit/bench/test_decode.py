@@ -24,6 +24,10 @@ def test_a_whole_result_follows_the_schema_and_pairs_like_with_like(tiny):
     variants = [name for name in document["medians"] if name.split()[1] in decode.VARIANTS]
     assert variants == ["sobre deterministic 2", "sobre int8 2"]
     assert any("int4 is left out" in note for note in document["notes"])
+    shares = next(note for note in document["notes"] if note.startswith("share of "))
+    assert "equal 2 float32 " in shares
+    assert "int8 2 " in shares
+    assert any(note.startswith("llama.cpp is left out: ") for note in document["notes"])
     assert len(document["medians"]) == 2 * 2 * 2 + len(variants)
     for found in document["ratios"]:
         if found["of"] in variants:

@@ -1,0 +1,74 @@
+"""The llama.cpp side, through llama-cpp-python: a GGUF file of the same weights, all sequences in one batch, greedy.
+
+The prompts go in together, then each step brings the last token of every sequence, as llama.cpp's own batched bench
+does. Where the package is missing the comparison is left out, and a note says so.
+"""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sobre.bench.timing import Work
+from sobre.errors import RunError
+
+LACKS = "" if find_spec("llama_cpp") else "llama.cpp is left out: llama-cpp-python is not installed"
+"""Why there is no llama.cpp here; empty where there is one."""
+
+
+class Llama:
+    """A GGUF file, loaded once."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import llama_cpp
+
+        self.cpp: Any = llama_cpp
+        self.threads = threads
+        options = self.cpp.llama_model_default_params()
+        options.n_gpu_layers = 0
+        self.model = self.cpp.llama_model_load_from_file(str(path).encode(), options)
+        if not self.model:
+            raise RunError(f"llama.cpp does not load {path}")
+        self.n_vocab = self.cpp.llama_vocab_n_tokens(self.cpp.llama_model_get_vocab(self.model))
+
+    def generation(self, prompts: Sequence[Sequence[int]], n_new: int) -> Work:
+        """Continue every prompt by `n_new` tokens; returns them as a list of lists."""
+        cpp, n_rows, n_prompt = self.cpp, len(prompts), len(prompts[0])
+        options = cpp.llama_context_default_params()
+        options.n_ctx = n_rows * -(-(n_prompt + n_new) // 256) * 256
+        options.n_batch = max(512, n_rows * n_prompt)
+        options.n_seq_max = n_rows
+        options.n_threads = options.n_threads_batch = self.threads
+        context = cpp.llama_init_from_model(self.model, options)
+        if not context:
+            raise RunError(f"llama.cpp makes no context for {n_rows} sequences of {n_prompt + n_new} tokens")
+        batch = cpp.llama_batch_init(options.n_batch, 0, 1)
+
+        def run(tokens: Sequence[Sequence[int]], start: int) -> list[int]:
+            """The most probable token after each row, given that `start` tokens of each are in its cache."""
+            places = [(row, j) for row, ids in enumerate(tokens) for j in range(len(ids))]
+            batch.n_tokens = len(places)
+            for i, (row, j) in enumerate(places):
+                batch.token[i], batch.pos[i] = tokens[row][j], start + j
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, row
+                batch.logits[i] = j == len(tokens[row]) - 1
+            if code := cpp.llama_decode(context, batch):
+                raise RunError(f"llama.cpp's decode failed with {code}")
+            lasts = [i for i, (row, j) in enumerate(places) if j == len(tokens[row]) - 1]
+            logits = (cpp.llama_get_logits_ith(context, i) for i in lasts)
+            return [int(np.ctypeslib.as_array(one, (self.n_vocab,)).argmax()) for one in logits]
+
+        def generate() -> list[list[int]]:
+            cpp.llama_memory_clear(cpp.llama_get_memory(context), True)
+            last = run(prompts, 0)
+            rows: list[list[int]] = [[] for _ in prompts]
+            for step in range(n_new):
+                for row, token in zip(rows, last, strict=True):
+                    row.append(token)
+                if step < n_new - 1:
+                    last = run([[token] for token in last], n_prompt + step)
+            return rows
+
+        return generate
