@@ -5,6 +5,7 @@
     sobre bench families                     each family's forward pass, and decoding at 1k, against transformers
     sobre bench load                         two gigabytes of weights against reading their bytes
     sobre bench serve                        a started server: 32 streams against one, first tokens, page
+    sobre bench soak --minutes 30            a started server under clients that leave: memory flat, no block left
     sobre bench rl                           a GRPO step against TRL
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
@@ -33,6 +34,7 @@ from sobre.bench.config import (
     LoadBench,
     RLBench,
     ServeBench,
+    SoakBench,
     StoryBench,
     TimedConfig,
     TrainBench,
@@ -49,6 +51,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "families": FamiliesBench,
     "load": LoadBench,
     "serve": ServeBench,
+    "soak": SoakBench,
     "twin": TwinBench,
     "story": StoryBench,
     "distill": DistillBench,
@@ -127,6 +130,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import serve
 
         return lambda cfg: serve.bench(cfg, say).document()
+    if name == "soak":
+        from sobre.bench import soak
+
+        return lambda cfg: soak.bench(cfg, say).document()
     if name == "twin":
         from sobre.bench import twin
 

@@ -140,8 +140,18 @@ class ServeBench(TimedConfig):
     """Tokens of a long prompt; prompt and answer must fit the model's context."""
     new: int = 48
     """Tokens of each answer."""
-    soak_min: float = 0.0
-    """Minutes of mixed load afterwards, the server's memory watched; 0 leaves it out."""
+
+
+@config
+class SoakBench(ServeBench):
+    """A really started server under mixed load: clients that leave at any moment, its memory, and no block lost."""
+
+    minutes: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.minutes > 0:
+            raise ConfigError(f"minutes={self.minutes} must be above 0")
 
 
 @config

@@ -2,8 +2,7 @@
 
 Contestants, in turn: one stream; `streams` streams at once (tokens per second over HTTP); the first token of a short
 prompt alone, and while a long prompt is read; the first token of a chat with a long history, and of its next turn.
-Beside the rounds, as notes: seconds from the start of the process to `ready`, size and first paint of the page, and
-with `--soak-min` the server's memory before and after minutes of answers and of clients that leave.
+Beside the rounds, as notes: seconds from the start of the process to `ready`, size and first paint of the page.
 
 Random weights in a shape of the benchmarks. What is compared before: the same greedy tokens alone and in a crowd.
 """
@@ -67,13 +66,6 @@ class Started:
             raise RunError(f"the server answered {response.status}: {content[:300].decode(errors='replace')}")
         return json.loads(content)
 
-    def leave(self, body: dict[str, Any], after_s: float) -> None:
-        """Ask, and go away without waiting for the end."""
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=600)
-        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
-        time.sleep(after_s)
-        connection.close()
-
     def memory_bytes(self) -> int:
         """What the process holds now; 0 where the system does not tell."""
         try:
@@ -92,8 +84,6 @@ def bench(cfg: ServeBench, say: Say) -> Result:
         for index, found in enumerate(rounds):
             say(f"round {index + 1}: " + ", ".join(f"{name} {timing.wall_s:.3f} s" for name, timing in found.items()))
         notes = [f"ready {server.ready_s:.2f} s after the start of the process", *page_notes(server)]
-        if cfg.soak_min:
-            notes.append(soak(cfg, asker, say))
     units = {ONE: float(cfg.new), crowd(cfg): float(cfg.new * cfg.streams)}
     units |= {name: 1.0 for name in (SHORT, BESIDE, FIRST, AGAIN)}
     body = {
@@ -245,27 +235,3 @@ def page_notes(server: Started) -> list[str]:
             page.close()
         browser.close()
     return [*notes, f"first paint {', '.join(f'{paint:.0f}' for paint in paints)} ms after the request"]
-
-
-def soak(cfg: ServeBench, asker: Asker, say: Say) -> str:
-    """Minutes of answers and of clients that leave at any moment; the server's memory along the way."""
-    server, ends = asker.server, time.monotonic() + 60 * cfg.soak_min
-    rng, seen, n_asked = random.Random(cfg.seed), [server.memory_bytes()], 0
-
-    def one(body: dict[str, Any]) -> None:
-        if rng.random() < 0.5:
-            server.leave(body, rng.random() * 0.2)
-        else:
-            server.post(body)
-
-    with ThreadPoolExecutor(cfg.streams) as pool:
-        while time.monotonic() < ends:
-            bodies = [asker.body(rng.randint(4, cfg.prompt * 4), rng.randint(1, cfg.new)) for _ in range(cfg.streams)]
-            list(pool.map(one, bodies))
-            n_asked += len(bodies)
-            seen.append(server.memory_bytes())
-    after = seen[len(seen) // 4 :]  # the first quarter fills caches
-    line = f"soak: {n_asked} requests in {cfg.soak_min:g} minutes, half of them left; memory "
-    line += f"{after[0] / 2**20:.1f} MiB after a quarter of the time, {after[-1] / 2**20:.1f} MiB at the end"
-    say(line)
-    return line

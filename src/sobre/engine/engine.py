@@ -101,6 +101,12 @@ class Engine:
         return len(self._scheduler.waiting)
 
     @property
+    def n_blocks_held(self) -> int:
+        """Blocks of the cache that running requests hold; prefixes that are merely kept do not count."""
+        pool = self._scheduler.pool
+        return pool.n_blocks - pool.n_available
+
+    @property
     def cache_bytes(self) -> int:
         """Memory of the cache, as long as the engine does not rest."""
         return self._runner.cache.size_bytes

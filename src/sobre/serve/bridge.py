@@ -30,6 +30,8 @@ class EngineLike(Protocol):
 
     @property
     def has_work(self) -> bool: ...
+    @property
+    def n_blocks_held(self) -> int: ...
     def add(self, request: Request) -> None: ...
     def abort(self, request_id: str) -> object: ...
     def end_thought(self, request_id: str) -> bool: ...
@@ -125,6 +127,11 @@ class Bridge:
     def n_open(self) -> int:
         """Requests that run or wait."""
         return sum(len(stream._open) for stream in self._streams)
+
+    @property
+    def n_blocks_held(self) -> int:
+        """Blocks of the cache that running requests hold."""
+        return self._engine.n_blocks_held
 
     def start(self) -> None:
         """Start the thread; to be called inside the running event loop."""

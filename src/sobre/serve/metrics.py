@@ -28,9 +28,17 @@ class Metrics:
         self._whole = self._histogram("e2e_request_latency_seconds", "From the request to its last token")
         self._open = Gauge("sobre_num_requests_open", "Choices open", ["model_name"], registry=self.registry)
 
+        self._blocks = Gauge(
+            "sobre_kv_cache_blocks_held", "Blocks of running requests", ["model_name"], registry=self.registry
+        )
+
     def watch(self, model: str, n_open: Callable[[], int]) -> None:
         """Show how many choices of a model run or wait."""
         self._open.labels(model_name=model).set_function(n_open)
+
+    def watch_blocks(self, model: str, n_held: Callable[[], int]) -> None:
+        """Show how many blocks of a model's cache running requests hold."""
+        self._blocks.labels(model_name=model).set_function(n_held)
 
     def answered(self, answer: Answer, *, left: bool) -> None:
         """An answer is over."""

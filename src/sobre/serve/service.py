@@ -50,6 +50,9 @@ class Service:
 
     def __post_init__(self) -> None:
         self.metrics.watch(self.model, lambda: self.bridge.n_open)
+        bridge = self.bridge
+        if isinstance(bridge, Bridge):
+            self.metrics.watch_blocks(self.model, lambda: bridge.n_blocks_held)
 
     async def begin(
         self, account: Account, n_choices: int, make: Callable[[], Ask], timeout_s: float | None

@@ -1,25 +1,29 @@
 """The server's benchmark, on the smallest model: the file follows the schema, and every round has every contestant."""
 
+from contextlib import nullcontext
+
 import jsonschema
 import pytest
 
-from sobre.bench import serve
-from sobre.bench.config import ServeBench
+from sobre.bench import serve, soak
+from sobre.bench.config import ServeBench, SoakBench
+from sobre.errors import RunError
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 from sobre.schemas import schema
+
+MODEL = ModelConfig(
+    vocab_size=300,
+    d_model=32,
+    n_layers=2,
+    attention=MLAConfig(n_heads=2, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8),
+    ffn=MoEConfig(n_experts=4, n_active=2, d_expert=16, d_ff=48),
+    max_len=128,
+)
 
 
 @pytest.mark.slow
 def test_a_whole_result_follows_the_schema():
-    model = ModelConfig(
-        vocab_size=300,
-        d_model=32,
-        n_layers=2,
-        attention=MLAConfig(n_heads=2, kv_rank=16, nope_dim=8, rope_dim=4, v_dim=8),
-        ffn=MoEConfig(n_experts=4, n_active=2, d_expert=16, d_ff=48),
-        max_len=128,
-    )
-    cfg = ServeBench(model=model, rounds=1, warmup=0, streams=4, prompt=4, long_prompt=64, new=6, soak_min=0.02)
+    cfg = ServeBench(model=MODEL, rounds=1, warmup=0, streams=4, prompt=4, long_prompt=64, new=6)
     document = serve.bench(cfg, lambda line: None).document()
     jsonschema.validate(document, schema("bench"))
     assert set(document["rounds"][0]) == {
@@ -32,4 +36,25 @@ def test_a_whole_result_follows_the_schema():
     }
     assert document["medians"]["4 streams"]["per_s"] > 0
     assert any(note.startswith("ready ") for note in document["notes"])
-    assert any(note.startswith("soak: ") for note in document["notes"])
+
+
+@pytest.mark.slow
+def test_a_soak_leaves_nothing_behind_and_says_what_came():
+    cfg = SoakBench(model=MODEL, streams=4, prompt=4, long_prompt=64, new=6, minutes=0.05)
+    document = soak.bench(cfg, lambda line: None).document()
+    jsonschema.validate(document, schema("bench"))
+    values = {line["what"]: line["value"] for line in document["check"]}
+    assert values["blocks held when nobody asks"] == values["choices open when nobody asks"] == 0
+    assert all(kind in document["notes"][0] for kind in ("answered", "left early", "left in mid-stream", "0 failed"))
+
+
+def test_a_block_that_stays_held_or_memory_that_grows_is_an_error(monkeypatch):
+    server = type("Server", (), {"memory_bytes": lambda self: 100})()
+    monkeypatch.setattr(soak, "started", lambda *_: nullcontext(server))
+    monkeypatch.setattr(soak, "Asker", lambda *_: None)
+    gauges = {"sobre_num_requests_open": 0.0, "sobre_kv_cache_blocks_held": 0.0}
+    for memory, held, wrong in (([100] * 8, 1.0, "blocks held"), ([100] * 7 + [106], 0.0, "growth of the memory")):
+        monkeypatch.setattr(soak.Client, "load", lambda self, say, memory=memory: memory)
+        monkeypatch.setattr(soak, "quiet", lambda server, held=held: gauges | {"sobre_kv_cache_blocks_held": held})
+        with pytest.raises(RunError, match=wrong):
+            soak.bench(SoakBench(minutes=0.01), lambda line: None)

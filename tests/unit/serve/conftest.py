@@ -61,6 +61,10 @@ class ScriptedEngine:
     def has_work(self) -> bool:
         return bool(self.left)
 
+    @property
+    def n_blocks_held(self) -> int:
+        return len(self.left)
+
     def add(self, request: Request) -> None:
         self.threads.add(threading.get_ident())
         if len(request.prompt_ids) + request.params.max_tokens > self.max_context:
