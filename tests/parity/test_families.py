@@ -139,6 +139,9 @@ SHAPES = {
     "ernie4_5_moe": replace(
         gqa_moe(replace(SOFTMAX, biased=True, n_shared=2, n_dense_layers=1)), rope=rope(interleaved=True)
     ),
+    "ernie4_5_moe no layer routes": replace(
+        gqa_moe(replace(SOFTMAX, biased=True, n_dense_layers=3)), rope=rope(interleaved=True)
+    ),
     "ernie4_5_moe every second layer, none shared": replace(
         gqa_moe(replace(SOFTMAX, biased=True, n_dense_layers=1, dense_layers=(2, 4))),
         n_layers=5,
@@ -218,6 +221,25 @@ def test_our_folder_loads_there_with_equal_logits_and_comes_back(shape, tokens_B
     assert back.cfg == cfg
     assert_close(our_logits(back, tokens_BT), our_logits_BTV, rtol=0, atol=0)
     assert_close(decoded_logits(back, tokens_BT), our_logits_BTV, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_of_keys_with_equal_scores_the_earlier_are_chosen(n_heads, tokens_BT, tmp_path: Path):
+    """Few index heads give many zeros. `transformers` leaves them to `topk`; told to keep the order, it agrees."""
+    ours = filled(replace(V3, attention=replace(MLA, indexer=IndexerConfig(n_heads=n_heads, dim=8, n_keys=16))))
+    ours.family = "deepseek_v32"
+    save_model(ours, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+
+    def ordered(scores, k, dim):
+        found = torch.sort(scores, dim=dim, descending=True, stable=True)
+        return torch.return_types.topk((found.values[..., :k], found.indices[..., :k]))
+
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "topk", ordered)
+        their_logits_BTV = theirs(tokens_BT).logits
+    assert_close(our_logits(ours, tokens_BT), their_logits_BTV, rtol=0, atol=1e-4)
+    assert_close(decoded_logits(ours, tokens_BT), their_logits_BTV, rtol=0, atol=1e-4)
 
 
 def test_normalised_weights_of_v2_are_not_scaled(tokens_BT, tmp_path: Path):

@@ -88,10 +88,11 @@ def load_model(
         return decoder
     theirs = read_config(folder)
     family = _family_of(theirs, folder)
-    about = theirs.get("quantization_config") or {}
-    quantized = about.get("quant_method", "fp8") if isinstance(about, dict) else about
-    if quantized != "fp8":
-        raise CheckpointError(f"{folder}: weights quantized by {quantized!r} are not supported; FP8 blocks are")
+    _refuse_quantised(theirs, folder)
+    if "auto_map" in theirs:
+        # not refused: DeepSeek, Kimi, MiniMax and ERNIE name their own code in releases that are this family. Whatever
+        # else it may name, every tensor of the files must be one of the family's, by name and shape
+        log.warning("%s: its auto_map names Python code, which is never run; read as %s", folder, family.model_type)
     shards = Shards(folder)
     cfg = _without_absent_mtp(_ours(theirs, family, folder), shards)
     if cfg.n_layers > len(shards.stored):
@@ -109,6 +110,17 @@ def load_model(
     decoder.family = str(theirs.get("base_model_type", family.model_type))
     _fill(decoder, family, shards, progress)
     return decoder.eval()
+
+
+def _refuse_quantised(theirs: dict[str, Any], folder: Path) -> None:
+    """FP8 blocks are read (models/shards.py); no other form of small weights is."""
+    about = theirs.get("quantization_config") or {"quant_method": "fp8"}
+    if not isinstance(about, dict) or "quant_method" not in about:
+        raise CheckpointError(f"{folder}/config.json: quantization_config={about!r} is no table with a quant_method")
+    if about["quant_method"] != "fp8":
+        raise CheckpointError(
+            f"{folder}: weights quantized by {about['quant_method']!r} are not supported; FP8 blocks are"
+        )
 
 
 def _saved_in(theirs: dict[str, Any], folder: Path) -> torch.dtype:

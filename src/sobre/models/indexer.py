@@ -4,8 +4,11 @@ A light score of every earlier token, I_ts = sum over heads j of w_tj relu(q_tj 
 its own queries (from the compressed query), one key shared by its heads (normed by a LayerNorm), and rotates the first
 `rope_dim` numbers in halves, whatever the attention does. The released code computes the products in FP8 after a
 Hadamard rotation, which leaves them unchanged but for rounding; we leave both out. The choice carries no gradient: the
-indexer is used as released and not trained here. Keys of equal score (zero, where no head responds) are chosen in no
-particular order, which only matters with few index heads.
+indexer is used as released and not trained here.
+
+Of keys of equal score, the earlier are chosen. Equal scores are common with few index heads: zero wherever no head
+responds. The released code leaves such a choice to `topk`, whose order changes with the length of the row, so that
+decoding would not continue what prefill began.
 
 Shapes: N tokens, R sequences, T new tokens, S cached positions, J index heads, I index width.
 """
@@ -53,11 +56,17 @@ class Indexer(nn.Module):
         keys_R1IS = keys_RSI.float().mT.unsqueeze(1)
         scores_RTJS = torch.relu(q_RTJI @ keys_R1IS)
         scores_RTS = (weights_RTJ.unsqueeze(-2) @ scores_RTJS).squeeze(-2)
-        best = torch.where(step.later_RTS < 0, -torch.inf, scores_RTS).topk(cfg.n_keys, dim=-1).indices
-        return step.later_RTS.masked_fill(
-            torch.ones_like(scores_RTS, dtype=torch.bool).scatter(-1, best, False), -torch.inf
-        )
+        seen_RTS = torch.where(step.later_RTS < 0, -torch.inf, scores_RTS)
+        return step.later_RTS.masked_fill(~_best(seen_RTS, cfg.n_keys), -torch.inf)
 
     def _rotate(self, x_NJI: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         turned, kept = x_NJI.split([self.rope_dim, self.cfg.dim - self.rope_dim], -1)
         return torch.cat([select.rope(turned, *rope, False), kept], -1)
+
+
+def _best(scores_RTS: Tensor, n: int) -> Tensor:
+    """Where the n largest of each row are; of equals, the first."""
+    least_RT1 = scores_RTS.topk(n, dim=-1).values[..., -1:]
+    above_RTS, equal_RTS = scores_RTS > least_RT1, scores_RTS == least_RT1
+    room_RT1 = n - above_RTS.sum(-1, keepdim=True)
+    return above_RTS | (equal_RTS & (equal_RTS.cumsum(-1) <= room_RT1))

@@ -114,6 +114,7 @@ def test_a_model_that_no_open_family_carries_cannot_be_saved(tmp_path: Path):
     [
         ({"scoring_func": "softmax"}, "scoring_func='softmax' is not supported; scoring_func='sigmoid' is"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"hidden_act": None}, "hidden_act=None is not supported; hidden_act='silu' is"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic' is not supported"),
         ({"model_type": "x", "auto_map": {}}, "'x' is unknown; .*; its auto_map names Python code, which is never run"),
     ],
@@ -138,7 +139,8 @@ def test_what_a_config_asks_for_and_we_do_not_have_is_named(folder: Path, change
         ({"num_hidden_layers": 10**6}, r"asks for 1,000,000 layers, and the files hold \d+ tensors"),
         ({"vocab_size": 10**9}, r"embed_tokens.weight is \(61, 32\), the config asks for \(1000000000, 32\)"),
         ({"dtype": "load"}, "dtype 'load' is none that weights are loaded in"),
-        ({"quantization_config": "gptq"}, "quantized by 'gptq' are not supported"),
+        ({"quantization_config": "fp8"}, "quantization_config='fp8' is no table with a quant_method"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is no table with a quant_method"),
     ],
 )
 def test_a_config_that_no_model_can_have_is_refused_before_it_takes_memory(folder: Path, change, message):
@@ -146,6 +148,15 @@ def test_a_config_that_no_model_can_have_is_refused_before_it_takes_memory(folde
     (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(CheckpointError, match=message):
         load_model(folder)
+
+
+def test_code_that_a_known_family_brings_is_not_run_and_that_is_said(folder: Path, caplog):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "code.py").write_text("raise SystemExit('this ran')")
+    config["auto_map"] = {"AutoModelForCausalLM": "code.DeepseekV3ForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config))
+    load_model(folder)
+    assert "its auto_map names Python code, which is never run; read as deepseek_v3" in caplog.text
 
 
 def test_whole_numbers_are_no_weights(folder: Path):

@@ -127,9 +127,10 @@ def mtp(rules: Rules) -> Rules:
 
 
 def refuse(theirs: HFConfig, **supported: Any) -> None:
-    """Every key must have the value that we have, where the config has the key at all."""
+    """Every key must have the value that we have, where the config has the key at all; null says that it is off."""
     for key, value in supported.items():
-        if theirs.get(key, value) not in (value, None):
+        found = theirs.get(key, value)
+        if found != value and (found is not None or value):
             name = theirs["model_type"]
             raise CheckpointError(f"{name} with {key}={theirs[key]!r} is not supported; {key}={value!r} is")
 

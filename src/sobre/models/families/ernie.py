@@ -86,8 +86,13 @@ def _moe_to_theirs(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _routing_layers(cfg: ModelConfig) -> tuple[int, int, int]:
-    """First and last routing layer, and the step between two, which may be irregular (see `_is_moe`)."""
+    """First and last routing layer, and the step between two, which may be irregular (see `_is_moe`).
+
+    Where none routes, the first lies beyond the last layer.
+    """
     layers = [layer for layer in range(cfg.n_layers) if cfg.is_moe_layer(layer)]
+    if not layers:
+        return cfg.n_layers, cfg.n_layers - 1, 1
     return layers[0], layers[-1], layers[1] - layers[0] if len(layers) > 1 else 1
 
 
@@ -99,7 +104,7 @@ def _has_attention(cfg: ModelConfig, ffn: type) -> bool:
 
 def _is_moe(cfg: ModelConfig) -> bool:
     moe = cfg.ffn
-    if not isinstance(moe, MoEConfig) or not _has_attention(cfg, MoEConfig) or not cfg.n_moe_layers or cfg.ffn_bias:
+    if not isinstance(moe, MoEConfig) or not _has_attention(cfg, MoEConfig) or cfg.ffn_bias:
         return False
     first, last, every = _routing_layers(cfg)
     regular = all(
