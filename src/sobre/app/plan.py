@@ -1,6 +1,7 @@
 """sobre plan: what would this budget buy, what would that model cost? No torch, no training: arithmetic.
 
-Every question is one class of flags (app/plan_options.py) and one function here.
+Every question is one class of flags (app/plan_options.py) and one function here. A function imports what its question
+needs and no more: an answer comes in under a second, and most of that is imports.
 """
 
 import json
@@ -10,45 +11,30 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sobre.app.plan_options import (
-    BuyOptions,
-    CompareOptions,
-    DistillOptions,
-    EnginesOptions,
-    LayoutOptions,
-    PageOptions,
-    PlanOptions,
-    ReasonOptions,
-    ScheduleOptions,
-    ServeOptions,
-    TrainOptions,
-    ValidateOptions,
-)
-from sobre.config.load import load, recipe_names
 from sobre.errors import ConfigError
-from sobre.models.config import ModelConfig
-from sobre.plan import show
-from sobre.plan.buy import buy, pretraining_flops, recipe
-from sobre.plan.chips import THIS, Chip, chip, chips
-from sobre.plan.engines import to_dict, verdicts
-from sobre.plan.known import model, shape
-from sobre.plan.laws import LAWS_FROM
-from sobre.plan.layout import SCHEDULES
-from sobre.plan.minutes import in_minutes, machine
-from sobre.plan.outline import outline
-from sobre.plan.plan import Machine, Plan, describe, short
-from sobre.plan.reasoning import DistillPlan, reason
-from sobre.plan.runs import Run, published
-from sobre.plan.schedule import Durations, bubble, order, simulate
-from sobre.plan.serving import serve
-from sobre.plan.solve import solve
-from sobre.plan.train import TrainingPlan, train
-from sobre.plan.units import amount, context
-from sobre.plan.validate import validate
 from sobre.schemas import VERSION
 
 if TYPE_CHECKING:
+    from sobre.app.plan_options import (
+        BuyOptions,
+        CompareOptions,
+        DistillOptions,
+        EnginesOptions,
+        LayoutOptions,
+        PageOptions,
+        PlanOptions,
+        ReasonOptions,
+        ScheduleOptions,
+        ServeOptions,
+        TrainOptions,
+        ValidateOptions,
+    )
     from sobre.config.recipe import Recipe
+    from sobre.models.config import ModelConfig
+    from sobre.plan.chips import Chip
+    from sobre.plan.plan import Machine, Plan
+    from sobre.plan.runs import Run
+    from sobre.plan.train import TrainingPlan
 
 
 QUESTIONS = """sobre plan: what would this budget buy, what would that model cost? Arithmetic: nothing is trained.
@@ -81,37 +67,40 @@ def main(argv: list[str]) -> int:
 
 def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
     """Which question is asked, and its flags."""
+    from sobre.app import plan_options as ask
+    from sobre.config.load import load
+
     first = argv[0] if argv else ""
     questions: dict[str, tuple[Callable[..., None], type]] = {
-        "validate": (_validate, ValidateOptions),
-        "compare": (_compare, CompareOptions),
-        "engines": (_engines, EnginesOptions),
-        "schedule": (_schedule, ScheduleOptions),
-        "page": (_page, PageOptions),
+        "validate": (_validate, ask.ValidateOptions),
+        "compare": (_compare, ask.CompareOptions),
+        "engines": (_engines, ask.EnginesOptions),
+        "schedule": (_schedule, ask.ScheduleOptions),
+        "page": (_page, ask.PageOptions),
     }
     if first in questions:
         answer, schema = questions[first]
         return answer, load(schema, argv[1:], recipes=None, prog=f"sobre plan {first}")
     flags = {argument.partition("=")[0] for argument in argv}
     if first.startswith("--") and {"--budget", "--chip"} <= flags:
-        return _buy, load(BuyOptions, argv, recipes=None, prog="sobre plan --budget")
+        return _buy, load(ask.BuyOptions, argv, recipes=None, prog="sobre plan --budget")
     if first.startswith("--") and "--layout" in flags:
-        return _layout, load(LayoutOptions, argv, recipes=None, prog="sobre plan --layout")
+        return _layout, load(ask.LayoutOptions, argv, recipes=None, prog="sobre plan --layout")
     if "--model" in flags:
         kinds: dict[str, tuple[Callable[..., None], type]] = {
-            "--serve": (_serve, ServeOptions),
-            "--reason": (_reason, ReasonOptions),
+            "--serve": (_serve, ask.ServeOptions),
+            "--reason": (_reason, ask.ReasonOptions),
         }
         if "--teacher" in flags:
-            return _distill, load(DistillOptions, argv, recipes=None, prog="sobre plan --teacher")
+            return _distill, load(ask.DistillOptions, argv, recipes=None, prog="sobre plan --teacher")
         for flag, (answer, schema) in kinds.items():
             if flag in argv:
                 rest = [argument for argument in argv if argument != flag]
                 return answer, load(schema, rest, recipes=None, prog=f"sobre plan {flag}")
-        return _train, load(TrainOptions, argv, recipes=None, prog="sobre plan")
+        return _train, load(ask.TrainOptions, argv, recipes=None, prog="sobre plan")
     from sobre.config.recipe import load_recipe  # every section of a recipe, which the other questions do not need
 
-    return _recipe, load_recipe(argv, PlanOptions, prog="sobre plan")
+    return _recipe, load_recipe(argv, ask.PlanOptions, prog="sobre plan")
 
 
 def _recipe(asked: "tuple[Recipe, PlanOptions]") -> None:
@@ -120,8 +109,9 @@ def _recipe(asked: "tuple[Recipe, PlanOptions]") -> None:
     print(json.dumps(plan.to_dict()) if options.json else plan.table())
 
 
-def _solve(recipe: "Recipe", options: PlanOptions) -> Plan:
+def _solve(recipe: "Recipe", options: "PlanOptions") -> "Plan":
     from sobre.app.works import step_tokens, works
+    from sobre.plan.solve import solve
 
     return solve(
         recipe,
@@ -134,7 +124,9 @@ def _solve(recipe: "Recipe", options: PlanOptions) -> Plan:
     )
 
 
-def _engines(options: EnginesOptions) -> None:
+def _engines(options: "EnginesOptions") -> None:
+    from sobre.plan.engines import to_dict, verdicts
+
     if not options.models:
         raise ConfigError("engines needs a recipe, a known model or a folder: sobre plan engines mine.toml")
     found = {name: verdicts(*_shape(name)) for name in options.models}
@@ -145,8 +137,12 @@ def _engines(options: EnginesOptions) -> None:
         print("\n".join([name, *(f"  {line}" for verdict in said for line in verdict.lines())]))
 
 
-def _shape(name: str) -> tuple[ModelConfig, str]:
+def _shape(name: str) -> "tuple[ModelConfig, str]":
     """Of a recipe, the model that its budget would choose; of anything else, the config that lies there."""
+    from sobre.app.plan_options import PlanOptions
+    from sobre.config.load import recipe_names
+    from sobre.plan.known import shape
+
     if not name.endswith(".toml") and (name not in recipe_names() or Path(name).is_dir()):
         return shape(name)
     from sobre.config.recipe import load_recipe
@@ -159,8 +155,12 @@ ASSUMED_GFLOPS = 300.0
 """Of a machine that nobody measured: two cores with bfloat16 products."""
 
 
-def stated_machine(gflops: float) -> Machine:
+def stated_machine(gflops: float) -> "Machine":
     """The machine of a plan that measures nothing: as the user says, as `sobre doctor` found it, or assumed."""
+    from sobre.plan.chips import THIS, chips
+    from sobre.plan.minutes import machine
+    from sobre.plan.plan import Machine
+
     if gflops < 0:
         raise ConfigError(f"--gflops {gflops:g} must be above 0")
     if gflops:
@@ -171,7 +171,12 @@ def stated_machine(gflops: float) -> Machine:
     return Machine(name, "bfloat16", ASSUMED_GFLOPS * 1e9, speed_is="assumed")
 
 
-def _buy(options: BuyOptions) -> None:
+def _buy(options: "BuyOptions") -> None:
+    from sobre.plan.buy import buy, pretraining_flops, recipe
+    from sobre.plan.chips import chip
+    from sobre.plan.laws import LAWS_FROM
+    from sobre.plan.units import context
+
     on, chips = chip(options.chip, options.chips_file), _positive(options.chips)
     length, path = context(options.seq, "--seq"), Path(options.write or "mine.toml")
     if path.suffix != ".toml":
@@ -188,11 +193,13 @@ def _buy(options: BuyOptions) -> None:
     print(shown)
 
 
-def _buy_minutes(budget: str, on: Chip, chips: int, name: str) -> tuple[str, Plan]:
+def _buy_minutes(budget: str, on: "Chip", chips: int, name: str) -> "tuple[str, Plan]":
     """The recipe and the plan of a budget too small for scaling laws: the demo's, with its sizes chosen."""
+    from sobre.app.plan_options import PlanOptions
     from sobre.app.works import step_tokens
     from sobre.config.recipe import load_recipe
     from sobre.config.write import to_toml
+    from sobre.plan.minutes import in_minutes
 
     asked, _ = load_recipe(["demo", "--budget", budget], PlanOptions)
     found, plan = in_minutes(replace(asked, name=name), on, chips, step_tokens=step_tokens(asked))
@@ -200,8 +207,10 @@ def _buy_minutes(budget: str, on: Chip, chips: int, name: str) -> tuple[str, Pla
     return to_toml(found, header(found, plan, on, minutes)), plan
 
 
-def header(found: "Recipe", plan: Plan, on: Chip, minutes: float) -> tuple[str, ...]:
+def header(found: "Recipe", plan: "Plan", on: "Chip", minutes: float) -> tuple[str, ...]:
     """What stands above a recipe."""
+    from sobre.plan.plan import describe, short
+
     return (
         f"what:     {short(plan.params.active)} active of {short(plan.params.total)}: {describe(plan.model)}",
         f"command:  sobre run {found.name}.toml",
@@ -212,7 +221,9 @@ def header(found: "Recipe", plan: Plan, on: Chip, minutes: float) -> tuple[str, 
     )
 
 
-def _train(options: TrainOptions) -> None:
+def _train(options: "TrainOptions") -> None:
+    from sobre.plan import show
+
     run = as_published(options)
     plan = training_plan(options, run)
     print(json.dumps(plan.to_dict()) if options.json else show.training(plan))
@@ -221,7 +232,8 @@ def _train(options: TrainOptions) -> None:
         print(f"note: batch, precision and layout as published ({run.source}): {took}")
 
 
-def _page(options: PageOptions) -> None:
+def _page(options: "PageOptions") -> None:
+    from sobre.plan.validate import validate
     from sobre.report.planning import page  # matplotlib takes a second to import
 
     path, plan = Path(options.out), training_plan(options, as_published(options))
@@ -232,8 +244,11 @@ def _page(options: PageOptions) -> None:
 LAYOUT_FLAGS = ("tensor", "pipeline", "expert", "zero", "schedule", "recompute")
 
 
-def as_published(options: TrainOptions) -> Run | None:
+def as_published(options: "TrainOptions") -> "Run | None":
     """The published run that is asked for: its model on its chips, with nothing said of how it is to be trained."""
+    from sobre.plan.runs import published
+    from sobre.plan.units import context
+
     if options.batch or options.precision or any(getattr(options, name) is not None for name in LAYOUT_FLAGS):
         return None
     asked = (options.model, options.chip, options.chips, context(options.seq, "--seq"))
@@ -241,8 +256,13 @@ def as_published(options: TrainOptions) -> Run | None:
     return next(same, None)
 
 
-def training_plan(options: TrainOptions, run: Run | None) -> TrainingPlan:
+def training_plan(options: "TrainOptions", run: "Run | None") -> "TrainingPlan":
     """The plan that the flags ask for, trained as `run` was, if that is what they ask for."""
+    from sobre.plan.chips import chip
+    from sobre.plan.known import model
+    from sobre.plan.train import train
+    from sobre.plan.units import amount, context
+
     wanted, on = model(options.model), chip(options.chip, options.chips_file)
     kept = {name: getattr(options, name) for name in LAYOUT_FLAGS if getattr(options, name) is not None}
     if run is not None:
@@ -260,7 +280,13 @@ def training_plan(options: TrainOptions, run: Run | None) -> TrainingPlan:
     )
 
 
-def _serve(options: ServeOptions) -> None:
+def _serve(options: "ServeOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.chips import chip
+    from sobre.plan.known import model
+    from sobre.plan.serving import serve
+    from sobre.plan.units import amount, context
+
     plan = serve(
         model(options.model),
         chip(options.chip, options.chips_file),
@@ -282,7 +308,13 @@ def _serve(options: ServeOptions) -> None:
         print(show.serving(plan, day))
 
 
-def _reason(options: ReasonOptions) -> None:
+def _reason(options: "ReasonOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.chips import chip
+    from sobre.plan.known import model
+    from sobre.plan.reasoning import reason
+    from sobre.plan.units import context
+
     learner, on, chips = model(options.model), chip(options.chip, options.chips_file), _positive(options.chips)
     mean, most = context(options.mean_tokens, "--mean-tokens"), context(options.max_tokens, "--max-tokens")
     if mean > most:
@@ -294,9 +326,19 @@ def _reason(options: ReasonOptions) -> None:
     print(json.dumps(found.to_dict()) if options.json else show.reasoning(found))
 
 
-def _distill(options: DistillOptions) -> None:
+def _distill(options: "DistillOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.chips import chip
+    from sobre.plan.known import model
+    from sobre.plan.reasoning import DistillPlan
+    from sobre.plan.serving import serve
+    from sobre.plan.train import train
+    from sobre.plan.units import amount, context
+
     on, chips = chip(options.chip, options.chips_file), _positive(options.chips)
     samples, mean = amount(options.samples, "--samples"), context(options.mean_tokens, "--mean-tokens")
+    if options.epochs < 1:
+        raise ConfigError(f"--epochs {options.epochs} must be 1 or more")
     found = DistillPlan(
         plan=train(model(options.model), on, tokens=samples * mean * options.epochs, chips=chips, seq_len=mean),
         teacher=serve(model(options.teacher), on, users=options.users, context=mean, weights=options.weights),
@@ -306,8 +348,13 @@ def _distill(options: DistillOptions) -> None:
     print(json.dumps(found.to_dict()) if options.json else show.distillation(found))
 
 
-def _layout(options: LayoutOptions) -> None:
+def _layout(options: "LayoutOptions") -> None:
+    from sobre.app.plan_options import PlanOptions
     from sobre.config.recipe import load_recipe
+    from sobre.plan import show
+    from sobre.plan.chips import chip
+    from sobre.plan.outline import outline
+    from sobre.plan.train import train
 
     asked, _ = load_recipe([options.layout], PlanOptions)
     cfg = replace(asked.model, vocab_size=asked.model.vocab_size or asked.tokenizer.vocab_size)
@@ -323,7 +370,13 @@ def _layout(options: LayoutOptions) -> None:
     print(json.dumps(plan.to_dict()) if options.json else show.training(plan))
 
 
-def _compare(options: CompareOptions) -> None:
+def _compare(options: "CompareOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.chips import chip
+    from sobre.plan.known import model
+    from sobre.plan.train import train
+    from sobre.plan.units import amount
+
     if len(options.models) < 2:
         raise ConfigError("compare needs two models or more, such as: sobre plan compare deepseek-v3 llama-3.1-405b")
     on, tokens = chip(options.chip, options.chips_file), amount(options.tokens, "--tokens")
@@ -335,12 +388,19 @@ def _compare(options: CompareOptions) -> None:
     print(json.dumps(document) if options.json else show.comparison(plans))
 
 
-def _validate(options: ValidateOptions) -> None:
+def _validate(options: "ValidateOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.validate import validate
+
     found = validate()
     print(json.dumps(found.to_dict()) if options.json else show.validation(found))
 
 
-def _schedule(options: ScheduleOptions) -> None:
+def _schedule(options: "ScheduleOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.layout import SCHEDULES
+    from sobre.plan.schedule import Durations, bubble, order, simulate
+
     name = next((known for known in SCHEDULES if known == options.name), None)
     if name is None:
         raise ConfigError(f"no schedule {options.name!r}; there are {', '.join(SCHEDULES)}")

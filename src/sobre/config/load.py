@@ -55,8 +55,7 @@ def load(schema: type[S], argv: Sequence[str], *, recipes: Path | None = RECIPES
     """
     if recipes is not None:
         return load_with(schema, NoOptions, argv, recipes=recipes, prog=prog)[0]
-    parsed = tyro.cli(schema, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,))
-    return decode(schema, [Layer("command line", to_dict(parsed))])
+    return tyro.cli(schema, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,))
 
 
 def load_with(

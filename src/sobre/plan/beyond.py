@@ -5,13 +5,13 @@ R1-Zero and R1 learned from, how often R1's first stage went over its prompts, a
 were (plan/serving.py, VARIETY).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from sobre.plan.chips import chip
 from sobre.plan.known import model
-from sobre.plan.reasoning import reason
+from sobre.plan.reasoning import ReasoningPlan, reason, rollout_seconds
 from sobre.plan.serving import Serving, serve
 
 SAMPLES, UPDATES_OF_A_ROLLOUT = 8192, 16
@@ -88,17 +88,20 @@ def checks(pretrained: float, extended: float) -> tuple[Check, ...]:
 
 def hours(updates: int, most: int) -> float:
     """Chip-hours of R1-Zero's kind of training on its 512 chips, answers cut at `most` tokens."""
-    return updates / UPDATES_OF_A_ROLLOUT * _rollout_hours(most)
+    seconds = rollout_seconds(
+        model("deepseek-v3"), chip("h800"), chips=512, samples=SAMPLES, mean_tokens=MEAN_TOKENS, max_tokens=most,
+        weights="fp8",
+    )  # fmt: skip
+    return updates / UPDATES_OF_A_ROLLOUT * replace(_rollout(), rollout_s=seconds).gpu_hours
 
 
 @cache
-def _rollout_hours(most: int) -> float:
-    """A rollout and what is learned from it."""
-    plan = reason(
+def _rollout() -> ReasoningPlan:
+    """A rollout and what is learned from it; where answers are cut does not change the latter."""
+    return reason(
         model("deepseek-v3"), chip("h800"), chips=512, rollouts=1, samples=SAMPLES, mean_tokens=MEAN_TOKENS,
-        max_tokens=most, precision="fp8",
+        max_tokens=ZERO[0][1], precision="fp8",
     )  # fmt: skip
-    return plan.gpu_hours
 
 
 def unit(chips: int, users: int) -> Serving:

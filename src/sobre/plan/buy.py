@@ -7,6 +7,7 @@ What a laptop learns in minutes is planned by plan/solve.py, from a measured mac
 """
 
 from dataclasses import asdict, dataclass, replace
+from math import ceil, log2
 from typing import TYPE_CHECKING, Any
 
 from sobre.data.config import DataConfig
@@ -16,7 +17,7 @@ from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.optim.config import OptimConfig
 from sobre.parallel.config import ParallelConfig
-from sobre.plan.budget import Budget, parse_budget
+from sobre.plan.budget import MAX_SECONDS, Budget, parse_budget
 from sobre.plan.chips import THIS, Chip, this_file
 from sobre.plan.config import BudgetConfig, SplitConfig
 from sobre.plan.ladder import at_rung
@@ -190,6 +191,7 @@ def buy(text: str, chip: Chip, chips: int, *, seq_len: int = 4096, rules: Rules 
         )
     best.sort(key=lambda offer: offer.loss.value)
     won = best[0]
+    _check_time(budget, won, chip, chips)
     compute = won.plan.flops_per_token * won.plan.tokens
     other = next((offer for offer in best if offer.kind != won.kind), None)
     notes = ["sizes are the best for training alone; what is served much should be smaller and see more tokens"]
@@ -212,6 +214,18 @@ def buy(text: str, chip: Chip, chips: int, *, seq_len: int = 4096, rules: Rules 
         lr=rules.lr_scale * compute**rules.lr_power,
         notes=tuple(notes),
     )
+
+
+def _check_time(budget: Budget, won: Offer, chip: Chip, chips: int) -> None:
+    """A budget of arithmetic names no time: what takes more than a year of the chips is refused."""
+    seconds = won.plan.gpu_hours / SPLIT["pretrain"] / chips * 3600
+    if seconds > MAX_SECONDS:
+        digits = f"{budget.amount * MAX_SECONDS / seconds * 0.95:.1e}".replace("e+", "e")
+        more = 2 ** ceil(log2(chips * seconds / MAX_SECONDS))
+        raise ConfigError(
+            f"budget {budget.text!r} would take {seconds / MAX_SECONDS:,.3g} years on {chips:,} {chip.name}: time"
+            f" breaks first; what would fit into one: {digits}flop, or about {more:,} {chip.name}"
+        )
 
 
 def pretraining_flops(text: str, chip: Chip, chips: int) -> float:

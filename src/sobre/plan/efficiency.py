@@ -7,7 +7,7 @@ n. Layouts that were not published are chosen with PRIOR, so that no run's hours
 that fit (a test says so).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Efficiency:
 
     @classmethod
     def of(cls, values: "tuple[float, ...] | list[float]") -> "Efficiency":
-        return cls(**dict(zip((field.name for field in fields(cls)), values, strict=True)))
+        return cls(**dict(zip(cls.__dataclass_fields__, values, strict=True)))
 
 
 PRIOR = Efficiency(matrix=0.8, traffic=3.0, attention=0.4, elementwise=3.0, link=0.7, overlap=0.5, jitter=0.01)

@@ -126,10 +126,10 @@ def _size(theirs: HFConfig, what: str, default: int | None = None) -> int:
         if theirs.get(key) is not None:
             value = theirs[key]
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"config.json: {key}={value!r} must be a whole number above 0")
+                raise ConfigError(f"{key}={value!r} must be a whole number above 0")
             return value
     if default is None:
-        raise ConfigError(f"config.json lacks {' or '.join(NAMES.get(what, (what,)))}")
+        raise ConfigError(f"it lacks {' or '.join(NAMES.get(what, (what,)))}")
     return default
 
 
@@ -158,7 +158,7 @@ def _traits(theirs: HFConfig, traits: Traits) -> Traits:
         width = theirs.get("word_embed_proj_dim")
         if width not in (None, theirs.get("hidden_size")) or not theirs.get("do_layer_norm_before", True):
             raise ConfigError(
-                f"config.json: an opt with word_embed_proj_dim={width} of {theirs.get('hidden_size')}, or with norms"
+                f"an opt with word_embed_proj_dim={width} of {theirs.get('hidden_size')}, or with norms"
                 " after its layers, is not counted; one as wide as its embeddings with norms before its layers is"
             )
     if kind == "phimoe":
@@ -172,13 +172,11 @@ def _read(theirs: HFConfig, traits: Traits, name: str) -> Outline:
     d, n_layers, vocab = _size(theirs, "d_model"), _size(theirs, "n_layers"), _size(theirs, "vocab_size")
     norm = d * (1 + traits.norm_bias) * traits.norm_numbers
     windows = _windows(theirs, n_layers)
+    dense = [_is_dense(theirs, traits, i) for i in range(n_layers)]
+    attention = {window: _attention(theirs, traits, d, window) for window in set(windows)}
+    ffn = {is_dense: _ffn(theirs, traits, d, is_dense) for is_dense in set(dense)}
     layers = tuple(
-        Layer(
-            attention=_attention(theirs, traits, d, windows[i]),
-            ffn=_ffn(theirs, traits, d, i),
-            norms=traits.norms * norm,
-        )
-        for i in range(n_layers)
+        Layer(attention=attention[windows[i]], ffn=ffn[dense[i]], norms=traits.norms * norm) for i in range(n_layers)
     )
     tied = theirs.get("tie_word_embeddings")
     tied = traits.tied if tied is None else bool(tied)
@@ -217,7 +215,7 @@ def _attention(theirs: HFConfig, traits: Traits, d: int, window: int) -> Attenti
     n_kv = _kv_heads(theirs, traits, n_heads)
     head = _size(theirs, "head_dim", d // n_heads)
     if n_heads % n_kv:
-        raise ConfigError(f"config.json: {n_heads} heads are not a multiple of {n_kv} key heads")
+        raise ConfigError(f"{n_heads} heads are not a multiple of {n_kv} key heads")
     n_q, n_k = n_heads * head, n_kv * head
     matrix = 2 * d * n_q + 2 * d * n_k + (d * d if traits.relative else 0)
     extra = traits.qkv_bias * (n_q + 2 * n_k) + traits.o_bias * d + traits.sinks * n_heads
@@ -244,14 +242,14 @@ def _kv_heads(theirs: HFConfig, traits: Traits, n_heads: int) -> int:
     return int(theirs.get("num_key_value_heads") or traits.kv_heads or n_heads)
 
 
-def _ffn(theirs: HFConfig, traits: Traits, d: int, index: int) -> FeedForwardPart:
+def _ffn(theirs: HFConfig, traits: Traits, d: int, is_dense: bool) -> FeedForwardPart:
     n_experts = _size(theirs, "n_experts", 1) if traits.experts and theirs.get("num_experts") != 0 else 1
-    if n_experts == 1 or _is_dense(theirs, traits, index):
+    if n_experts == 1 or is_dense:
         d_ff = _size(theirs, "intermediate_size_mlp", _size(theirs, "d_ff", 4 * d))
         return _plain_ffn(d, d_ff, traits)
     n_active = _size(theirs, "n_active")
     if n_active > n_experts:
-        raise ConfigError(f"config.json: {n_active} active experts of {n_experts}")
+        raise ConfigError(f"{n_active} active experts of {n_experts}")
     d_expert = _size(theirs, "d_ff", 4 * d)
     shared_width = 0
     if traits.experts == "narrow":

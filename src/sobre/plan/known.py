@@ -1,6 +1,5 @@
 """Models by name (models.toml) or by path to a config.json, ours or in the Hugging Face layout."""
 
-import json
 import tomllib
 from difflib import get_close_matches
 from functools import cache
@@ -12,6 +11,7 @@ from sobre.config.load import Layer, decode
 from sobre.errors import CheckpointError, ConfigError
 from sobre.models.config import ModelConfig
 from sobre.models.families.table import FAMILIES, family_of
+from sobre.plan.config_json import read
 from sobre.plan.hf import from_hf
 from sobre.plan.outline import Outline, outline
 
@@ -54,7 +54,7 @@ def _tree(name: str) -> tuple[Path | None, dict[str, Any]]:
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
-        return path, _read(path)
+        return path, read(path)
     table = known()
     if name not in table:
         near = get_close_matches(name.lower(), table, n=4, cutoff=0.4)
@@ -74,16 +74,6 @@ def _known(name: str) -> Outline:
     return from_hf(known()[name], name)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: not a readable config.json: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config.json is an object, and this is a {type(tree).__name__}")
-    return tree
-
-
 def _from_file(path: Path, tree: dict[str, Any]) -> Outline:
     name = (path.parent.name if path.name == "config.json" else path.stem) or "model"
     if "model_type" not in tree:
@@ -92,6 +82,8 @@ def _from_file(path: Path, tree: dict[str, Any]) -> Outline:
         return from_hf(tree, name)
     except KeyError as error:
         raise ConfigError(f"{path}: {tree['model_type']} needs the key {error}") from None
+    except (CheckpointError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _ours(path: Path, tree: dict[str, Any]) -> ModelConfig:

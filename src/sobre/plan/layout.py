@@ -16,6 +16,7 @@ from sobre.plan.outline import Layer, Outline
 
 ScheduleName = Literal["1f1b", "interleaved", "zb1p", "dualpipe", "dualpipev"]
 Recompute = Literal["none", "selective", "full"]
+RECOMPUTES: tuple[Recompute, ...] = ("none", "selective", "full")
 SCHEDULES: tuple[ScheduleName, ...] = ("1f1b", "interleaved", "zb1p", "dualpipe", "dualpipev")
 WEIGHT, GRADIENT, OPTIMIZER = 2.0, 4.0, 12.0
 """Bytes per parameter."""
@@ -50,6 +51,8 @@ class Layout:
             raise ConfigError(f"layout: zero={self.zero} must be 0, 1, 2 or 3")
         if self.schedule not in SCHEDULES:
             raise ConfigError(f"layout: no schedule {self.schedule!r}; there are {', '.join(SCHEDULES)}")
+        if self.recompute not in RECOMPUTES:
+            raise ConfigError(f"layout: no recompute {self.recompute!r}; there are {', '.join(RECOMPUTES)}")
         if (self.data * self.context * self.tensor) % self.expert:
             raise ConfigError(f"layout: expert={self.expert} must divide data x context x tensor")
 
@@ -111,13 +114,13 @@ def training_memory(
             return bytes_each * (rest + experts)
         return bytes_each * (rest / shard_rest + experts / shard_experts)
 
-    in_flight = _in_flight(layout, n_micro)
+    flying = in_flight(layout, n_micro)
     tokens = layout.micro_batch * seq_len / layout.context
     layers = [*model.layers, *([model.mtp] if model.mtp else [])]
     kept = sum(activation_bytes(layer, model.d_model, layout.recompute, size) * layer.count for layer in layers)
     widest = max(activation_bytes(layer, model.d_model, "none") for layer in layers)
     passing = 2.0 * max(map(_passing, layers))
-    activations = wide * tokens / layout.tensor * (kept / layout.pipeline * in_flight)
+    activations = wide * tokens / layout.tensor * (kept / layout.pipeline * flying)
     working = wide * tokens / layout.tensor * (passing + (widest if layout.recompute != "none" else 0.0))
     heads = 2 if model.mtp else 1  # MTP's loss waits for the same backward pass
     # 16 bits and FP32, in pieces of 8,192 tokens
@@ -152,30 +155,24 @@ def n_micro_batches(layout: Layout, batch_tokens: float, seq_len: int) -> int:
     return max(1, ceil(batch_tokens / (seq_len * layout.data * layout.micro_batch)))
 
 
-def what_would_fit(model: Outline, chip: Chip, layout: Layout, parts: dict[str, float]) -> str:
-    """The message of a layout that needs more memory than there is: by how much, and what would help."""
+def does_not_fit(model: Outline, chip: Chip, layout: Layout, parts: dict[str, float]) -> str:
+    """The message of a layout that needs more memory than there is: by how much, and of what."""
     largest = max(parts, key=lambda part: parts[part])
-    need = sum(parts.values())
-    advice = {
-        "weights": "more tensor, pipeline or expert parallelism, or ZeRO 3",
-        "gradients": "ZeRO 2 or 3, or more pipeline or expert parallelism",
-        "optimizer": "ZeRO 1 over more data-parallel chips, or more chips",
-        "activations": "recompute=full, a smaller micro-batch, or more tensor or context parallelism",
-        "buffers": "more tensor parallelism",
-        "fragments": "a smaller micro-batch",
-    }[largest]
     return (
-        f"{model.name} with {layout} needs {need / 1e9:.1f} GB on each chip and a {chip.name} has {chip.memory_gb:g};"
-        f" most of it is {largest} ({parts[largest] / 1e9:.1f} GB); what would help: {advice}"
+        f"does not fit: memory breaks first: {model.name} with {layout} needs {sum(parts.values()) / 1e9:,.1f} GB on"
+        f" each chip and a {chip.name} has {chip.memory_gb:g}; most of it is {largest}"
+        f" ({parts[largest] / 1e9:,.1f} GB)"
     )
 
 
-def _in_flight(layout: Layout, n_micro: int) -> float:
+def in_flight(layout: Layout, n_micro: int) -> float:
     """Micro-batches whose activations the fullest stage holds."""
     if layout.pipeline == 1:
         return 1.0
-    if layout.schedule in ("dualpipe", "dualpipev"):
+    if layout.schedule == "dualpipe":
         return float(min(layout.pipeline + 1, n_micro))
+    if layout.schedule == "dualpipev":  # 2P + 1 stages, each half of what a chip holds
+        return float(min(layout.pipeline + 0.5, n_micro))
     if layout.schedule == "interleaved":
         extra = 1 + (layout.pipeline - 1) / (layout.pipeline * layout.chunks)
         return min(float(n_micro), layout.pipeline * extra)

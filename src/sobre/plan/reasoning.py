@@ -7,6 +7,7 @@ mostly in waiting. The update trains on every sampled token; policy and referenc
 from dataclasses import dataclass
 from typing import Any
 
+from sobre.errors import ConfigError
 from sobre.plan.chips import Chip
 from sobre.plan.efficiency import FITTED, Efficiency
 from sobre.plan.outline import Outline
@@ -114,6 +115,8 @@ def reason(
     precision: str,
 ) -> ReasoningPlan:
     """Plan reinforcement learning: so many rollouts of `samples` answers, and an update on every sampled token."""
+    if rollouts <= 0 or samples < 1:
+        raise ConfigError(f"rollouts={rollouts:g} must be above 0, and samples={samples} 1 or more")
     tokens = rollouts * samples * mean_tokens
     return ReasoningPlan(
         plan=train(model, chip, tokens=tokens, chips=chips, seq_len=mean_tokens, precision=precision),

@@ -68,22 +68,37 @@ def bubble(schedule: ScheduleName, stages: int, durations: Durations, chunks: in
     return (stages - 1) * (f + b + b - 3 * w) / 2
 
 
+def unplayable(schedule: ScheduleName, stages: int, micro: int) -> str:
+    """Why a schedule cannot be played on so many chips with so many micro-batches, and what would do; "" if it can."""
+    if stages == 1:
+        return ""
+    if schedule == "zb1p" and micro < stages:
+        return f"zb1p over {stages} stages needs {stages} micro-batches or more, not {micro}"
+    if schedule == "interleaved" and micro % stages:
+        return f"the interleaved schedule needs a multiple of {stages} micro-batches, not {micro}"
+    if schedule == "dualpipe" and stages % 2:
+        return f"DualPipe needs an even number of stages, not {stages}"
+    if schedule == "dualpipe" and (micro % 2 or micro < 2 * stages):
+        return f"DualPipe over {stages} stages needs an even number of micro-batches, {2 * stages} or more, not {micro}"
+    if schedule == "dualpipev" and micro < 2 * stages:
+        return f"DualPipeV over {stages} chips needs {2 * stages} micro-batches or more, not {micro}"
+    return ""
+
+
 def order(schedule: ScheduleName, chips: int, micro: int, chunks: int = 1) -> Order:
     """The pieces of each chip, in the order in which it does them."""
+    if chips < 1 or micro < 1 or chunks < 1:
+        raise ConfigError(f"{chips} stages, {micro} micro-batches and {chunks} chunks must each be 1 or more")
+    if schedule == "dualpipe" and chips == 1:
+        raise ConfigError("DualPipe needs two stages or more")
+    if why := unplayable(schedule, chips, micro):
+        raise ConfigError(why)
     if schedule in ("1f1b", "zb1p"):
-        if micro < chips:
-            raise ConfigError(f"{schedule} over {chips} stages needs {chips} micro-batches or more, not {micro}")
         return [_alone(_one_f_one_b(rank, chips, micro, split=schedule == "zb1p")) for rank in range(chips)]
     if schedule == "interleaved":
-        if micro % chips:
-            raise ConfigError(f"the interleaved schedule needs a multiple of {chips} micro-batches, not {micro}")
         return [_alone(_interleaved(rank, chips, micro, chunks)) for rank in range(chips)]
     if schedule == "dualpipe":
-        if chips % 2 or micro % 2 or micro < 2 * chips:
-            raise ConfigError(f"DualPipe needs an even number of stages and {2 * chips} micro-batches, an even number")
         return [list(_dualpipe(rank, chips, micro)) for rank in range(chips)]
-    if micro < 2 * chips:
-        raise ConfigError(f"DualPipeV over {chips} chips needs {2 * chips} micro-batches or more, not {micro}")
     return [list(_dualpipe_v(rank, chips, micro)) for rank in range(chips)]
 
 
@@ -147,7 +162,7 @@ def _needs(piece: Work, stages: int) -> list[tuple[str, int, int, int]]:
 
 def _one_f_one_b(rank: int, chips: int, micro: int, *, split: bool) -> list[Work]:
     """Warm up with a forward for each stage behind, then one forward, one backward; ZB1P lets weights wait so long."""
-    warm = chips - rank - 1
+    warm = min(chips - rank - 1, micro)
     found = [Work("F", i, rank) for i in range(warm)]
     for i in range(micro):
         if warm + i < micro:

@@ -39,6 +39,8 @@ TRAVEL_S = 77e-6
 VARIETY = 1.0
 """Standard deviation of the lengths of requests over their mean, as if they ended by chance: *assumed*. Traces of real
 services have longer tails still (arXiv 2401.17644, 2505.09999); equal lengths would be 0."""
+UNITS = tuple(2**k for k in range(11))
+"""Chips of a serving unit that are tried where their number is not given."""
 PREFILL_TOKENS = 16_384
 """Tokens of a prefill batch on one chip, as in DeepSeek's published profile."""
 
@@ -148,8 +150,10 @@ def serve(
     eff: Efficiency = FITTED,
 ) -> Serving:
     """Plan a serving unit; `chips=0` takes the fewest that hold it. Raises a ConfigError that says what would fit."""
-    if users < 1 or not 0 <= hits < 1:
-        raise ConfigError(f"users={users} must be 1 or more and hits={hits} lie in 0..1")
+    if chips < 0 or users < 1:
+        raise ConfigError(f"chips={chips} must be 0 (the fewest that hold it) or more, and users={users} 1 or more")
+    if not 0 <= hits < 1:
+        raise ConfigError(f"hits={hits} must lie in 0..1, and not every token can come from the cache")
     if not 0 <= variety <= 10:
         raise ConfigError(f"variety={variety} must lie in 0..10: 0 is requests of one length")
     for form in (weights, cache):
@@ -161,12 +165,11 @@ def serve(
             model, chips=n, users=users, context=context, weight_bytes=BYTES[weights], cache_bytes=BYTES[cache]
         )
 
-    if not chips:
-        sizes = [2**k for k in range(11)]
-        chips = next((n for n in sizes if sum(memory_of(n).values()) <= chip.memory_bytes), 0)
-    memory = memory_of(chips or 1024)
-    if sum(memory.values()) > chip.memory_bytes or not chips:
-        raise ConfigError("does not fit: " + _advice(model, chip, chips or 1024, users, context, memory, weights))
+    fewest = next((n for n in UNITS if sum(memory_of(n).values()) <= chip.memory_bytes), 0)
+    chips = chips or fewest or UNITS[-1]
+    memory = memory_of(chips)
+    if sum(memory.values()) > chip.memory_bytes:
+        raise ConfigError("does not fit: " + _advice(model, chip, chips, fewest, users, context, memory, weights))
     return Serving(
         model=model,
         chip=chip,
@@ -305,18 +308,22 @@ def _all_reduce(model: Outline, chip: Chip, chips: int, tokens: float, eff: Effi
 
 
 def _advice(
-    model: Outline, chip: Chip, chips: int, users: int, context: int, memory: dict[str, float], weights: str
-) -> str:
-    need = sum(memory.values())
+    model: Outline, chip: Chip, chips: int, fewest: int, users: int, context: int, memory: dict[str, float],
+    weights: str,
+) -> str:  # fmt: skip
+    """By how much it does not fit, and what would; `fewest` chips hold it (0: no unit does)."""
     largest = max(memory, key=lambda part: memory[part])
+    help_ = [f"{fewest:,} {chip.name}"] if fewest else []
     room = chip.memory_bytes - memory["weights"] - memory["buffers"]
-    if largest == "weights" or room <= 0:
-        fewer = ", ".join(form for form in ("fp8", "fp4") if BYTES[form] < BYTES[weights])
-        help_ = "more chips" + (f", or weights in {fewer}" if fewer else "")
-    else:
+    if room > 0:
         fits = int(room / (memory["cache"] / users))
-        help_ = f"{fits} users at this context, a context of {int(context * room / memory['cache']):,}, or more chips"
+        help_ += [f"{fits:,} users at this context"] if fits else []
+        help_ += [f"a context of {int(context * room / memory['cache']):,}"]
+    elif not fewest:
+        narrow = [form for form in ("fp8", "fp4") if BYTES[form] < BYTES[weights]]
+        help_ += [f"weights in {' or '.join(narrow)}"] if narrow else []
     return (
-        f"{model.name} for {users} users of {context:,} tokens needs {need / 1e9:.1f} GB on each of {chips}"
-        f" {chip.name}, which have {chip.memory_gb:g}; most of it is {largest}; what would fit: {help_}"
+        f"{model.name} for {users:,} users of {context:,} tokens needs {sum(memory.values()) / 1e9:,.1f} GB on each of"
+        f" {chips:,} {chip.name}, which have {chip.memory_gb:g}; most of it is {largest}; what would fit:"
+        f" {', '.join(help_) or 'a chip with more memory'}"
     )

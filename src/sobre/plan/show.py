@@ -1,17 +1,20 @@
 """Plans as tables for the terminal."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.plan.plan import short
-from sobre.plan.reasoning import DistillPlan, ReasoningPlan
 from sobre.plan.schedule import Placed, idle
-from sobre.plan.serving import Serving
-from sobre.plan.train import TrainingPlan
-from sobre.plan.validate import Validation
+
+if TYPE_CHECKING:
+    from sobre.plan.reasoning import DistillPlan, ReasoningPlan
+    from sobre.plan.serving import Serving
+    from sobre.plan.train import TrainingPlan
+    from sobre.plan.validate import Validation
 
 
-def training(plan: TrainingPlan) -> str:
+def training(plan: "TrainingPlan") -> str:
     """A training run: size, time, money, where the time goes, what a chip holds."""
     model, chip = plan.model, plan.chip
     usd = "no price for this chip" if plan.cost_usd is None else f"{money(plan.cost_usd)} at {chip.usd_per_h:g} usd/h"
@@ -42,7 +45,7 @@ def training(plan: TrainingPlan) -> str:
     return "\n".join(lines)
 
 
-def serving(plan: Serving, day: tuple[float, float] | None = None) -> str:
+def serving(plan: "Serving", day: tuple[float, float] | None = None) -> str:
     """A serving unit; `day` is the input and the output tokens of a day."""
     prices = {kind: plan.price(kind) for kind in ("input", "cached", "output")}
     money_line = (
@@ -75,7 +78,7 @@ def serving(plan: Serving, day: tuple[float, float] | None = None) -> str:
     return "\n".join(lines)
 
 
-def reasoning(plan: ReasoningPlan) -> str:
+def reasoning(plan: "ReasoningPlan") -> str:
     """Reinforcement learning."""
     usd = "" if plan.cost_usd is None else f", {money(plan.cost_usd)} at {plan.plan.chip.usd_per_h:g} usd/h"
     return "\n".join(
@@ -89,7 +92,7 @@ def reasoning(plan: ReasoningPlan) -> str:
     )
 
 
-def distillation(plan: DistillPlan) -> str:
+def distillation(plan: "DistillPlan") -> str:
     """A student and its teacher."""
     usd = "" if plan.cost_usd is None else f", {money(plan.cost_usd)} at {plan.plan.chip.usd_per_h:g} usd/h"
     teacher = plan.teacher
@@ -104,7 +107,7 @@ def distillation(plan: DistillPlan) -> str:
     )
 
 
-def validation(found: Validation) -> str:
+def validation(found: "Validation") -> str:
     """Predicted against published, fitted and left out side by side."""
     head = (
         f"{'run':<20} {'chip':<8} {'published':>12} {'predicted':>12} {'fitted':>8} {'left out':>9}  not scored because"
@@ -136,7 +139,7 @@ def validation(found: Validation) -> str:
     return "\n".join([*lines, f"constants: {constants}"])
 
 
-def comparison(plans: Sequence[TrainingPlan]) -> str:
+def comparison(plans: "Sequence[TrainingPlan]") -> str:
     """Training runs side by side."""
     rows = [
         ("", *[plan.model.name for plan in plans]),

@@ -2,21 +2,27 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil, prod
 from typing import Any
 
 from sobre.errors import ConfigError
 from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.plan.chips import Chip
 from sobre.plan.efficiency import FITTED, Efficiency
-from sobre.plan.layout import Layout, n_micro_batches, training_memory, what_would_fit
+from sobre.plan.layout import Layout, does_not_fit, n_micro_batches, training_memory
 from sobre.plan.outline import Outline
+from sobre.plan.schedule import unplayable
 from sobre.plan.step import StepWork, overhead, seconds, work
 from sobre.schemas import VERSION
 
+TRAINED = ("fp32", "bf16", "fp16", "fp8", "fp4")
+"""Formats of the matrix products of a training."""
 ROOM = 0.97
 """Share of a chip's memory that a plan may fill."""
 POWER_SHARE = 0.85
 """Mean draw in training over the thermal design power: *assumed*."""
+MOST_CHIPS = 131_072
+"""Where the search for what would fit ends: more than any published cluster has."""
 STATE = 12.0
 """Bytes of a saved parameter: master weight and two moments."""
 PUE = 1.1
@@ -132,27 +138,30 @@ def train(
     Raises a ConfigError that says which limit breaks first and what would help. `must_fit=False` takes the layout that
     comes nearest to fitting when none does: published runs did fit, whatever our estimate says.
     """
+    if precision not in TRAINED:
+        raise ConfigError(f"no training in {precision!r}; there are {', '.join(TRAINED)}")
+    fixed = fixed or {}
+    Layout(**fixed, data=fixed.get("expert", 1))  # a fault in what is asked for is named before anything is divided
     batch = batch_tokens or default_batch(model, seq_len, chips)
     fits: list[tuple[float, Layout, StepWork]] = []
     tightest: tuple[float, Layout] | None = None
-    for layout in layouts(model, chip, chips, seq_len, batch, fixed or {}):
-        n_micro = n_micro_batches(layout, batch, seq_len)
-        memory = sum(training_memory(model, layout, seq_len, n_micro, precision).values())
-        if tightest is None or memory < tightest[0]:
-            tightest = memory, layout
-        if memory > chip.memory_bytes * ROOM:
-            continue
-        load = work(model, chip, layout, seq_len=seq_len, batch_tokens=batch, precision=precision)
-        fits.append((sum(seconds(load, chip, eff).values()), layout, load))
+    for division in layouts(model, chip, chips, seq_len, batch, fixed):
+        n_micro = n_micro_batches(division[0], batch, seq_len)
+        for layout in division:
+            memory = sum(training_memory(model, layout, seq_len, n_micro, precision).values())
+            if tightest is None or memory < tightest[0]:
+                tightest = memory, layout
+            if memory <= chip.memory_bytes * ROOM:
+                load = work(model, chip, layout, seq_len=seq_len, batch_tokens=batch, precision=precision)
+                fits.append((sum(seconds(load, chip, eff).values()), layout, load))
+                break  # what computes more of it again is no faster
     if tightest is None:
-        raise ConfigError(
-            f"no layout divides {chips} chips and a batch of {batch:,.0f} tokens of {seq_len} as asked;"
-            " a power of two of chips, or a larger batch, would do"
-        )
+        raise ConfigError(_why_no_layout(model, chips, seq_len, batch, fixed))
     if not fits and must_fit:
         n_micro = n_micro_batches(tightest[1], batch, seq_len)
         parts = training_memory(model, tightest[1], seq_len, n_micro, precision)
-        raise ConfigError("does not fit: " + what_would_fit(model, chip, tightest[1], parts))
+        better = _what_would_fit(model, chip, chips, seq_len, batch_tokens, precision, fixed)
+        raise ConfigError(f"{does_not_fit(model, chip, tightest[1], parts)}; what would fit: {better}")
     if not fits:
         load = work(model, chip, tightest[1], seq_len=seq_len, batch_tokens=batch, precision=precision)
         fits.append((sum(seconds(load, chip, eff).values()), tightest[1], load))
@@ -181,6 +190,43 @@ def train(
     )
 
 
+def _why_no_layout(model: Outline, chips: int, seq_len: int, batch: float, fixed: dict[str, Any]) -> str:
+    """What stands against every division, and what would do."""
+    each = prod(fixed.get(name, 1) for name in ("tensor", "pipeline", "context"))
+    pipeline, expert, experts = fixed.get("pipeline", 1), fixed.get("expert", 1), _n_experts(model)
+    data = chips // each
+    if chips % each:
+        return f"tensor x pipeline x context = {each} does not divide {chips:,} chips; {each * (data + 1):,} would do"
+    if pipeline > model.n_layers:
+        return f"a pipeline of {pipeline} stages is longer than the {model.n_layers} layers of {model.name}"
+    if expert > max(1, experts):
+        return f"expert={expert} and {model.name} has {experts or 'no'} routed experts; {max(1, experts)} would do"
+    if chips // pipeline % expert:
+        return f"expert={expert} does not divide the {chips // pipeline:,} chips of a pipeline stage"
+    if "schedule" in fixed and (why := unplayable(fixed["schedule"], pipeline, int(batch / (seq_len * data)))):
+        return why
+    return (
+        f"a batch of {batch:,.0f} tokens is not one sequence of {seq_len:,} for each of {data:,} data-parallel chips;"
+        f" {data * seq_len:,} tokens would do, or fewer chips"
+    )
+
+
+def _what_would_fit(
+    model: Outline, chip: Chip, chips: int, seq_len: int, batch: float, precision: str, fixed: dict[str, Any]
+) -> str:
+    """The same chips divided freely, or how often as many of them, found by trying."""
+    for kept, words in ((fixed, ""), ({}, " divided otherwise")):
+        for many in (chips * 2**k for k in range(MOST_CHIPS.bit_length())):
+            if many > max(MOST_CHIPS, chips):
+                break
+            here = batch or default_batch(model, seq_len, many)
+            for layout in (one for division in layouts(model, chip, many, seq_len, here, kept) for one in division):
+                parts = training_memory(model, layout, seq_len, n_micro_batches(layout, here, seq_len), precision)
+                if sum(parts.values()) <= chip.memory_bytes * ROOM:
+                    return f"{many:,} {chip.name}{words}, such as {layout}"
+    return f"nothing up to {max(MOST_CHIPS, chips):,} {chip.name}; a larger batch, or a chip with more memory"
+
+
 def default_batch(model: Outline, seq_len: int, chips: int) -> float:
     """Tokens of a step: 0.5M for small models to 64M for the largest, but never less than one sequence for 8 chips."""
     tokens = min(max(2**19, 2 ** (19 + _log2(model.active / 1e9))), 2**26)
@@ -190,8 +236,8 @@ def default_batch(model: Outline, seq_len: int, chips: int) -> float:
 
 def layouts(
     model: Outline, chip: Chip, chips: int, seq_len: int, batch: float, fixed: dict[str, Any]
-) -> Iterator[Layout]:
-    """Divisions worth a look; what `fixed` names is kept."""
+) -> Iterator[list[Layout]]:
+    """Divisions worth a look, each with what may be computed again, the cheapest first; what `fixed` names is kept."""
 
     def choices(name: str, values: list[Any]) -> list[Any]:
         return [fixed[name]] if name in fixed else values
@@ -215,14 +261,18 @@ def layouts(
                 for expert in experts:
                     if (data * context * tensor) % expert or expert > max(1, _n_experts(model)):
                         continue
-                    schedules = choices("schedule", ["zb1p"] if pipeline > 1 else ["1f1b"])
+                    few = pipeline == 1 or ceil(batch / (seq_len * data)) < pipeline
+                    schedules = choices("schedule", ["1f1b" if few else "zb1p"])
                     for schedule in schedules:
                         for zero in zeros:
                             if zero == 3 and pipeline > 1 and "zero" not in fixed:
                                 continue
-                            for recompute in recomputes:
-                                for micro in _micro_batches(seq_len, data, batch, pipeline):
-                                    yield Layout(
+                            for micro in _micro_batches(seq_len, data, batch, pipeline):
+                                mine = max(1, ceil(batch / (seq_len * data * micro)))
+                                if unplayable(schedule, pipeline, mine):
+                                    continue
+                                yield [
+                                    Layout(
                                         data=data,
                                         tensor=tensor,
                                         pipeline=pipeline,
@@ -234,6 +284,8 @@ def layouts(
                                         chunks=_chunks(model, schedule, pipeline),
                                         recompute=recompute,
                                     )
+                                    for recompute in recomputes
+                                ]
 
 
 def _micro_batches(seq_len: int, data: int, batch: float, pipeline: int) -> list[int]:

@@ -159,6 +159,10 @@ def test_a_machine_s_measured_rate_stands_and_a_data_sheet_s_is_brought_down():
 
 
 def test_what_cannot_be_bought_says_why():
+    with pytest.raises(ConfigError, match="years on 1 h100: time breaks first; .* 1.1e22flop, or about 512 h100"):
+        buy("3e24flop", chip("h100"), 1)
+    assert buy("1.1e22flop", chip("h100"), 1).hours < 366 * 24
+    assert buy("3e24flop", chip("h100"), 512).hours < 512 * 366 * 24
     with pytest.raises(ConfigError, match="needs a rent"):
         buy("20usd", chip("m4-max"), 1)
     with pytest.raises(ConfigError, match="smallest"):

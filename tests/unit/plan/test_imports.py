@@ -18,6 +18,14 @@ def test_plan_ledger_and_schemas_import_without_torch():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_questions_of_the_planner_are_shown_without_a_library():
+    code = "import sys; from sobre.cli import main; main(['plan', '--help'])"
+    code += "; print([name for name in sys.modules if name.split('.')[0] in ('pydantic', 'tyro', 'torch')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("sobre plan: what would this budget buy")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("question", ["validate", "demo --budget 10m"])
 def test_a_plan_is_made_in_few_times_what_it_takes_to_import_the_libraries(question):
     """A ratio of the processor's clock, the better of two: the libraries need some 0.15 s on a machine at rest."""

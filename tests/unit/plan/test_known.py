@@ -1,6 +1,7 @@
 """Known models have their published sizes; unknown ones and broken files are named."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,14 @@ def test_a_config_is_read_from_its_file_ours_or_theirs(tmp_path: Path):
     [
         ({"model_type": "quen3"}, "perhaps qwen3"),
         ({"model_type": "llama", "hidden_size": 64}, "num_hidden_layers"),
+        ({"model_type": ["llama"]}, "model_type=.* must be text"),
+        ({"model_type": "qwen3", "hidden_size": 64.0}, "hidden_size=64.0 must be a whole number above 0"),
+        ({"model_type": "qwen3", "layer_types": 7}, "layer_types=7 must be a list of words"),
+        ({"model_type": "qwen3", "num_hidden_layers": 3, "layer_types": ["full_attention"]}, "1 entries for 3 layers"),
+        ({"model_type": "qwen3", "tie_word_embeddings": "false"}, "must be true or false"),
+        ({"model_type": "qwen3", "num_hidden_layers": 10**9}, "whole number from 1 to 10,000"),
+        ({"model_type": "deepseek_v3", "rope_scaling": {"type": "yarn", "factor": "40"}}, "factor='40'"),
+        ({"model_type": "gemma3", "text_config": {"hidden_size": "a"}}, "text_config: hidden_size"),
         ({"model_type": "llama", "hidden_size": -1, "num_hidden_layers": 2, "vocab_size": 9}, "hidden_size=-1"),
         ({"model_type": "deepseek_v3", "hidden_size": 64}, "needs the key"),
         ({"nothing": 1}, "neither"),
@@ -162,3 +171,32 @@ def test_a_file_that_is_no_model_says_what_is_missing(tmp_path: Path, tree, mess
     path.write_text(json.dumps(tree))
     with pytest.raises(ConfigError, match=message):
         model(str(path))
+
+
+def test_a_config_with_wrong_values_is_counted_or_refused_by_name(tmp_path: Path):
+    """Known models with one or two keys replaced, removed or added, at random: no fault ends in a traceback."""
+    rng, path = random.Random(0), tmp_path / "config.json"
+    wrong = [None, 0, -1, 1.5, "a", [], {}, True, 10**30, float("nan"), [1, 2], ["full_attention"], {"a": 1}]
+    often = [
+        "layer_types",
+        "rope_scaling",
+        "sliding_window",
+        "mlp_only_layers",
+        "n_group",
+        "q_lora_rank",
+        "text_config",
+    ]
+    refused = 0
+    for _ in range(250):
+        tree = dict(rng.choice(list(known().values())))
+        for key in rng.choices([*tree, *often], k=2):
+            tree[key] = rng.choice(wrong)
+        path.write_text(json.dumps(tree))
+        try:
+            found = model(str(path))
+        except ConfigError as error:
+            refused += str(error).startswith(str(path))
+        else:
+            assert type(found.total) is int
+            assert found.active > 0
+    assert refused > 100

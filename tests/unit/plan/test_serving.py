@@ -95,7 +95,8 @@ def test_the_fewest_chips_that_hold_the_model_are_taken():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"chips": 1}, ["does not fit", "weights", "fp8"]),
+        ({"chips": 1}, ["does not fit", "weights", "what would fit: 2 h100"]),
+        ({"chips": -1}, ["chips=-1"]),
         ({"chips": 4, "users": 4000, "context": 32_768}, ["cache", "users at this context"]),
         ({"users": 0}, ["users=0"]),
         ({"hits": 1.0}, ["hits=1.0"]),

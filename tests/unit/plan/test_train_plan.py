@@ -118,11 +118,23 @@ def test_restarts_grow_with_the_number_of_chips():
 @pytest.mark.parametrize(
     ("name", "on", "chips", "fixed", "words"),
     [
-        ("llama-3.1-405b", "h100", 8, {}, ["does not fit", "optimizer", "80"]),
+        (
+            "llama-3.1-405b",
+            "h100",
+            8,
+            {},
+            ["memory breaks first", "optimizer", "80", "128 h100, such as"],
+        ),
+        ("llama-3.1-405b", "rtx4090", 8, {}, ["of it is optimizer", "what would fit: 512 rtx4090, such as", "ZeRO 3"]),
         ("llama-3.1-8b", "rtx4090", 1, {}, ["does not fit", "24"]),
-        ("llama-3.1-70b", "h100", 64, {"tensor": 1, "pipeline": 1, "zero": 1}, ["does not fit", "ZeRO"]),
-        ("llama-3.1-8b", "h100", 7, {"tensor": 4}, ["no layout divides 7 chips"]),
-        ("deepseek-v3", "h800", 64, {"expert": 256}, ["no layout"]),
+        ("llama-3.1-70b", "h100", 64, {"tensor": 1, "pipeline": 1, "zero": 1}, ["64 h100 divided otherwise", "ZeRO 3"]),
+        ("llama-3.1-8b", "h100", 7, {"tensor": 4}, ["4 does not divide 7 chips; 8 would do"]),
+        ("llama-3.1-8b", "h100", 8, {"expert": 2}, ["no routed experts"]),
+        ("llama-3.1-8b", "h100", 99, {"pipeline": 99}, ["99 stages is longer than the 32 layers"]),
+        ("llama-3.1-8b", "h100", 8, {"tensor": 0}, ["tensor=0"]),
+        ("llama-3.1-8b", "h100", 8, {"recompute": "some"}, ["no recompute 'some'", "selective"]),
+        ("deepseek-v3", "h800", 64, {"expert": 256}, ["expert=256 does not divide the 64 chips"]),
+        ("deepseek-v3", "h800", 30, {"pipeline": 15, "schedule": "dualpipe"}, ["even number of stages"]),
     ],
 )
 def test_what_cannot_be_says_which_limit_breaks_first(name, on, chips, fixed, words):
