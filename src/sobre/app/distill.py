@@ -40,7 +40,7 @@ def read(argv: list[str]) -> tuple[Recipe, RunOptions]:
     if recipe.says_nothing and options.resume:  # the folder's own recipe goes on
         return recipe, options
     if bool(recipe.start.model) == options.student_from_nothing:
-        raise ConfigError("sobre distill teaches a student: --student FOLDER (or a hub id), or --student-from-nothing")
+        raise ConfigError("who is taught? --student FOLDER (or a hub id), or --student-from-nothing")
     if options.student_from_nothing and recipe.distill.method == "on_policy":
         raise ConfigError("a student from nothing has no answers to learn from on-policy; begin with --method text")
     name = "distill" if recipe.name == Recipe().name else recipe.name

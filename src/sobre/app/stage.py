@@ -26,6 +26,6 @@ def read(stage: StageName, argv: list[str]) -> tuple[Recipe, RunOptions]:
     if recipe.says_nothing and options.resume:  # the folder's own recipe goes on
         return recipe, options
     if not recipe.start.model and stage != "pretrain":
-        raise ConfigError(f"sobre {stage} goes on from a model: --model FOLDER (of a run: out/demo/base) or a hub id")
+        raise ConfigError("this stage goes on from a model: --model FOLDER (of a run: out/demo/base) or a hub id")
     name = stage if recipe.name == Recipe().name else recipe.name
     return replace(recipe, name=name, stages=(stage,)), options

@@ -23,6 +23,7 @@ from typing import Any
 from sobre.errors import ConfigError, DataError
 from sobre.tasks.base import Problem
 from sobre.tasks.judges import LETTERS
+from sobre.tasks.registry import TASKS
 
 KNOWN: Mapping[str, tuple[str, ...]] = {
     "gsm8k": ("gsm8k_test", "gsm8k_test_first_half", "gsm8k"),
@@ -52,7 +53,13 @@ def find_file(name: str, folder: Path) -> Path:
         for ending in ENDINGS:
             if found := sorted(folder.rglob(f"{stem}{ending}")):
                 return found[0]
-    raise ConfigError(f"{name}: no file {' or '.join(stems)} with an ending of {', '.join(ENDINGS)} under {folder}")
+    missing = f"no file {' or '.join(stems)} with an ending of {', '.join(ENDINGS)} under {folder}"
+    if name in KNOWN:
+        raise ConfigError(f"{name}: {missing}")
+    raise ConfigError(
+        f"{name} is neither a generated task ({', '.join(sorted(TASKS))}) nor a well-known set ({', '.join(KNOWN)}),"
+        f" and there is {missing}; NAME=PATH names a file of your own"
+    )
 
 
 def read_problems(path: Path, name: str, reject: Reject | None = None) -> list[Problem]:

@@ -68,6 +68,8 @@ def test_gzip_and_parquet_hold_the_same_problems(tmp_path: Path) -> None:
     assert find_file("set", tmp_path) == tmp_path / "set.jsonl"
     with pytest.raises(ConfigError, match="gsm8k: no file gsm8k_test or"):
         find_file("gsm8k", tmp_path)
+    with pytest.raises(ConfigError, match=r"nosuch is neither a generated task \(.*countdown.*gsm8k.*NAME=PATH"):
+        find_file("nosuch", tmp_path)
 
 
 @pytest.mark.parametrize(
