@@ -3,7 +3,7 @@
 import pytest
 
 from sobre.serve.errors import ApiError
-from sobre.serve.keys import Account, Limits
+from sobre.serve.keys import Account, Keyring, Limits, parse_key
 
 HELLO = {"model": "scripted", "messages": [{"role": "user", "content": "3+4?"}]}
 PATH = "/v1/chat/completions"
@@ -99,3 +99,14 @@ def test_keys_have_limits_of_their_own_and_an_administrator_sees_them_all(servin
         assert 'sobre_http_requests_total{status="429"} 1.0' in text
         assert not any(key in text for key in ("k1", "k2", "3+4"))
         assert live.http.get("/v1/models", headers={"x-api-key": "k2"}).status_code == 200
+
+
+def test_what_a_key_has_computed_is_its_own_whatever_its_name_or_place():
+    def ids(*lines):
+        keys = [parse_key(line, number + 1, Limits()) for number, line in enumerate(lines)]
+        ring = Keyring(keys)
+        return [ring.find(key.text).id for key in keys]
+
+    assert ids("a", "b") == ids("b", "a")[::-1]
+    assert len(set(ids("a name=ann", "b name=ann"))) == 2
+    assert Keyring([]).anyone.id == ""
