@@ -9,7 +9,7 @@ Three choices make it fast on CPUs:
   which in bfloat16 takes 0.6 ms, three times the product itself. Padding rows repeat token 0 with weight 0: they add
   exact zeros, forward and backward.
 A pass without gradients on few tokens (decoding) skips the padding; on one token it sorts nothing and calls no product
-for the experts that it does not visit.
+for the experts that it does not visit (where there is a compiler, it is one call: native/experts.py).
 
 Shapes: N tokens, D width, E experts, A active, F expert width, M copies (N * A), P padded copies, U rows of one expert.
 """
@@ -25,6 +25,8 @@ from torch.autograd.function import once_differentiable
 from sobre.kernels import reference
 
 PAD = 32
+OneToken = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x_1D, experts_1A, weights_1A, gate_EFD, up_EFD, down_EDF) to y_1D."""
 
 
 class Plan(NamedTuple):
@@ -62,14 +64,23 @@ def plan_rows(experts_NA: Tensor, n_experts: int, pad: int) -> Plan:
 
 
 def moe_ffn(
-    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+    x_ND: Tensor,
+    experts_NA: Tensor,
+    weights_NA: Tensor,
+    gate_EFD: Tensor,
+    up_EFD: Tensor,
+    down_EDF: Tensor,
+    one_token: OneToken | None = None,
 ) -> Tensor:
-    """The same function as `reference.moe_ffn`; in bfloat16 the routing weights are rounded to it."""
+    """The same function as `reference.moe_ffn`; in bfloat16 the routing weights are rounded to it.
+
+    `one_token` is what a single token goes through without gradients, torch's products unless given.
+    """
     weights_NA = weights_NA.to(x_ND.dtype)
     tensors = (x_ND, weights_NA, gate_EFD, up_EFD, down_EDF)
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if not learns and experts_NA.shape[0] == 1 and experts_NA.device.type == "cpu":  # elsewhere the host would wait
-        return _one_token(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+        return (one_token or _one_token)(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
     if not learns and experts_NA.numel() <= PAD * gate_EFD.shape[0]:
         return _few_tokens(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
     return _RoutedExperts.apply(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)

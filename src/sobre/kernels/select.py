@@ -38,6 +38,7 @@ from sobre.kernels.fp8 import Quantised
 from sobre.kernels.kept import Blocks
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
+from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import paged as native_paged
 from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.paged import Places
@@ -122,6 +123,13 @@ def _native_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kept_NB
     return loss.linear_nll(hidden_ND, weight_VD, targets_N, kept_NB, turn=native_pointwise.logits_to_errors)
 
 
+def _native_moe(
+    x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    one_token = native_experts.one_token
+    return moe.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, one_token)
+
+
 def _grouped_moe(
     x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
@@ -171,6 +179,15 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("causal_attention", "reference", reference.causal_attention),
     Kernel("grouped_linear", "grouped", moe.grouped_linear, reason="torch's grouped product"),
     Kernel("grouped_linear", "reference", reference.grouped_linear),
+    Kernel(
+        "moe_ffn",
+        "native",
+        _native_moe,
+        ("cpu",),
+        (torch.float32,),
+        "as routed, and a single token in C",
+        native.lacks,
+    ),
     Kernel("moe_ffn", "routed", moe.moe_ffn, ("cpu",), reason="one sort, one autograd node, padded row counts"),
     Kernel("moe_ffn", "grouped", _grouped_moe, reason="grouped products, nothing asked of the device"),
     Kernel("moe_ffn", "reference", reference.moe_ffn),

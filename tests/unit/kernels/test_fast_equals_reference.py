@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from sobre.kernels import attention, experts, loss, moe, pointwise, reference, sdpa, select, tail
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
+from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.paged import Places
 
@@ -416,6 +417,18 @@ def test_a_number_draws_the_first_token_whose_sum_exceeds_it(n_words):
 def test_attention_in_c_is_attention(lengths, heads, groups, qk, v):
     tensors = ragged(lengths, heads, groups, qk, v, F32)
     assert_same(native_attention.causal_attention, reference.causal_attention, tensors, lengths, qk**-0.5)
+
+
+@compiled
+@pytest.mark.parametrize(("d", "f", "n_active"), [(3, 5, 1), (64, 40, 3), (33, 128, 8)])
+def test_the_experts_of_one_token_in_c_are_theirs_and_no_other_is_read(d, f, n_active):
+    x_1D, weights_1A, experts_A = randn(1, d, dtype=F32), randn(1, n_active, dtype=F32, seed=1), torch.arange(8).flip(0)
+    stacked = [randn(9, *size, dtype=F32, seed=seed) for seed, size in enumerate(((f, d), (f, d), (d, f)), 2)]
+    given = (x_1D, experts_A[None, :n_active], weights_1A)
+    wanted = reference.moe_ffn(x_1D.double(), given[1], weights_1A.double(), *[weight.double() for weight in stacked])
+    unread = torch.tensor([e for e in range(9) if e not in experts_A[:n_active].tolist()])
+    got = native_experts.one_token(*given, *[weight.index_fill(0, unread, math.nan) for weight in stacked])
+    assert (got - wanted).norm() / wanted.norm() < TOLERANCE[F32]
 
 
 @compiled

@@ -30,7 +30,7 @@ def test_an_override_holds_inside_its_block_only():
 
 
 def test_asking_for_an_unknown_kernel_lists_those_there_are():
-    with pytest.raises(ConfigError, match="routed, grouped, reference"), select.override("moe_ffn", "magic"):
+    with pytest.raises(ConfigError, match="native, routed, grouped, reference"), select.override("moe_ffn", "magic"):
         pass
     with pytest.raises(ConfigError, match="known operations: .*moe_ffn"), select.override("moe", "reference"):
         pass

@@ -6,6 +6,7 @@
 #define MANY 16384 /* numbers that are worth a second thread */
 #define ROWS 64    /* rows whose share of a weight's gradient is summed by itself: the same sum for any threads */
 
+/* `inverse`, what the gradient needs, may be NULL. */
 void rms_norm(const float *x, const float *weight, float *y, float *inverse, size n, size d, float eps) {
 #pragma omp parallel for if (n * d > MANY)
   for (size i = 0; i < n; i++) {
@@ -20,7 +21,7 @@ void rms_norm(const float *x, const float *weight, float *y, float *inverse, siz
     }
     for (size t = j; t < d; t++) rest += xi[t] * xi[t];
     float scale = 1.0f / sqrtf((sum(squares) + rest) / (float)d + eps);
-    inverse[i] = scale;
+    if (inverse) inverse[i] = scale;
     for (size t = 0; t < d; t++) yi[t] = xi[t] * scale * weight[t];
   }
 }

@@ -18,7 +18,7 @@ ROWS = 64
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The same function as `reference.rms_norm`."""
     if not torch.is_grad_enabled():
-        return _norm(x.contiguous(), weight, eps)[0]
+        return _norm(x.contiguous(), weight, eps, None)
     return _RMSNorm.apply(x, weight, eps)
 
 
@@ -41,12 +41,11 @@ def logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Ten
     return logits_NV
 
 
-def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    d = x.shape[-1]
-    n = x.numel() // d
-    y, inverse_N = torch.empty_like(x), x.new_empty(n)
-    call("rms_norm", x, weight, y, inverse_N, n, d, float(eps))
-    return y, inverse_N
+def _norm(x: Tensor, weight: Tensor, eps: float, inverse_N: Tensor | None) -> Tensor:
+    """The normed rows; fills what the gradient needs, where it is asked for."""
+    y, d = torch.empty_like(x), x.shape[-1]
+    call("rms_norm", x, weight, y, inverse_N, x.numel() // d, d, float(eps))
+    return y
 
 
 def _turned(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool, turn: float) -> Tensor:
@@ -65,7 +64,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        y, inverse_N = _norm(x, weight, eps)
+        inverse_N = x.new_empty(x.numel() // x.shape[-1])
+        y = _norm(x, weight, eps, inverse_N)
         ctx.save_for_backward(x, weight, inverse_N)
         return y
 
