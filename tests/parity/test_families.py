@@ -103,6 +103,7 @@ SHAPES = {
     "glm4_moe grouped, whole heads rotated": gqa_moe(
         replace(MOE, n_groups=2, n_dense_layers=0, norm_weights=False), n_kv_heads=1
     ),
+    "glm4_moe no layer routes": replace(DENSE, attention=replace(GQA, qk_norm=True, qkv_bias=True, rope_dim=6)),
     "minimax_m2": gqa_moe(
         replace(MOE, n_shared=0, n_dense_layers=0, d_ff=16), qk_norm=True, norm_all_heads=True, rope_dim=6
     ),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sobre.models.config import GQAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, ModelConfig, MoEConfig
 from sobre.models.families.base import (
     EXPERTS,
     FFN,
@@ -58,8 +58,9 @@ def _to_theirs(cfg: ModelConfig) -> dict[str, Any]:
 
 def _accepts(cfg: ModelConfig) -> bool:
     moe = cfg.ffn
-    fits = has_gqa(cfg, ffn=MoEConfig, qk_norm=..., qkv_bias=..., rope_dim=...) and not cfg.ffn_bias
-    return fits and isinstance(moe, MoEConfig) and moe.score == "sigmoid" and moe.biased and not moe.dense_layers
+    routes = isinstance(moe, MoEConfig) and moe.score == "sigmoid" and moe.biased and not moe.dense_layers
+    fits = has_gqa(cfg, ffn=type(moe), qk_norm=..., qkv_bias=..., rope_dim=...) and not cfg.ffn_bias
+    return fits and (routes or (isinstance(moe, DenseConfig) and not cfg.n_mtp))  # the module's block would route
 
 
 GLM4_MOE = Family(
