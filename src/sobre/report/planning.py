@@ -50,10 +50,11 @@ def page(plan: TrainingPlan, found: Validation) -> str:
     unit = "hours of chips" if price is None else "dollars"
     sections = [
         (f"Where the {unit} go", _bars(plan), "Parts of a training step, over the whole run."),
-        ("What a chip holds", _memory(plan), f"Peak bytes on the fullest chip, of {plan.chip.memory_gb:g} GB."),
+        ("What a chip holds", _memory(plan), f"Peak on the fullest chip, as shares of its {plan.chip.memory_gb:g} GB."),
     ]
     if plan.layout.pipeline > 1:
-        note = "One step with few micro-batches, played out. Forward, backward, gradients of weights; blank is waiting."
+        stages = f"{_shown(plan.layout)} of its {plan.layout.pipeline} stages"
+        note = f"The schedule with {stages} and few micro-batches, played out; blank is waiting."
         sections.append(("Who computes when", _timeline(plan.layout), note))
     sections.append(
         (
@@ -61,7 +62,8 @@ def page(plan: TrainingPlan, found: Validation) -> str:
             _scatter(found),
             f"Chip-hours of {every['n']} scored runs, each predicted with constants fitted without it: median"
             f" error {every['median']:.1%}, {late['median']:.1%} since 2024, the worst {every['worst']:.2f} times."
-            " Red is 2024 and later; hollow dots are runs whose hours or tokens do not measure plain pretraining.",
+            " Red is 2024 and later; hollow dots are runs whose hours or tokens do not measure plain pretraining."
+            " The lines beside the middle are a quarter off.",
         )
     )
     body = "".join(
@@ -73,14 +75,15 @@ def page(plan: TrainingPlan, found: Validation) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{css}</style></head><body><main><h1>{escape(title)}</h1>"
-        f"<table><tbody>{rows}</tbody></table>{body}</main></body></html>\n"
+        f'<table class="facts"><tbody>{rows}</tbody></table>{body}</main></body></html>\n'
     )
 
 
 def _bars(plan: TrainingPlan) -> str:
     whole = plan.gpu_hours if plan.cost_usd is None else plan.cost_usd
     parts = {name: value / plan.step_s * whole for name, value in plan.parts.items() if value > 0.002 * plan.step_s}
-    return _horizontal("money", {NAMES.get(name, name): value for name, value in parts.items()}, whole)
+    named = {NAMES.get(name, name): value for name, value in parts.items()}
+    return _horizontal("money", named, whole, "h" if plan.cost_usd is None else "usd")
 
 
 def _memory(plan: TrainingPlan) -> str:
@@ -88,13 +91,13 @@ def _memory(plan: TrainingPlan) -> str:
     return _horizontal("memory", parts, plan.chip.memory_gb, "GB")
 
 
-def _horizontal(name: str, parts: dict[str, float], whole: float, unit: str = "") -> str:
+def _horizontal(name: str, parts: dict[str, float], whole: float, unit: str) -> str:
     ordered = sorted(parts.items(), key=lambda item: item[1])
     with style(name):
         drawing, [panel] = figure(7.6, 0.6 + 0.3 * len(ordered))
         for y, (_, value) in enumerate(ordered):
             panel.barh(y, value, height=0.62, color=colour("rl"))
-            text = f"{_short(value)} {unit}".strip() + f", {value / whole:.0%}"
+            text = f"{_short(value)} {unit}, {value / whole:.0%}"
             panel.annotate(
                 text, (value, y), xytext=(4, 0), textcoords="offset points", va="center", color=colour("ink")
             )
@@ -106,8 +109,7 @@ def _horizontal(name: str, parts: dict[str, float], whole: float, unit: str = ""
 
 
 def _timeline(layout: Layout) -> str:
-    chips = min(layout.pipeline, MOST_CHIPS)
-    chips -= chips % 2
+    chips = _shown(layout)
     micro = {"dualpipe": 2 * chips + 4, "dualpipev": 2 * chips + 2}.get(layout.schedule, 2 * chips)
     chunks = min(layout.chunks, 3)
     per_chip = {"interleaved": chunks, "dualpipev": 2}.get(layout.schedule, 1)
@@ -131,6 +133,12 @@ def _timeline(layout: Layout) -> str:
         return to_svg(drawing, "timeline of the pipeline")
 
 
+def _shown(layout: Layout) -> int:
+    """Stages of the timeline: an even number, which every schedule can play."""
+    chips = min(layout.pipeline, MOST_CHIPS)
+    return chips - chips % 2
+
+
 def _draw(panel: Axes, pieces: list[Placed], tone: str, word: str) -> None:
     """Bars of one kind, one collection a chip."""
     for chip in sorted({piece.chip for piece in pieces}):
@@ -144,7 +152,7 @@ def _draw(panel: Axes, pieces: list[Placed], tone: str, word: str) -> None:
 def _scatter(found: Validation) -> str:
     with style("published"):
         drawing, [panel] = figure(7.6, 5.0)
-        low, high = 2e2, 1e8
+        low, high = 1e1, 1e8
         panel.plot([low, high], [low, high], color=colour("muted"), linewidth=0.8)
         for factor in (1.25, 1 / 1.25):
             panel.plot([low, high], [low * factor, high * factor], color=colour("rule"), linewidth=0.8)

@@ -14,5 +14,7 @@ def test_the_page_shows_money_memory_schedule_and_validation(tmp_path):
     text = out.read_text()
     assert text.count("<svg") == 4
     assert "671,026,419,200" in text
+    assert "usd, 26%" in text  # a bar of money says its unit
+    assert "8 of its 16 stages" in text
     assert "<script" not in text
     assert "http" not in text.replace("http://www.w3.org", "")
