@@ -26,6 +26,7 @@ class Llama:
 
         self.cpp: Any = llama_cpp
         self.threads = threads
+        self.cpp.llama_backend_init()
         options = self.cpp.llama_model_default_params()
         options.n_gpu_layers = 0
         self.model = self.cpp.llama_model_load_from_file(str(path).encode(), options)

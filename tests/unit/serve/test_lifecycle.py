@@ -142,6 +142,19 @@ def test_a_body_that_is_too_large_or_too_slow_is_refused(serving, slow, connect)
         sock.close()
 
 
+def test_two_hundred_bodies_that_never_end_keep_nobody_out_and_are_told_408(serving, slow, connect):
+    with serving(slow, read_timeout_s=1.0) as live:
+        sockets = [connect(live.url) for _ in range(200)]
+        for sock in sockets:
+            sock.sendall(head(50) + b"{")
+        began = time.monotonic()
+        assert live.http.post(PATH, json=HELLO | {"max_tokens": 1}).status_code == 200
+        assert time.monotonic() - began < 5
+        assert all(sock.recv(100).startswith(b"HTTP/1.1 408") for sock in sockets)
+        for sock in sockets:
+            sock.close()
+
+
 def test_more_requests_than_may_wait_are_told_429_and_when_to_come_back(serving, slow, connect, eventually):
     with serving(slow, max_open=2) as live:
         sock = raw_post(connect, live, n=2)
