@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,11 @@ class Chip:
         for name in ("bf16", "memory_gb", "bandwidth", "watts", "node"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"chip {self.name}: {name}={getattr(self, name)} must be above 0")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and not 0 <= value < inf:
+                raise ConfigError(f"chip {self.name}: {name}={value} must be finite and 0 or more")
+        if self.node != int(self.node):
+            raise ConfigError(f"chip {self.name}: node={self.node} must be a whole number of chips")
         if self.usd_per_h is not None and not self.price_source:
             raise ConfigError(f"chip {self.name}: a price needs its source and date in price_source")
 
@@ -72,6 +78,14 @@ class Chip:
     @property
     def bytes_per_s(self) -> float:
         return self.bandwidth * 1e9
+
+    def check_joined(self, chips: int) -> None:
+        """Refuse chips that nothing joins."""
+        if chips > 1 and not (self.network or chips <= self.node and self.link):
+            which = "link and network are" if not self.link else f"network is, beyond a node of {self.node},"
+            raise ConfigError(
+                f"{chips:,} {self.name}: nothing joins them: their {which} 0; one chip, or another number"
+            )
 
     def usd(self, hours: float) -> float | None:
         """The rent of this chip for some hours; None where no price is known."""

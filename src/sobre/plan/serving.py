@@ -167,6 +167,7 @@ def serve(
 
     fewest = next((n for n in UNITS if sum(memory_of(n).values()) <= chip.memory_bytes), 0)
     chips = chips or fewest or UNITS[-1]
+    chip.check_joined(chips)
     memory = memory_of(chips)
     if sum(memory.values()) > chip.memory_bytes:
         raise ConfigError("does not fit: " + _advice(model, chip, chips, fewest, users, context, memory, weights))
@@ -183,7 +184,7 @@ def serve(
         memory=memory,
         decode_s=decode_step(model, chip, chips, users / chips, context, weights, cache, eff),
         prefill_s=prefill_token(model, chip, chips, context, hits, weights, eff, variety),
-        cached_s=model.cache_bytes_per_token(BYTES[cache]) / (chip.network / 2 * 1e9 * eff.link),
+        cached_s=model.cache_bytes_per_token(BYTES[cache]) / (chip.network / 2 * 1e9 * eff.link or chip.bytes_per_s),
     )
 
 

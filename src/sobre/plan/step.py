@@ -7,6 +7,7 @@ definitions say over the slowest link on their way. All counts are for one chip 
 """
 
 from dataclasses import dataclass
+from math import inf
 
 from sobre.plan.chips import BYTES, Chip
 from sobre.plan.efficiency import (
@@ -125,7 +126,8 @@ def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:
     def products(one: Products) -> float:
         return one.flops / (chip.peak(one.precision) * rate) + eff.traffic * one.bytes / memory
 
-    link, network = max(chip.link, chip.network) / 2 * 1e9 * eff.link, chip.network / 2 * 1e9 * eff.link
+    one_way = eff.link * 1e9 / 2  # infinite where there is no link: nothing is sent over it then
+    link, network = (max(chip.link, chip.network) or inf) * one_way, (chip.network or inf) * one_way
     parts = {
         "matrices": products(load.dense) + products(load.head),
         "experts": products(load.experts),

@@ -17,6 +17,8 @@ from sobre.schemas import VERSION
 
 TRAINED = ("fp32", "bf16", "fp16", "fp8", "fp4")
 """Formats of the matrix products of a training."""
+TENSOR_FROM, PIPELINE_FROM = 5e9, 2e10
+"""Active parameters from which on a layer is divided over chips, and stored ones from which on the layers are."""
 ROOM = 0.97
 """Share of a chip's memory that a plan may fill."""
 POWER_SHARE = 0.85
@@ -138,6 +140,7 @@ def train(
     Raises a ConfigError that says which limit breaks first and what would help. `must_fit=False` takes the layout that
     comes nearest to fitting when none does: published runs did fit, whatever our estimate says.
     """
+    chip.check_joined(chips)
     if precision not in TRAINED:
         raise ConfigError(f"no training in {precision!r}; there are {', '.join(TRAINED)}")
     fixed = fixed or {}
@@ -228,9 +231,11 @@ def _what_would_fit(
 
 
 def default_batch(model: Outline, seq_len: int, chips: int) -> float:
-    """Tokens of a step: 0.5M for small models to 64M for the largest, but never less than one sequence for 8 chips."""
+    """Tokens of a step: 0.5M for small models to 64M for the largest, but never less than one sequence for 8 chips, or
+    for each chip where the model is too small to be divided."""
     tokens = min(max(2**19, 2 ** (19 + _log2(model.active / 1e9))), 2**26)
-    least = seq_len * max(1, chips // 8)
+    together = 8 if model.active > TENSOR_FROM or model.total > PIPELINE_FROM else 1
+    least = seq_len * max(1, chips // together)
     return float(max(tokens, least))
 
 
@@ -243,8 +248,8 @@ def layouts(
         return [fixed[name]] if name in fixed else values
 
     powers = [1, 2, 4, 8]
-    tensors = choices("tensor", [t for t in powers if t <= chip.node] if model.active > 5e9 else [1])
-    pipelines = choices("pipeline", [1, 2, 4, 8, 16] if model.total > 2e10 else [1])
+    tensors = choices("tensor", [t for t in powers if t <= chip.node] if model.active > TENSOR_FROM else [1])
+    pipelines = choices("pipeline", [1, 2, 4, 8, 16] if model.total > PIPELINE_FROM else [1])
     experts = choices("expert", [1, 8, 16, 32, 64] if model.is_moe else [1])
     contexts = choices("context", [1, 2, 4, 8, 16] if seq_len > 16_384 else [1])
     zeros = choices("zero", [1, 3])

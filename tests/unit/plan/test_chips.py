@@ -9,6 +9,7 @@ from sobre.errors import ConfigError
 from sobre.plan.chips import Chip, chip, chips, this_file, this_text
 from sobre.plan.efficiency import FITTED
 from sobre.plan.known import model
+from sobre.plan.serving import serve
 from sobre.plan.train import train
 from sobre.plan.units import amount, context
 
@@ -133,3 +134,23 @@ def test_lengths_count_in_powers_of_two():
     assert (context("32k", "context"), context("4096", "context")) == (32_768, 4096)
     with pytest.raises(ConfigError, match="32k"):
         context("32M", "context")
+
+
+def test_a_chip_of_one_s_own_that_nothing_joins_trains_alone(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text("[mine]\nbf16 = 100\nmemory_gb = 24\nbandwidth = 500\nlink = 0\nnetwork = 0\nwatts = 300\n")
+    mine = chip("mine", str(file))
+    assert train(model("qwen3-0.6b"), mine, tokens=1e9, chips=1).gpu_hours > 0
+    assert serve(model("qwen3-0.6b"), mine).chips == 1
+    with pytest.raises(ConfigError, match="nothing joins them"):
+        train(model("qwen3-0.6b"), mine, tokens=1e9, chips=8)
+
+
+@pytest.mark.parametrize("wrong", ["network = -5", "network = inf", "link = nan", "node = 1.5"])
+def test_a_chip_s_numbers_are_finite_and_not_negative(tmp_path, wrong):
+    file = tmp_path / "mine.toml"
+    given = {"bf16": 100, "memory_gb": 24, "bandwidth": 500, "link": 0, "network": 0, "watts": 300}
+    name = wrong.partition(" ")[0]
+    file.write_text("\n".join(["[mine]", *(f"{key} = {value}" for key, value in given.items() if key != name), wrong]))
+    with pytest.raises(ConfigError, match=name):
+        chip("mine", str(file))

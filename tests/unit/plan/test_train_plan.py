@@ -149,6 +149,10 @@ def test_a_layout_that_contradicts_itself_is_refused(wrong):
         Layout(**wrong)
 
 
+def test_a_small_model_on_many_chips_gets_a_batch_that_all_of_them_can_share():
+    assert train(model("qwen3-4b"), chip("h100"), tokens=1e12, chips=2048).batch_tokens == 2048 * 4096
+
+
 def test_micro_batches_fill_the_batch():
     assert n_micro_batches(Layout(data=128, pipeline=16), 62_914_560, 4096) == 120
 
