@@ -2,8 +2,15 @@
 
 Starts torchrun on this machine (gloo, CPU), trains the tiny model of tests/distributed/worker.py, and writes the
 largest difference of losses, gradient norms and weights. Exits with 1 when one is larger than promised.
+
+A row goes to the page as soon as it is measured, so the table can be made in pieces:
+
+    scripts/matrix.py                              all rows
+    scripts/matrix.py --missing                    those that the page does not have
+    scripts/matrix.py "4 pipeline 4" "2 copies"    these
 """
 
+import argparse
 import json
 import os
 import re
@@ -11,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "scaling.md"
@@ -62,6 +69,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "RL": {"stage": "rl"},
     "float32, 20 steps": {"dtype": "float32"},
 }
+TABLE = re.compile(r"(<!-- make matrix -->\n)(.*?)(<!-- end -->)", re.S)
 PROMISED = {"float64": 1e-9, "float32": 1e-4}
 
 
@@ -70,11 +78,24 @@ def is_refused(sizes: dict[str, Any], case: dict[str, Any]) -> bool:
     return bool({"pipeline", "context"} & sizes.keys()) and case.get("stage") == "rl"
 
 
-def measured(n_processes: int) -> dict[str, dict[str, Any]]:
-    """What the worker found, for each layout and column."""
+class Row(NamedTuple):
+    """Example: Row(4, "pipeline 4")"""
+
+    n_processes: int
+    layout: str
+
+    def __str__(self) -> str:
+        return f"{self.n_processes} {self.layout}"
+
+
+ROWS = [Row(n_processes, layout) for n_processes, layouts in LAYOUTS.items() for layout in layouts]
+
+
+def measured(row: Row) -> dict[str, dict[str, Any]]:
+    """What the worker found, for each column."""
+    n_processes, sizes = row.n_processes, LAYOUTS[row.n_processes][row.layout]
     cases = {
-        f"{layout}|{column}": {"layout": sizes, "dense": "tensor" in sizes, **case}
-        for layout, sizes in LAYOUTS[n_processes].items()
+        column: {"layout": sizes, "dense": "tensor" in sizes, **case}
         for column, case in COLUMNS.items()
         if not is_refused(sizes, case)
     }
@@ -95,30 +116,59 @@ def difference(gap: dict[str, Any], dtype: str) -> float:
     return float(max(gap["losses"], gap["norms"], gap["weights"]))
 
 
-def main() -> int:
-    """Measure, write the table, judge."""
-    rows = ["| processes | layout | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
-    worst = dict.fromkeys(PROMISED, 0.0)
-    for n_processes, layouts in LAYOUTS.items():
-        found = measured(n_processes)
-        for layout in layouts:
-            cells = []
-            for column, case in COLUMNS.items():
-                dtype = case.get("dtype", "float64")
-                if is_refused(layouts[layout], case):
-                    cells.append("refused")
-                    continue
-                gap = difference(found[f"{layout}|{column}"], dtype)
-                cells.append(f"{gap:.0e}")
-                worst[dtype] = max(worst[dtype], gap)
-            rows.append(f"| {n_processes} | {layout} | " + " | ".join(cells) + " |")
-    table = "\n".join(rows)
-    print(table)
-    text = PAGE.read_text(encoding="utf-8")
-    new = re.sub(r"(<!-- make matrix -->\n).*?(<!-- end -->)", rf"\1\n{table}\n\n\2", text, flags=re.S)
-    PAGE.write_text(new, encoding="utf-8")
-    return int(any(worst[dtype] > promised for dtype, promised in PROMISED.items()))
+def cells(row: Row) -> tuple[list[str], bool]:
+    """The row's cells, measured now, and whether all are as small as promised."""
+    found, kept = measured(row), True
+    shown = []
+    for column, case in COLUMNS.items():
+        if column not in found:
+            shown.append("refused")
+            continue
+        dtype = case.get("dtype", "float64")
+        gap = difference(found[column], dtype)
+        shown.append(f"{gap:.0e}")
+        kept &= gap <= PROMISED[dtype]
+    return shown, kept
+
+
+def read_table(page: str) -> dict[Row, list[str]]:
+    """The rows that the page has."""
+    match = TABLE.search(page)
+    assert match is not None, f"{PAGE} has no place for the table"
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in match[2].splitlines() if "|" in line]
+    return {Row(int(line[0]), line[1]): line[2:] for line in lines if line[0].isdigit()}
+
+
+def with_table(page: str, table: dict[Row, list[str]]) -> str:
+    """The page with these rows, in the order of the layouts; those of layouts that are no more are left out."""
+    lines = ["| processes | layout | " + " | ".join(COLUMNS) + " |", "|---" * (2 + len(COLUMNS)) + "|"]
+    lines += [f"| {row.n_processes} | {row.layout} | " + " | ".join(table[row]) + " |" for row in ROWS if row in table]
+    text = "\n".join(lines)
+    return TABLE.sub(lambda match: f"{match[1]}\n{text}\n\n{match[3]}", page)
+
+
+def main(argv: list[str]) -> int:
+    """Measure, write each row, judge."""
+    names = {str(row): row for row in ROWS}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="processes and layout, as the table has them")
+    parser.add_argument("--missing", action="store_true", help="only rows that the page does not have")
+    asked = parser.parse_args(argv)
+    if unknown := [name for name in asked.rows if name not in names]:
+        parser.error(f"no row {unknown[0]!r}; there are: {', '.join(names)}")
+    rows = [names[name] for name in asked.rows] or ROWS
+    if asked.missing:
+        there = read_table(PAGE.read_text(encoding="utf-8"))
+        rows = [row for row in rows if row not in there]
+    kept = True
+    for row in rows:
+        shown, is_small = cells(row)
+        kept &= is_small
+        print(f"| {row.n_processes} | {row.layout} | " + " | ".join(shown) + " |", flush=True)
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(with_table(page, {**read_table(page), row: shown}), encoding="utf-8")
+    return int(not kept)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -27,11 +27,9 @@ TWO: dict[str, dict[str, Any]] = {
     "experts and shards, saved, then shards, AdamW": {"layout": BOTH, "then": SHARDS, "optim": "adamw"},
     "shards, ZeRO 1, saved, then copies": {"layout": {**SHARDS, "zero": 1}, "then": COPIES},
     "tensor, saved, then shards": {"layout": {"tensor": 2}, "dense": True, "then": SHARDS},
-    "context": {"layout": {"context": 2}},
-    "context, experts and shards, fine-tuning, saved, then context": {
-        "layout": {**BOTH, "context": 2},
-        "then": {"context": 2},
-        "stage": "sft",
+    "context, saved, then context, experts and shards": {
+        "layout": {"context": 2},
+        "then": {**BOTH, "context": 2},
     },
     "context, dense, fine-tuning, AdamW": {
         "layout": {"context": 2},
@@ -48,6 +46,13 @@ TWO: dict[str, dict[str, Any]] = {
     },
 }
 """A covering set; `make matrix` runs all, in four processes too."""
+REFUSED: dict[str, dict[str, Any]] = {
+    "NaN with experts and shards": {"layout": BOTH, "poisoned": 0},
+    "NaN at the end of a pipeline": {"layout": {"pipeline": 2}, "poisoned": 1},
+}
+FULL: dict[str, dict[str, Any]] = {
+    "full disk of the second process, experts and shards": {"layout": BOTH, "full": 1},
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +65,7 @@ def found(
     def of(n_processes: int, case: str) -> dict[str, Any]:
         if n_processes not in results:
             folder = tmp_path_factory.mktemp("equal")
-            (folder / "cases.json").write_text(json.dumps({2: TWO}[n_processes]))
+            (folder / "cases.json").write_text(json.dumps({2: {**TWO, **REFUSED, **FULL}}[n_processes]))
             torchrun(n_processes, str(WORKER), str(folder / "cases.json"), str(folder / "found.json"))
             results[n_processes] = json.loads((folder / "found.json").read_text())
         return results[n_processes][case]
@@ -81,3 +86,24 @@ def test_two_processes_learn_what_one_learns(case: str, found: Found) -> None:
         assert max(gap["losses"], gap["norms"], gap["weights"]) < 1e-9, gap
     else:
         assert gap["losses"] * gap["first_loss"] < 1e-4, gap
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_step_that_is_not_finite_in_one_process_is_refused_in_all_and_moves_nothing(case: str, found: Found) -> None:
+    result = found(2, case)
+    assert len(set(result["said"])) == 1
+    assert "must be finite; the step was refused" in result["said"][0]
+    assert result["moved"] == 0
+    assert result["healthy"] > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", FULL)
+def test_a_state_that_does_not_fit_on_the_disk_leaves_the_one_before_and_no_half(case: str, found: Found) -> None:
+    result = found(2, case)
+    assert len(set(result["said"])) == 1
+    assert "the state of step 2 could not be written" in result["said"][0]
+    assert result["left"] == ["step-00000001"]
+    assert result["back"] == 0
+    assert result["then"] == [1, 2]

@@ -5,6 +5,7 @@ the norms of the gradients, of router biases and of every weight, after the last
 """
 
 import json
+import resource
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import torch
 
+from sobre.errors import RunError
 from sobre.models.checkpoint import load_model
 from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
 from sobre.models.decoder import Decoder
+from sobre.models.step import StepOutput
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
@@ -26,10 +29,10 @@ from sobre.runtime.processes import Processes
 from sobre.train.batch import Batch, from_rows, from_samples
 from sobre.train.divide import divide
 from sobre.train.export import save_divided
-from sobre.train.losses import LossFn, next_token
+from sobre.train.losses import Loss, LossFn, next_token
 from sobre.train.pieces import mine
 from sobre.train.resume import load_state
-from sobre.train.state import save_state
+from sobre.train.state import save_state, saved_steps
 from sobre.train.step import train_step
 
 torch.set_num_threads(1)
@@ -81,6 +84,10 @@ def loss_of(stage: str) -> LossFn:
     return policy_loss(RLConfig(algorithm=GRPOConfig(kl=0.1))) if stage == "rl" else next_token
 
 
+def poisoned(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
+    return Loss(next_token(model, output, batch).sum * torch.nan)
+
+
 def dtype_of(case: dict[str, Any]) -> torch.dtype:
     found: torch.dtype = getattr(torch, case.get("dtype", "float64"))
     return found
@@ -101,6 +108,8 @@ class Learner:
     model: Decoder
     division: Division | None
     optimizer: Optimizer
+    poisoned: bool = False
+    """Whether the losses of this process are not numbers."""
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
 
@@ -138,7 +147,7 @@ def train(found: Learner, first: int, last: int) -> None:
             model,
             found.optimizer,
             [mine(batch, division) for batch in batches(stage, step)],
-            loss_of(stage),
+            poisoned if found.poisoned else loss_of(stage),
             lr_scale=0.5,
             clip=1.0,
             mtp_weight=0.3 if stage != "rl" else 0.0,
@@ -147,6 +156,48 @@ def train(found: Learner, first: int, last: int) -> None:
         )
         found.losses.append(info.loss)
         found.norms.append(info.grad_norm)
+
+
+def refused(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
+    """A step in which one process has NaN: what each says of it, and what moved."""
+    found = learner(case, case["layout"], processes)
+    before = found.weights()
+    found.poisoned = processes.rank == case["poisoned"]
+    said = ""
+    try:
+        train(found, 0, 1)
+    except RunError as error:
+        said = str(error)
+    after = found.weights()
+    moved = max(float((after[name] - tensor).abs().max()) for name, tensor in before.items())
+    found.poisoned = False
+    train(found, 0, 1)
+    healthy = max(float((found.weights()[name] - tensor).abs().max()) for name, tensor in before.items())
+    return {"said": processes.gather(said), "moved": moved, "healthy": healthy}
+
+
+def disk_full(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, Any]:
+    """The second state does not fit on the disk of one process: what each says, and what is left to go on from."""
+    found = learner(case, case["layout"], processes)
+    train(found, 0, 1)
+    save(found, folder / "state", 1)
+    kept = found.weights()
+    train(found, 1, 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    said = ""
+    if processes.rank == case["full"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        save(found, folder / "state", 2)
+    except RunError as error:
+        said = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    left = sorted(path.name for path in (folder / "state").iterdir())
+    said_by = processes.gather(said)
+    load_state(folder / "state", found.model, found.optimizer, division=found.division, processes=processes)
+    back = max(float((found.weights()[name] - tensor).abs().max()) for name, tensor in kept.items())
+    save(found, folder / "state", 2)
+    return {"said": said_by, "left": left, "back": back, "then": saved_steps(folder / "state")}
 
 
 def compare(alone: Learner, together: Learner, weights: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -173,6 +224,10 @@ def exported(found: Learner, weights: dict[str, torch.Tensor], folder: Path) -> 
 
 def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, Any]:
     """Train under the layout, half way under `then` if there is one, with a saved state in between."""
+    if "poisoned" in case:
+        return refused(case, processes)
+    if "full" in case:
+        return disk_full(case, processes, folder)
     steps = STEPS[case.get("dtype", "float64")]
     together = learner(case, case["layout"], processes)
     train(together, 0, steps // 2 if "then" in case else steps)

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 from sobre.config.load import Layer, decode, to_dict
 from sobre.config.recipe import Recipe, load_recipe
-from sobre.errors import RunError
+from sobre.errors import ConfigError, RunError
+from sobre.parallel.config import ParallelConfig
+from sobre.plan.ladder import at_rung
+from sobre.plan.rules import LADDER
 from sobre.runtime.allocator import reexec_once
 from sobre.runtime.clock import process_age_s
 from sobre.runtime.run_folder import RunFolder, claim, find_unfinished, is_unfinished, resume
@@ -51,7 +54,7 @@ def run(recipe: Recipe, options: RunOptions) -> int:
     processes = Processes.start(timedelta(seconds=recipe.parallel.timeout_s))
     recipe.parallel.check(processes.count)
     if not options.resume:
-        recipe.parallel.check_stages(recipe.stages)
+        processes.decide(lambda: check_layout(recipe))
     folder = _folder(recipe, options, processes)
     layout = recipe.parallel  # of this launch: a run may go on in another one than it began in
     recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), processes.decide(lambda: folder.config))])
@@ -59,12 +62,31 @@ def run(recipe: Recipe, options: RunOptions) -> int:
     with Console(quiet=not processes.is_first) as console:
         console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
         head_start_s = 0.0 if folder.resumed else process_age_s()
-        with processes.watched():
+        with processes.watched(folder.path / "state" / "flight"):
             tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s))
     processes.stop()
     if processes.is_first:
         _show(folder, options)
     return 0
+
+
+def check_layout(recipe: Recipe) -> None:
+    """Refuse, before a folder is taken, a layout in which the recipe cannot run, whatever size the budget buys."""
+    from sobre.models.checkpoint import model_config
+
+    layout = recipe.parallel
+    layout.check_stages(recipe.stages)
+    models = [recipe.model]
+    if layout != ParallelConfig() and recipe.start.model:
+        models = [model_config(recipe.start.model)]
+    elif layout != ParallelConfig() and recipe.budget.choose_model:
+        models = [at_rung(recipe.model, rung) for rung in LADDER]
+    for model in models:
+        try:
+            return layout.check_model(model)
+        except ConfigError as error:
+            refused = error
+    raise refused
 
 
 def _folder(recipe: Recipe, options: RunOptions, processes: "Processes") -> RunFolder:

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from sobre.errors import RunError, SobreError
+from sobre.runtime import flight
 
 T = TypeVar("T")
 WAIT = timedelta(hours=12)
@@ -54,6 +56,7 @@ class Processes:
             return cls()
         per_node = int(os.environ["LOCAL_WORLD_SIZE"])
         backend = "nccl" if torch.cuda.is_available() else "gloo"
+        flight.keep()
         store, rank, count = next(dist.rendezvous("env://"))
         if count == per_node:
             # torchrun keeps its store for the next attempt, where the addresses of dead processes would be found
@@ -130,10 +133,15 @@ class Processes:
         return [bool(flag) for flag in raised.tolist()]
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """What fails inside is told to the others; a failed exchange becomes a RunError that names who is missing."""
+    def watched(self, record: Path) -> Iterator[None]:
+        """What fails inside is told to the others; a failed exchange becomes a RunError that names who is missing, and
+        the folder `record` gets what each process was doing then."""
+        if self._store is not None:
+            flight.leave_stacks(record, self.rank)
         try:
             yield
+            if self._store is not None:
+                flight.nothing_to_tell(record, self.rank)
         except Exception as error:
             if self._store is None:
                 raise
@@ -141,8 +149,10 @@ class Processes:
                 self._store.set(f"failed/{self.rank}", f"{type(error).__name__}: {error}")
                 raise
             self._store.set(f"failed/{self.rank}", "")
+            flight.write(record, self.rank)
             reason = str(error).strip().splitlines()[0]
-            raise RunError(f"process {self.rank} waited in vain ({reason}): {self._culprits()}") from error
+            found = f"process {self.rank} waited in vain ({reason}): {self._culprits()}"
+            raise RunError(f"{found}; what each was doing: {record}") from error
 
     def _culprits(self) -> str:
         """Who failed by himself or says nothing."""

@@ -74,15 +74,24 @@ class Saving:
         """Wait until all is written, move it into place, remove all but the `keep` newest. Raises RunError in all."""
         self._thread.join()
         found = self.processes.gather((self._checksums, None if self._error is None else str(self._error)))
-        errors = [f"process {rank}: {error}" for rank, (_, error) in enumerate(found) if error is not None]
-        if errors:
-            raise RunError(f"{self._what}: {'; '.join(errors)}") from self._error
-        self.meta["checksums"] = {name: value for checksums, _ in found for name, value in checksums.items()}
-        self.processes.decide(lambda: self._on_disk(self._publish))
+        errors = dict.fromkeys(error for _, error in found if error is not None)
+        try:
+            if errors:
+                raise RunError(f"{self._what}: {'; '.join(errors)}") from self._error
+            self.meta["checksums"] = {name: value for checksums, _ in found for name, value in checksums.items()}
+            self.processes.decide(lambda: self._on_disk(self._publish))
+        except RunError:
+            self.processes.decide(self._drop)
+            raise
 
     def _clear(self) -> None:
-        shutil.rmtree(self.draft, ignore_errors=True)
+        self._drop()
         self.draft.mkdir(parents=True)
+
+    def _drop(self) -> None:
+        """Remove what was left half written, by a kill or a full disk: its room is needed."""
+        for path in self.folder.glob(f"step-*{DRAFT}"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _write(self, write: Callable[[], None]) -> None:
         try:
@@ -101,7 +110,9 @@ class Saving:
         try:
             dcp.save(views, storage_writer=writer, process_group=self.processes.saving_group)
         except CheckpointException as error:
-            raise RunError("; ".join(f"{rank}: {failure[0]}" for rank, failure in error.failures.items())) from error
+            raise RunError(
+                "; ".join(f"process {rank}: {failure[0]}" for rank, failure in error.failures.items())
+            ) from error
         for path in sorted(self.draft.glob(f"__{self.processes.rank}_*")):
             self._seal(path)
 
@@ -110,7 +121,7 @@ class Saving:
         self._checksums[path.name] = checksum(path)
 
     def _publish(self) -> None:
-        """Only once a newer state is whole does an older one go; what a kill left half written goes too."""
+        """Only once a newer state is whole does an older one go."""
         for path in self.draft.glob(".metadata"):
             self._seal(path)
             self.meta["checksums"] |= self._checksums
@@ -121,9 +132,8 @@ class Saving:
             shutil.rmtree(self.target)
         os.rename(self.draft, self.target)
         sync(self.folder)
-        old = [self.folder / f"step-{step:08d}" for step in saved_steps(self.folder)[: -self.keep]]
-        for path in [*old, *self.folder.glob(f"step-*{DRAFT}")]:
-            shutil.rmtree(path, ignore_errors=True)
+        for step in saved_steps(self.folder)[: -self.keep]:
+            shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
 
     def _on_disk(self, write: Callable[[], None]) -> None:
         try:

@@ -87,13 +87,16 @@ def train_step(
 
 
 def rehearse(model: Decoder, batch: Batch, loss_fn: LossFn, division: Division | None) -> Tensor:
-    """Forward and backward of one batch; the sum of its loss, where the last layers are."""
+    """Forward and backward of one batch; the sum of its loss over all processes."""
     counts = Counts(1.0, 1.0, 1.0, 1.0)
     if division is None or division.pipeline is None:
         sums, _ = accumulate(model, [batch], loss_fn, counts, 0.0, division)
     else:
         sums, _ = through_stages(division.pipeline, model, [batch], loss_fn, counts, 0.0)
-    return sums.get("loss", torch.zeros(()))
+    loss = sums.get("loss", torch.zeros((), device=model.device))
+    if division is not None:
+        dist.all_reduce(loss)
+    return loss
 
 
 def accumulate(

@@ -14,11 +14,12 @@ from sobre.app import run as verb
 from sobre.app.problems import open_problems
 from sobre.app.session import Session
 from sobre.config.load import to_dict
-from sobre.config.recipe import Recipe
+from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import CheckpointError, ConfigError, RunError
 from sobre.models.checkpoint import load_adapted, load_model
 from sobre.runtime.console import Console
 from sobre.runtime.device import Calibration
+from sobre.runtime.processes import Processes
 from sobre.runtime.run_folder import claim
 from sobre.tasks.config import TasksConfig
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -49,6 +50,31 @@ def _pretrained(base, _no_measuring):
             stage.run_stage("pretrain", ["nano", "--out", str(base), "--pretrain.steps", "1", "--data.seq-len", "256"])
             == 0
         )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--parallel.experts", "3"], "parallel.experts=3 does not divide the 16 experts of a layer evenly"),
+        (["--parallel.tensor", "2"], "parallel.tensor=2 divides the heads of grouped-query attention"),
+        (["--parallel.pipeline", "2"], "parallel.pipeline=2 pretrains and fine-tunes; rl asks the model"),
+    ],
+)
+def test_a_layout_that_no_size_of_the_model_can_have_is_refused_before_a_folder_is_taken(
+    flags, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Processes, "start", lambda timeout: Processes(rank=0, count=6))
+    with pytest.raises(ConfigError, match=message):
+        verb.main(["demo", "deepseek", "--out", str(tmp_path / "out"), *flags])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_layout_is_checked_against_the_model_that_the_run_goes_on_from(base):
+    flags = ["--model", str(base / "base"), "--parallel.experts", "3"]
+    recipe, _ = load_recipe(["nano", *flags], verb.RunOptions, prog="sobre run", shortcuts=verb.MODEL_FLAG)
+    n_experts = load_model(base / "base").cfg.ffn.n_experts
+    with pytest.raises(ConfigError, match=f"parallel.experts=3 does not divide the {n_experts} experts"):
+        verb.check_layout(recipe)
 
 
 def test_a_stage_goes_on_from_the_model_that_it_is_given_and_examines_it_first(base, tmp_path):
