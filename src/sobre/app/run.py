@@ -16,6 +16,7 @@ from sobre.plan.rules import LADDER
 from sobre.runtime.allocator import reexec_once
 from sobre.runtime.clock import process_age_s
 from sobre.runtime.run_folder import RunFolder, claim, find_unfinished, is_unfinished, resume
+from sobre.runtime.sinks import Tracker, check_installed, opened
 
 if TYPE_CHECKING:
     from sobre.runtime.processes import Processes
@@ -31,6 +32,8 @@ class RunOptions:
     """Go on with an unfinished run: the one in --out, or the last one of this recipe."""
     json: bool = False
     """Print the report as one JSON document on standard output; progress goes to standard error."""
+    watch: tuple[Tracker, ...] = ()
+    """Trackers that get the metrics, besides metrics.jsonl."""
 
 
 MODEL_FLAG = {"--model": "--start.model"}
@@ -51,6 +54,7 @@ def run(recipe: Recipe, options: RunOptions) -> int:
     from sobre.runtime.processes import Processes
 
     adapting.check(recipe)
+    check_installed(options.watch)
     processes = Processes.start(timedelta(seconds=recipe.parallel.timeout_s))
     recipe.parallel.check(processes.count)
     if not options.resume:
@@ -62,8 +66,11 @@ def run(recipe: Recipe, options: RunOptions) -> int:
     with Console(quiet=not processes.is_first) as console:
         console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
         head_start_s = 0.0 if folder.resumed else process_age_s()
-        with processes.watched(folder.path / "state" / "flight"):
-            tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s))
+        with (
+            processes.watched(folder.path / "state" / "flight"),
+            opened(options.watch if processes.is_first else (), folder.path, to_dict(recipe)) as sinks,
+        ):
+            tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s, sinks=sinks))
     processes.stop()
     if processes.is_first:
         _show(folder, options)

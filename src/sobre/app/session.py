@@ -5,7 +5,7 @@ state/done.json in one move, and a resumed run skips it. What a part spends goes
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from sobre.runtime.files import write_json
 from sobre.runtime.metrics import Metrics, read_metrics
 from sobre.runtime.processes import Processes
 from sobre.runtime.run_folder import RunFolder
+from sobre.runtime.sinks import Sink
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Session:
         processes: Processes | None = None,
         clock: Clock | None = None,
         head_start_s: float = 0,
+        sinks: Sequence[Sink] = (),
     ) -> "Session":
         """Begin, or go on where the folder's run stopped."""
         processes = processes or Processes()
@@ -76,7 +78,7 @@ class Session:
             meter=Meter(budget.kind, budget.amount, clock, head_start_s=head_start_s),
             events=EventLog(folder.events if writes else None, processes.prompt.decide),
             ledger=Ledger(folder.ledger if writes else None),
-            metrics=Metrics(folder.metrics if writes else None),
+            metrics=Metrics(folder.metrics if writes else None, sinks),
             price=rate,
             energy=EnergyMeter(recipe.budget.price.watts or assumed_watts()),
             processes=processes,

@@ -6,11 +6,12 @@ the state that it goes on from, so that no step stands in the file twice.
 
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from sobre.errors import RunError
+from sobre.runtime.sinks import Sink, numbers
 from sobre.schemas import VERSION, lines
 
 FLUSH_S = 2.0
@@ -20,8 +21,8 @@ FLUSH_S = 2.0
 class Metrics:
     """Example: metrics.add("sft", 41, loss=1.23, tokens=8192); `step` counts from 0, the step that ran."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None, sinks: Sequence[Sink] = ()) -> None:
+        self.path, self.sinks = path, sinks
         if path is not None:
             lines.repair(path)
         self._waiting: list[dict[str, Any]] = []
@@ -33,6 +34,8 @@ class Metrics:
             if not _is_finite(value):
                 raise RunError(f"metric {name}={value} of {stage} at step {step} is not finite")
         self._waiting.append({"schema": VERSION, "stage": stage, "step": step, **values})
+        for sink in self.sinks:
+            sink.add(stage, step, dict(numbers(values)))
         if time.monotonic() - self._flushed_at > FLUSH_S:
             self.flush()
 
@@ -40,6 +43,8 @@ class Metrics:
         """Put everything on the disk."""
         if self.path is not None:
             lines.append(self.path, *self._waiting)
+        for sink in self.sinks:
+            sink.flush()
         self._waiting = []
         self._flushed_at = time.monotonic()
 
