@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import re
 import signal
 import socket
@@ -123,6 +124,44 @@ def test_the_start_tells_memory_speed_and_price(server):
     assert re.search(r"memory [\d,]+ MiB now; the cache of 16 full answers takes [\d.,]+ MiB", said)
     assert re.search(r"speed [\d,]+ tokens/s for one request, [\d,]+ tokens/s for 16 at once", said)
     assert re.search(r"price [\d.e-]+ USD per million tokens", said)
+
+
+LM_EVAL_TASK = """
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: [], do_sample: false, temperature: 0.0, max_gen_toks: 12}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+def test_lm_eval_asks_the_server_and_gets_what_a_client_gets(server, client, tmp_path):
+    """As docs/how-to/evaluate-a-model.md says; a task of its own, for lm-eval fetches the known ones."""
+    pytest.importorskip("lm_eval")
+    rows = [{"question": f"{i} + 4 ?", "answer": "7"} for i in range(3)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.yaml").write_text(LM_EVAL_TASK.format(file=tmp_path / "sums.jsonl"))
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-chat-completions", "--tasks", "sums"]
+    command += ["--model_args", f"model=tiny,base_url={server.url}/v1/chat/completions,num_concurrent=2,max_retries=1"]
+    command += ["--apply_chat_template", "--include_path", str(tmp_path), "--log_samples"]
+    environment = {**os.environ, "OPENAI_API_KEY": "k2", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [*command, "--output_path", str(tmp_path / "out")], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    (log,) = (tmp_path / "out").rglob("samples_sums_*.jsonl")
+    found = {line["doc"]["question"]: line["resps"][0][0] for line in map(json.loads, log.read_text().splitlines())}
+    asked = {
+        row["question"]: client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": row["question"]}], temperature=0, max_tokens=12
+        )
+        for row in rows
+    }
+    assert found == {question: answer.choices[0].message.content or "" for question, answer in asked.items()}
 
 
 def test_streaming_and_not_agree_and_a_seed_repeats(client):
