@@ -70,7 +70,12 @@ def run(recipe: Recipe, options: RunOptions) -> int:
             processes.watched(folder.path / "state" / "flight"),
             opened(options.watch if processes.is_first else (), folder.path, to_dict(recipe)) as sinks,
         ):
-            tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s, sinks=sinks))
+            try:
+                tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s, sinks=sinks))
+            except ConfigError:
+                if processes.is_first:
+                    folder.give_back()
+                raise
     processes.stop()
     if processes.is_first:
         _show(folder, options)

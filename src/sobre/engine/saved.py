@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from sobre.config.load import to_dict
@@ -48,6 +46,8 @@ def identity(model: Decoder) -> str:
 
 def write(path: Path, prefixes: Prefixes, bound_to: Mapping[str, Any]) -> None:
     """Replace the file; readable by its owner alone, for it holds what was computed of people's texts."""
+    from safetensors.torch import save  # here, so that an engine without such a file runs on torch alone
+
     rows = [list(one) for one in prefixes.digests]
     digests = torch.tensor(rows, dtype=torch.uint8).reshape(len(rows), DIGEST_BYTES)
     tensors = {"digests": digests} | {f"kept.{i}": kept_B.contiguous() for i, kept_B in enumerate(prefixes.kept_B)}
@@ -58,6 +58,8 @@ def write(path: Path, prefixes: Prefixes, bound_to: Mapping[str, Any]) -> None:
 
 def read(path: Path, bound_to: Mapping[str, Any]) -> Prefixes:
     """The prefixes of the file, if it is whole and bound to the same; else EngineError says what is not."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             about = dict(file.metadata() or {})

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
 from sobre.kernels.attention import BLOCK
 from sobre.kernels.cached import cached_attention
@@ -27,6 +26,8 @@ def block(q_THK: Tensor, k_SGK: Tensor, v_SGW: Tensor, scale: float) -> Tensor:
 
 def fused(q_THK: Tensor, k_SGK: Tensor, v_SGW: Tensor, scale: float) -> Tensor:
     """torch's fused attention, whose causal mask ends in the lower right corner."""
+    from torch.nn.attention.bias import causal_lower_right  # it imports torch's compiler, which takes seconds
+
     q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_THK, k_SGK, v_SGW))
     mask = causal_lower_right(len(q_THK), len(k_SGK))
     with sdpa_kernel(BACKENDS, set_priority=True):

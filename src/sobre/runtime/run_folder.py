@@ -4,12 +4,14 @@
     environment.json   the machine and the source    state/lock          held while a process works here
     metrics.jsonl  ledger.jsonl  report.*            state/finished.json written last
 
-A folder is never emptied or overwritten. A default place that holds another run makes the next one NAME-2, NAME-3, ...
+A folder is never emptied or overwritten; one whose run was refused before it did anything is removed again. A default
+place that holds another run makes the next one NAME-2, NAME-3, ...
 """
 
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,12 @@ class RunFolder:
     def joined(cls, path: Path) -> "RunFolder":
         """The folder as another process of the same run sees it, whose first one holds the lock."""
         return cls(path, os.open(os.devnull, os.O_RDONLY), resumed=False)
+
+    def give_back(self) -> None:
+        """Remove the folder of a run that was refused before its first part was done and billed."""
+        is_billed = self.ledger.is_file() and self.ledger.stat().st_size > 0
+        if not self.resumed and not is_billed:
+            shutil.rmtree(self.path)
 
     def release(self) -> None:
         """Let another process in; the end of this one does the same."""

@@ -69,6 +69,12 @@ def test_a_layout_that_no_size_of_the_model_can_have_is_refused_before_a_folder_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_is_refused_before_its_first_part_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="is too small"):
+        verb.main(["demo", "--budget", "3s", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_layout_is_checked_against_the_model_that_the_run_goes_on_from(base):
     flags = ["--model", str(base / "base"), "--parallel.experts", "3"]
     recipe, _ = load_recipe(["nano", *flags], verb.RunOptions, prog="sobre run", shortcuts=verb.MODEL_FLAG)

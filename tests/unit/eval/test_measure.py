@@ -274,7 +274,7 @@ def test_rounded_weights_are_told_in_bits_per_byte_beside_the_models_own(tmp_pat
         ([], "give the folder of a model, or --endpoint"),
         (["m", "--endpoint", "http://x"], "give the folder of a model, or --endpoint"),
         (["--endpoint", "http://x"], "needs --model-name"),
-        (["--endpoint", "http://x", "--model-name", "m", "--weights", "int8"], "a service keeps its own weights"),
+        (["--endpoint", "http://x", "--model-name", "m", "--weights", "int8"], "a service has its own"),
         (["m", "--k", "2", "--temperature", "0"], "all alike"),
         (["m", "--tasks", "word,word"], "each once"),
         (["m", "--tasks", "gsm8k", "--files", "/nonexistent"], "gsm8k: no file"),
