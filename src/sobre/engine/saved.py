@@ -3,7 +3,8 @@
 One safetensors file: the digest of every block that can be found (blocks.py; it covers the tokens, all tokens before
 them and whose they are, and tells none of them), least recently used first, and what the cache keeps of each block. It
 is bound to the weights and to everything else that shaped the numbers, checksummed, and written whole or not at all. A
-file that does not fit is refused; nothing of it is used.
+file that does not fit is refused; nothing of it is used. What only such a file needs is imported where it is needed:
+an engine without one runs on torch alone.
 
 Shapes: B blocks.
 """
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sobre.config.load import to_dict
 from sobre.errors import EngineError
 from sobre.models.decoder import Decoder
 from sobre.runtime.files import write_bytes
@@ -37,6 +37,8 @@ class Prefixes:
 
 def identity(model: Decoder) -> str:
     """A digest of the model's configuration and all its weights."""
+    from sobre.config.load import to_dict
+
     found = blake2b(json.dumps(to_dict(model.cfg), sort_keys=True).encode(), digest_size=32)
     for name, tensor in sorted(model.state_dict().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -46,7 +48,7 @@ def identity(model: Decoder) -> str:
 
 def write(path: Path, prefixes: Prefixes, bound_to: Mapping[str, Any]) -> None:
     """Replace the file; readable by its owner alone, for it holds what was computed of people's texts."""
-    from safetensors.torch import save  # here, so that an engine without such a file runs on torch alone
+    from safetensors.torch import save
 
     rows = [list(one) for one in prefixes.digests]
     digests = torch.tensor(rows, dtype=torch.uint8).reshape(len(rows), DIGEST_BYTES)
