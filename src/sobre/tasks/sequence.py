@@ -1,5 +1,5 @@
 """The next number of a sequence. The thought works out the differences, each with its sign first, writes them in a row,
-finds the one that follows, and takes that step.
+finds the one that follows (of growing ones by how much the second is above the first), and takes that step.
 
 Levels: 1 equal steps of at most 9 (four terms), 2 of at most 15, 3, the test's, also two alternating steps and
 growing steps (five terms), 4 also sums of the two terms before, 5 the same with larger steps (six terms).
@@ -65,6 +65,12 @@ def draw(rng: random.Random, difficulty: int) -> tuple[str, list[int]]:
             return kind, terms
 
 
+def distance(a: int, b: int) -> str:
+    """The line that works out how far two numbers are apart: 14-9=5, or 3+4=7 for 3 and -4."""
+    low, high = sorted((abs(a), abs(b)))
+    return line("-", high, low) if (a < 0) == (b < 0) else line("+", high, low)
+
+
 class Sequence:
     name = "sequence"
 
@@ -84,7 +90,12 @@ class Sequence:
         if problem.data["kind"] == "sums":
             return "\n".join([*lines, row, line("+", *shown[-2:])])
         if problem.data["kind"] == "growing":
-            lines += [row, f"{steps[-1]:+d}{steps[1] - steps[0]:+d}={last:+d}"]
+            growth = steps[1] - steps[0]
+            lines += [
+                row,
+                f"{'-' if growth < 0 else '+'} {distance(*steps[:2])}",
+                f"{steps[-1]:+d}{growth:+d}={last:+d}",
+            ]
         else:
             lines.append(f"{row} {last:+d}")
         return "\n".join([*lines, line("+" if last >= 0 else "-", shown[-1], abs(last))])
