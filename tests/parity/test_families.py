@@ -112,7 +112,7 @@ SHAPES = {
     ),
     "minimax": replace(
         gqa_moe(replace(SOFTMAX, n_dense_layers=0, d_ff=16)),
-        attention=LightningConfig(n_heads=4, n_kv_heads=2, head_dim=12, full_layers=(1,)),
+        attention=LightningConfig(n_heads=4, n_kv_heads=2, head_dim=12, full_layers=(1,), block=5),
         residual=ResidualConfig(attn_alpha=1.1, attn_beta=0.9, linear_alpha=1.2, linear_beta=0.8, ffn_alpha=1.3),
     ),
     "minimax all linear, one head a group": replace(

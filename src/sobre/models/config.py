@@ -177,6 +177,12 @@ class LightningConfig:
     head_dim: int = 32
     full_layers: tuple[int, ...] = ()
     """Layers with grouped-query attention, by number [layer_types]."""
+    block: int = 256
+    """Positions of a fresh sequence that are computed at once [block_size]: it moves the rounding alone."""
+
+    def __post_init__(self) -> None:
+        if self.block < 1:
+            raise ConfigError(f"block={self.block} must be at least 1 position")
 
     @property
     def full(self) -> GQAConfig:

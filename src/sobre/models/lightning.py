@@ -19,7 +19,6 @@ from sobre.models.config import LightningConfig, ModelConfig
 from sobre.models.layers import Linear, RMSNorm
 from sobre.models.step import StepInput
 
-BLOCK = 128
 NORM_EPS = 1e-6
 """Whatever the model's is, as in the released code."""
 
@@ -46,7 +45,7 @@ class Lightning(nn.Module):
                 k_NHK, v_NHK = rounded_NC.unflatten(-1, (2, self.cfg.n_heads, self.cfg.head_dim)).unbind(1)
         if cache is None or step.is_fresh:
             q_RHTK, k_RHTK, v_RHTK = (step.pad(part).transpose(1, 2) for part in (q_NHK, k_NHK, v_NHK))
-            out_RTHK = linear_attention(q_RHTK, k_RHTK, v_RHTK, slope_H).transpose(1, 2)
+            out_RTHK = linear_attention(q_RHTK, k_RHTK, v_RHTK, slope_H, self.cfg.block).transpose(1, 2)
         else:
             entries_RSC = cache.read(self.layer, step).to(x_ND.dtype)
             kv_RS2HK = entries_RSC.unflatten(-1, (2, self.cfg.n_heads, self.cfg.head_dim))
@@ -62,17 +61,17 @@ def slopes(n_heads: int, layer: int, n_layers: int, device: torch.device | None 
     return rates_H * (1 - layer / (n_layers - 1 + 1e-5) + 1e-5)
 
 
-def linear_attention(q_RHTK: Tensor, k_RHTK: Tensor, v_RHTK: Tensor, slope_H: Tensor) -> Tensor:
-    """out_RHTK of sequences that start at 0, block by block."""
+def linear_attention(q_RHTK: Tensor, k_RHTK: Tensor, v_RHTK: Tensor, slope_H: Tensor, block: int) -> Tensor:
+    """out_RHTK of sequences that start at 0, `block` positions at a time."""
     dtype, length = q_RHTK.dtype, q_RHTK.shape[2]
-    offset_B = torch.arange(min(BLOCK, length), device=q_RHTK.device, dtype=torch.float32)
+    offset_B = torch.arange(min(block, length), device=q_RHTK.device, dtype=torch.float32)
     ages_BB = offset_B[:, None] - offset_B
     decay_HBB = torch.exp(-slope_H[:, None, None] * ages_BB).masked_fill(ages_BB < 0, 0.0).to(dtype)
     since_HB1 = torch.exp(-slope_H[:, None] * (offset_B + 1)).unsqueeze(-1).to(dtype)
     state_RHKK: Tensor | None = None
     outs = []
-    for begin in range(0, length, BLOCK):
-        part = slice(begin, min(begin + BLOCK, length))
+    for begin in range(0, length, block):
+        part = slice(begin, min(begin + block, length))
         q, k, v = q_RHTK[:, :, part], k_RHTK[:, :, part], v_RHTK[:, :, part]
         size = q.shape[2]
         out = (q @ k.mT * decay_HBB[:, :size, :size]) @ v

@@ -117,7 +117,11 @@ def _text_01_to_ours(theirs: HFConfig) -> ModelConfig:
     kinds = theirs.get("layer_types") or ["full_attention", "linear_attention"] * theirs["num_hidden_layers"]
     full = [layer for layer in range(theirs["num_hidden_layers"]) if kinds[layer] == "full_attention"]
     lightning = LightningConfig(
-        n_heads=gqa.n_heads, n_kv_heads=gqa.n_kv_heads, head_dim=gqa.head_dim, full_layers=tuple(full)
+        n_heads=gqa.n_heads,
+        n_kv_heads=gqa.n_kv_heads,
+        head_dim=gqa.head_dim,
+        full_layers=tuple(full),
+        block=theirs.get("block_size", 256),
     )
     return ModelConfig(
         **trunk_of(theirs),
@@ -139,6 +143,7 @@ def _text_01_to_theirs(cfg: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": attn.n_kv_heads,
         "head_dim": attn.head_dim,
         "layer_types": full,
+        "block_size": attn.block,
         **{key: getattr(cfg.residual, ours) for ours, key in _RESIDUAL.items()},
     }
 
