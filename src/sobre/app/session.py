@@ -52,6 +52,8 @@ class Session:
     """Problems from the recipe's files (app/problems.py)."""
     done: dict[str, dict[str, float]] = field(default_factory=dict)
     """Parts that are done, in order, and the meter at the end of each."""
+    billed_s: float = 0.0
+    """Where the last bill ended, on the meter."""
 
     @classmethod
     def open(
@@ -86,6 +88,7 @@ class Session:
         )
         if session.done:
             session.meter.restore(next(reversed(session.done.values())))
+            session.billed_s = session.meter.seconds
         return session
 
     @contextmanager
@@ -155,11 +158,12 @@ def _done(folder: RunFolder) -> dict[str, dict[str, float]]:
 
 
 class Spending:
-    """Adds up what one part takes, and pays it in entries of consecutive steps."""
+    """Adds up what one part takes, and pays it in entries of consecutive steps. A part begins where the one before it
+    ended, so that what prepares it is billed to it."""
 
     def __init__(self, session: Session, stage: str, *, step: int = 0) -> None:
         self._session, self._stage, self._step = session, stage, step
-        self._since = session.meter.seconds if step or session.done else 0.0
+        self._since = session.meter.seconds if step else session.billed_s
         self.tokens, self.flops, self.wasted_s = 0, 0.0, 0.0
 
     def add(self, *, tokens: int = 0, flops: float = 0.0, wasted_s: float = 0.0) -> None:
@@ -181,6 +185,7 @@ class Spending:
             wasted_s=self.wasted_s,
         )
         self._since, self._step = seconds, to
+        self._session.billed_s = seconds
         self.tokens, self.flops, self.wasted_s = 0, 0.0, 0.0
         return entry
 

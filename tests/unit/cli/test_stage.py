@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -12,7 +13,7 @@ import sobre
 from sobre.app import convert, prepare, stage
 from sobre.app import run as verb
 from sobre.app.problems import open_problems
-from sobre.app.session import Session
+from sobre.app.session import Session, Spending
 from sobre.config.load import to_dict
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import CheckpointError, ConfigError, RunError
@@ -98,6 +99,22 @@ def test_a_stage_goes_on_from_the_model_that_it_is_given_and_examines_it_first(b
     assert list(report["stages"]) == ["start", "sft"]
     assert report["stages"]["start"]["n"] == report["stages"]["sft"]["n"] == 12
     assert not (out / "state" / "corpus").exists()
+
+
+def test_what_prepares_a_part_is_billed_to_it_and_what_was_before_a_resume_is_not():
+    bills, meter = [], SimpleNamespace(seconds=0.0)
+    session = SimpleNamespace(
+        meter=meter,
+        billed_s=0.0,
+        ledger=SimpleNamespace(append=bills.append),
+        entry=lambda stage, steps, *, wall_s, **_: (stage, wall_s),
+    )
+    for name, begins, ends, step in (("start", 1.0, 3.0, 0), ("sft", 5.0, 9.0, 0), ("rl", 12.0, 13.0, 4)):
+        meter.seconds = begins
+        spending = Spending(session, name, step=step)
+        meter.seconds = ends
+        spending.pay()
+    assert bills == [("start", 3.0), ("sft", 6.0), ("rl", 1.0)]
 
 
 def test_reinforcement_learning_takes_any_model_folder(base, tmp_path):
