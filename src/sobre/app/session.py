@@ -163,7 +163,8 @@ class Spending:
 
     def __init__(self, session: Session, stage: str, *, step: int = 0) -> None:
         self._session, self._stage, self._step = session, stage, step
-        self._since = session.meter.seconds if step else session.billed_s
+        if step:  # a stage that was taken up again: what was before is billed already, or lost
+            session.billed_s = session.meter.seconds
         self.tokens, self.flops, self.wasted_s = 0, 0.0, 0.0
 
     def add(self, *, tokens: int = 0, flops: float = 0.0, wasted_s: float = 0.0) -> None:
@@ -179,13 +180,12 @@ class Spending:
         entry = self._session.entry(
             self._stage,
             (self._step, to),
-            wall_s=seconds - self._since,
+            wall_s=seconds - self._session.billed_s,
             tokens=self.tokens,
             flops=self.flops,
             wasted_s=self.wasted_s,
         )
-        self._since, self._step = seconds, to
-        self._session.billed_s = seconds
+        self._session.billed_s, self._step = seconds, to
         self.tokens, self.flops, self.wasted_s = 0, 0.0, 0.0
         return entry
 

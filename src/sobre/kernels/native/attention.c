@@ -13,9 +13,12 @@ enum { ROWS = 4, TILE = 16 };
 
 typedef struct {
   const float *q, *k, *v;
+  float *out, *logsum; /* logsum is kept for the way back; NULL when there is none */
+  const float *dout;
+  float *dq, *dk, *dv;
   size h, g, k_width, w_width;
   float scale;
-} heads;
+} job;
 
 static size smaller(size a, size b) { return a < b ? a : b; }
 
@@ -83,23 +86,8 @@ static void spread(const float *weights, const float *a, size stride, size S, si
   }
 }
 
-/* Scores of a row to e^(score - top) up to its own position and 0 beyond; returns top, and their sum. */
-static float weigh(float *row, size valid, size end, float *total) {
-  for (size s = valid; s < end; s++) row[s] = -INFINITY;
-  lanes tops = all(-INFINITY), sums = all(0);
-  for (size s = 0; s < end; s += LANES) tops = larger(load(row + s), tops);
-  float top = largest(tops);
-  for (size s = 0; s < end; s += LANES) {
-    lanes e = exponential(load(row + s) - top);
-    sums += e;
-    store(row + s, e);
-  }
-  *total = sum(sums);
-  return top;
-}
-
 /* One sequence and key head. */
-static void forward_one(const heads *x, size first, size T, size group, float *out, float *logsum, float *buffer) {
+static void forward_one(const job *x, size first, size T, size group, float *buffer) {
   size S = rounded(T, TILE), W = rounded(x->w_width, TILE), each = x->h / x->g;
   float *k_t = buffer, *v = k_t + x->k_width * S, *p = v + S * W;
   memset(buffer, 0, (size_t)(x->k_width * S + S * W) * sizeof(float));
@@ -116,15 +104,14 @@ static void forward_one(const heads *x, size first, size T, size group, float *o
         size at = (first + i + r) * x->h + head;
         float total, top = weigh(p + r * S, smaller(i + r + 1, T), end, &total);
         shares[r] = 1.0f / total;
-        o[r] = i + r < T ? out + at * x->w_width : NULL;
-        if (o[r] && logsum) logsum[at] = top + logf(total);
+        o[r] = i + r < T ? x->out + at * x->w_width : NULL;
+        if (o[r] && x->logsum) x->logsum[at] = top + logf(total);
       }
       mixtures(p, v, W, S, end, o, x->w_width, shares);
     }
 }
 
-static void back_one(const heads *x, size first, size T, size group, const float *out, const float *logsum,
-                     const float *dout, float *dq, float *dk, float *dv, float *buffer) {
+static void back_one(const job *x, size first, size T, size group, float *buffer) {
   size kw = x->k_width, ww = x->w_width, S = rounded(T, TILE), K = rounded(kw, TILE), W = rounded(ww, TILE);
   size each = x->h / x->g;
   float *k_t = buffer, *k = k_t + kw * S, *v_t = k + S * K, *dk_sum = v_t + ww * S, *dv_sum = dk_sum + S * K;
@@ -142,11 +129,11 @@ static void back_one(const heads *x, size first, size T, size group, const float
       for (size r = 0; r < ROWS; r++) {
         size at = (first + smaller(i + r, T - 1)) * x->h + head;
         q[r] = x->q + at * kw;
-        d[r] = dout + at * ww;
-        to[r] = i + r < T ? dq + at * kw : NULL;
+        d[r] = x->dout + at * ww;
+        to[r] = i + r < T ? x->dq + at * kw : NULL;
         scales[r] = x->scale;
         deltas[r] = 0;
-        for (size j = 0; j < ww; j++) deltas[r] += d[r][j] * out[at * ww + j];
+        for (size j = 0; j < ww; j++) deltas[r] += d[r][j] * x->out[at * ww + j];
         memcpy(q_rows + r * K, q[r], (size_t)kw * sizeof(float));
         memcpy(do_rows + r * W, d[r], (size_t)ww * sizeof(float));
       }
@@ -154,7 +141,7 @@ static void back_one(const heads *x, size first, size T, size group, const float
       products(d, v_t, ww, S, end, 1.0f, ds);
       for (size r = 0; r < ROWS; r++) {
         size valid = i + r < T ? i + r + 1 : 0;
-        float low = valid ? logsum[(first + i + r) * x->h + head] : 0;
+        float low = valid ? x->logsum[(first + i + r) * x->h + head] : 0;
         for (size s = valid; s < end; s++) p[r * S + s] = -INFINITY;
         for (size s = 0; s < end; s += LANES) {
           lanes share = exponential(load(p + r * S + s) - low);
@@ -167,8 +154,8 @@ static void back_one(const heads *x, size first, size T, size group, const float
       spread(p, do_rows, W, S, end, dv_sum);
     }
   for (size t = 0; t < T; t++) {
-    for (size j = 0; j < kw; j++) dk[((first + t) * x->g + group) * kw + j] = dk_sum[t * K + j] * x->scale;
-    memcpy(dv + ((first + t) * x->g + group) * ww, dv_sum + t * W, (size_t)ww * sizeof(float));
+    for (size j = 0; j < kw; j++) x->dk[((first + t) * x->g + group) * kw + j] = dk_sum[t * K + j] * x->scale;
+    memcpy(x->dv + ((first + t) * x->g + group) * ww, dv_sum + t * W, (size_t)ww * sizeof(float));
   }
 }
 
@@ -178,21 +165,17 @@ static size longest(const int64_t *lengths, size n) {
   return found;
 }
 
-/* Returns 0, or 1 when memory is short. `starts` are the first tokens of the sequences; logsum may be NULL. */
-int causal_attention(const float *q, const float *k, const float *v, float *out, float *logsum, const int64_t *starts,
-                     const int64_t *lengths, size n_sequences, size h, size g, size k_width, size w_width,
-                     float scale) {
-  heads x = {q, k, v, h, g, k_width, w_width, scale};
-  size S = rounded(longest(lengths, n_sequences), TILE);
-  size need = S * (k_width + rounded(w_width, TILE) + ROWS);
+/* Every sequence and key head, each thread with room for `need` numbers; 1 when there is none, else 0. */
+static int over_all(const job *x, const int64_t *starts, const int64_t *lengths, size n, size need,
+                    void (*one)(const job *, size, size, size, float *)) {
   int failed = 0;
-#pragma omp parallel if (n_sequences * g > 1)
+#pragma omp parallel if (n * x->g > 1)
   {
     float *buffer = room(need);
 #pragma omp for schedule(dynamic)
-    for (size one = 0; one < n_sequences * g; one++)
+    for (size i = 0; i < n * x->g; i++)
       if (buffer)
-        forward_one(&x, starts[one / g], lengths[one / g], one % g, out, logsum, buffer);
+        one(x, starts[i / x->g], lengths[i / x->g], i % x->g, buffer);
       else
         failed = 1;
     free(buffer);
@@ -200,24 +183,21 @@ int causal_attention(const float *q, const float *k, const float *v, float *out,
   return failed;
 }
 
-int causal_attention_back(const float *q, const float *k, const float *v, const float *out, const float *logsum,
+/* Returns 0, or 1 when memory is short. `starts` are the first tokens of the sequences; logsum may be NULL. */
+int causal_attention(const float *q, const float *k, const float *v, float *out, float *logsum, const int64_t *starts,
+                     const int64_t *lengths, size n_sequences, size h, size g, size k_width, size w_width,
+                     float scale) {
+  job x = {q, k, v, out, logsum, NULL, NULL, NULL, NULL, h, g, k_width, w_width, scale};
+  size S = rounded(longest(lengths, n_sequences), TILE);
+  return over_all(&x, starts, lengths, n_sequences, S * (k_width + rounded(w_width, TILE) + ROWS), forward_one);
+}
+
+int causal_attention_back(const float *q, const float *k, const float *v, float *out, float *logsum,
                           const float *dout, float *dq, float *dk, float *dv, const int64_t *starts,
                           const int64_t *lengths, size n_sequences, size h, size g, size k_width, size w_width,
                           float scale) {
-  heads x = {q, k, v, h, g, k_width, w_width, scale};
+  job x = {q, k, v, out, logsum, dout, dq, dk, dv, h, g, k_width, w_width, scale};
   size S = rounded(longest(lengths, n_sequences), TILE), K = rounded(k_width, TILE), W = rounded(w_width, TILE);
   size need = S * (k_width + w_width + 2 * K + W + 2 * ROWS) + ROWS * (K + W);
-  int failed = 0;
-#pragma omp parallel if (n_sequences * g > 1)
-  {
-    float *buffer = room(need);
-#pragma omp for schedule(dynamic)
-    for (size one = 0; one < n_sequences * g; one++)
-      if (buffer)
-        back_one(&x, starts[one / g], lengths[one / g], one % g, out, logsum, dout, dq, dk, dv, buffer);
-      else
-        failed = 1;
-    free(buffer);
-  }
-  return failed;
+  return over_all(&x, starts, lengths, n_sequences, need, back_one);
 }

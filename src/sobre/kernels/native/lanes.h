@@ -1,4 +1,4 @@
-/* Eight float lanes in one register, as gcc and clang both spell them, and what the other pages need of them.
+/* Eight float lanes in one register, as gcc and clang both spell them, and what the other pages need of them; a softmax of a row.
 
    Loads and stores take any address. exp is 2^n times a polynomial on [-ln2/2, ln2/2] (Cody and Waite's reduction, the
    degree that leaves float32's rounding); below -87 it is 0, and NaN stays NaN. */
@@ -60,6 +60,22 @@ static inline lanes exponential(lanes x) {
   p = p * f + 1.0f;
   ints power = ((ints)shifted - 0x4B400000 + 127) << 23;
   return where(tiny, all(0.0f), p * (lanes)power);
+}
+
+/* Scores of a row, `valid` of them and room up to `end` (a multiple of LANES), to e^(score - top), 0 beyond the valid ones.
+   Returns top; `total` becomes their sum. */
+static inline float weigh(float *row, size valid, size end, float *total) {
+  for (size s = valid; s < end; s++) row[s] = -INFINITY;
+  lanes tops = all(-INFINITY), sums = all(0);
+  for (size s = 0; s < end; s += LANES) tops = larger(load(row + s), tops);
+  float top = largest(tops);
+  for (size s = 0; s < end; s += LANES) {
+    lanes e = exponential(load(row + s) - top);
+    sums += e;
+    store(row + s, e);
+  }
+  *total = sum(sums);
+  return top;
 }
 
 static inline size rounded(size n, size unit) { return (n + unit - 1) / unit * unit; }

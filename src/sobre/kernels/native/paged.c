@@ -62,19 +62,7 @@ static inline __attribute__((always_inline)) void attend(const float *const *q, 
                                                         float *scores, float *const *out, const int rows) {
   float totals[ROWS];
   scores_of(q, entry, key, S, length, k, scale, scores, rows);
-  for (int r = 0; r < rows; r++) {
-    float *row = scores + r * S;
-    lanes tops = all(-INFINITY), sums = all(0);
-    for (size s = length; s < rounded(length, LANES); s++) row[s] = -INFINITY;
-    for (size s = 0; s < length; s += LANES) tops = larger(load(row + s), tops);
-    float top = largest(tops);
-    for (size s = 0; s < length; s += LANES) {
-      lanes e = exponential(load(row + s) - top);
-      sums += e;
-      store(row + s, e);
-    }
-    totals[r] = sum(sums);
-  }
+  for (int r = 0; r < rows; r++) weigh(scores + r * S, length, rounded(length, LANES), totals + r);
   values_of(scores, entry, value, S, length, w, totals, out, rows);
 }
 
