@@ -46,7 +46,7 @@ HOW_READ = {
 
 
 @config
-class EvalOptions:
+class EvalOptions(Rounding):
     """Measure a model, or a service, on tasks."""
 
     model: tyro.conf.Positional[str] = ""
@@ -57,10 +57,6 @@ class EvalOptions:
     """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
-    weights: Literal["model", "int8", "int4"] = "model"
-    """The model's own, or its matrices rounded to 8 or 4 bits (CPUs), to see what that costs."""
-    cache: Literal["model", "int8"] = "model"
-    """The cache in the model's own numbers, or in 8 bits with a scale per token and head or latent."""
     text: tuple[str, ...] = ()
     """Files or folders of text: bits per byte on it, with what is rounded beside that of the model as it is."""
     tasks: str = "arithmetic,countdown,sorting,word,equation,sequence"
@@ -100,10 +96,6 @@ class EvalOptions:
     """File for a page with the table, and every question and reply to read."""
     json: bool = False
     """Print the result as one JSON document."""
-
-    @property
-    def rounding(self) -> Rounding:
-        return Rounding(weights=self.weights, cache=self.cache)
 
     def __post_init__(self) -> None:
         if bool(self.model) == bool(self.endpoint):

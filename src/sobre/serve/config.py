@@ -18,9 +18,15 @@ class Rounding:
     """What the engine rounds to compute with, where that buys memory and speed."""
 
     weights: Literal["model", "int8", "int4"] = "model"
-    """The model's own, or its matrices in 8 bits (a scale per channel) or 4 (per group of 32), on CPUs."""
+    """The model's own, or its matrices rounded to 8 bits (a scale per channel) or 4 (per group of 32), on CPUs; `sobre
+    eval` tells what that costs."""
     cache: Literal["model", "int8"] = "model"
-    """The cache in the model's dtype, or in 8 bits with a scale per token and head or latent."""
+    """What the cache holds: the model's own numbers, or 8 bits each with a scale per token and head or latent."""
+
+    @property
+    def rounding(self) -> "Rounding":
+        """These two alone, of a config that has more."""
+        return Rounding(weights=self.weights, cache=self.cache)
 
     @property
     def told(self) -> str:
@@ -43,7 +49,7 @@ def check_answering(temperature: float, top_p: float, price_usd_per_h: float | N
 
 
 @config
-class ServeConfig:
+class ServeConfig(Rounding):
     """Answer OpenAI's and Anthropic's APIs and show a chat page, from model folders."""
 
     model: tyro.conf.Positional[tuple[str, ...]]
@@ -51,10 +57,6 @@ class ServeConfig:
     Qwen/Qwen3-0.6B; the page compares any two of them."""
     dtype: Dtype = "saved"
     """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
-    weights: Literal["model", "int8", "int4"] = "model"
-    """The model's own, or its matrices rounded to 8 or 4 bits (CPUs); `sobre eval` tells what that costs."""
-    cache: Literal["model", "int8"] = "model"
-    """What the cache holds: the model's own numbers, or 8 bits each with a scale per token and head or latent."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     host: str = "127.0.0.1"
@@ -112,10 +114,6 @@ class ServeConfig:
     allowed_hosts: tuple[str, ...] = ()
     """Host names accepted besides the loopback ones while listening on loopback only (guards against DNS rebinding)."""
 
-    @property
-    def rounding(self) -> Rounding:
-        return Rounding(weights=self.weights, cache=self.cache)
-
     def __post_init__(self) -> None:
         named = " ".join(self.engine)
         others = [one for one in self.engine if not one.startswith(("http://", "https://"))]
@@ -154,7 +152,7 @@ class ServeConfig:
 
 
 @config
-class ChatConfig:
+class ChatConfig(Rounding):
     """Talk to a model in the terminal: thoughts dimmed, answer plain, tokens per second and cost."""
 
     model: tyro.conf.Positional[str]
@@ -162,10 +160,6 @@ class ChatConfig:
     Qwen/Qwen3-0.6B."""
     dtype: Dtype = "saved"
     """Of weights and computing; saved keeps that of the files, FP8 blocks multiplied out; fp8 keeps those, too."""
-    weights: Literal["model", "int8", "int4"] = "model"
-    """The model's own, or its matrices rounded to 8 or 4 bits (CPUs); `sobre eval` tells what that costs."""
-    cache: Literal["model", "int8"] = "model"
-    """What the cache holds: the model's own numbers, or 8 bits each with a scale per token and head or latent."""
     revision: str = ""
     """Branch, tag or commit of a model on the hub; left out, its main branch."""
     prompt: str = ""
@@ -188,10 +182,6 @@ class ChatConfig:
     """Dollars per hour of this machine; left out, the ledger's price for it."""
     json: bool = False
     """With one question: print one JSON document on standard output and nothing else there."""
-
-    @property
-    def rounding(self) -> Rounding:
-        return Rounding(weights=self.weights, cache=self.cache)
 
     def __post_init__(self) -> None:
         check_answering(self.temperature, self.top_p, self.price_usd_per_h)
