@@ -139,19 +139,21 @@ def _grouped_moe(
 
 
 IN_C = "one pass over memory, in C"
+IN_MEMORY = (torch.float32, torch.bfloat16)
+"""What the pages in C read and write; their registers hold float32."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 # In order of preference: the first that does not refuse is taken.
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("rms_norm", "native", native_pointwise.rms_norm, ("cpu",), (torch.float32,), IN_C, native.lacks),
+    Kernel("rms_norm", "native", native_pointwise.rms_norm, ("cpu",), IN_MEMORY, IN_C, native.lacks),
     Kernel("rms_norm", "fused", pointwise.rms_norm, reason="one autograd node, half the passes"),
     Kernel("rms_norm", "reference", reference.rms_norm),
     Kernel("rms_norm", "tiled", tiled.rms_norm, reason="the same bits in every batch"),
-    Kernel("swiglu", "native", native_pointwise.swiglu, ("cpu",), (torch.float32,), IN_C, native.lacks),
+    Kernel("swiglu", "native", native_pointwise.swiglu, ("cpu",), IN_MEMORY, IN_C, native.lacks),
     Kernel("swiglu", "fused", pointwise.swiglu, reason="no float32 copies"),
     Kernel("swiglu", "reference", reference.swiglu),
     Kernel("swiglu", "tiled", tiled.swiglu, reason="the same bits in every batch"),
-    Kernel("rope", "native", native_pointwise.rope, ("cpu",), (torch.float32,), IN_C, native.lacks),
+    Kernel("rope", "native", native_pointwise.rope, ("cpu",), IN_MEMORY, IN_C, native.lacks),
     Kernel("rope", "fused", pointwise.rope, reason="one complex product, one autograd node"),
     Kernel("rope", "reference", reference.rope),
     Kernel("linear", "reference", reference.linear, reason="the library's product"),
@@ -166,9 +168,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("tail_attention", "sdpa", tail.fused, ACCELERATORS, reason="torch's fused attention"),
     Kernel("tail_attention", "block", tail.block, reason="no key after a block of queries is read"),
     Kernel("tail_attention", "reference", reference.tail_attention),
-    Kernel(
-        "causal_attention", "native", native_attention.causal_attention, ("cpu",), (torch.float32,), IN_C, native.lacks
-    ),
+    Kernel("causal_attention", "native", native_attention.causal_attention, ("cpu",), IN_MEMORY, IN_C, native.lacks),
     Kernel("causal_attention", "sdpa", sdpa.causal_attention, ACCELERATORS, reason="torch's fused attention"),
     Kernel(
         "causal_attention",
@@ -244,7 +244,7 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel("draw", "blocks", draws.draw, reason="two levels of sums"),
     Kernel("draw", "reference", reference.draw),
-    Kernel("linear_nll", "native", _native_nll, ("cpu",), (torch.float32,), IN_C, native.lacks),
+    Kernel("linear_nll", "native", _native_nll, ("cpu",), IN_MEMORY, IN_C, native.lacks),
     Kernel("linear_nll", "chunked", loss.linear_nll, reason="no N x V float32 tensor"),
     Kernel("linear_nll", "reference", reference.linear_nll),
     Kernel(

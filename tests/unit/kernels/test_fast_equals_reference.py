@@ -17,6 +17,7 @@ from sobre.kernels.paged import Places
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
 DTYPES = list(TOLERANCE)
 F32 = torch.float32
+IN_MEMORY = [torch.float32, torch.bfloat16]
 compiled = pytest.mark.skipif(native.lacks() is not None, reason=str(native.lacks()))
 
 
@@ -404,6 +405,7 @@ def test_a_number_draws_the_first_token_whose_sum_exceeds_it(n_words):
 
 
 @compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize(
     ("lengths", "heads", "groups", "qk", "v"),
     [
@@ -414,8 +416,8 @@ def test_a_number_draws_the_first_token_whose_sum_exceeds_it(n_words):
         ((7, 130, 1, 16, 17, 2), 6, 1, 48, 32),
     ],
 )
-def test_attention_in_c_is_attention(lengths, heads, groups, qk, v):
-    tensors = ragged(lengths, heads, groups, qk, v, F32)
+def test_attention_in_c_is_attention(dtype, lengths, heads, groups, qk, v):
+    tensors = ragged(lengths, heads, groups, qk, v, dtype)
     assert_same(native_attention.causal_attention, reference.causal_attention, tensors, lengths, qk**-0.5)
 
 
@@ -432,27 +434,30 @@ def test_the_experts_of_one_token_in_c_are_theirs_and_no_other_is_read(d, f, n_a
 
 
 @compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize("shape", [(1, 3), (3, 7), (65, 8), (2, 130, 67)])
-def test_norm_and_swiglu_in_c_are_theirs(shape):
-    x, weight = randn(*shape, dtype=F32), randn(shape[-1], dtype=F32, seed=1)
+def test_norm_and_swiglu_in_c_are_theirs(dtype, shape):
+    x, weight = randn(*shape, dtype=dtype), randn(shape[-1], dtype=dtype, seed=1)
     assert_same(native_pointwise.rms_norm, reference.rms_norm, [x, weight], 1e-6)
-    assert_same(native_pointwise.swiglu, reference.swiglu, [x * 9, randn(*shape, dtype=F32, seed=2)])
+    assert_same(native_pointwise.swiglu, reference.swiglu, [x * 9, randn(*shape, dtype=dtype, seed=2)])
 
 
 @compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize("interleaved", [True, False])
-def test_rope_in_c_turns_pairs_and_its_gradient_turns_them_back(interleaved):
+def test_rope_in_c_turns_pairs_and_its_gradient_turns_them_back(dtype, interleaved):
     angles_NR2 = randn(5, 3, dtype=torch.float64)
 
     def of(call):
         return lambda x: call(x, angles_NR2.cos().to(x.dtype), angles_NR2.sin().to(x.dtype), interleaved)
 
-    assert_same(of(native_pointwise.rope), of(reference.rope), [randn(5, 2, 6, dtype=F32)])
+    assert_same(of(native_pointwise.rope), of(reference.rope), [randn(5, 2, 6, dtype=dtype)])
 
 
 @compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize("n_words", [1, 7, 64, 133])
-def test_loss_of_the_head_in_c_is_its_reference(n_words):
+def test_loss_of_the_head_in_c_is_its_reference(dtype, n_words):
     targets_N = torch.arange(9, dtype=torch.int32) % n_words
 
     def fast(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -461,11 +466,12 @@ def test_loss_of_the_head_in_c_is_its_reference(n_words):
     def exact(hidden: Tensor, weight: Tensor) -> Tensor:
         return reference.linear_nll(hidden, weight, targets_N.long())
 
-    assert_same(fast, exact, [randn(9, 6, dtype=F32) * 5, randn(n_words, 6, dtype=F32, seed=1)])
+    assert_same(fast, exact, [randn(9, 6, dtype=dtype) * 5, randn(n_words, 6, dtype=dtype, seed=1)])
 
 
 @compiled
-def test_the_head_in_c_gives_words_that_are_not_kept_no_probability():
+@pytest.mark.parametrize("dtype", IN_MEMORY)
+def test_the_head_in_c_gives_words_that_are_not_kept_no_probability(dtype):
     kept_NB = torch.randint(256, (9, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     targets_N = reference.bits(kept_NB, 35).int().argmax(1)
     turn = native_pointwise.logits_to_errors
@@ -476,21 +482,23 @@ def test_the_head_in_c_gives_words_that_are_not_kept_no_probability():
     def exact(hidden: Tensor, weight: Tensor) -> Tensor:
         return reference.linear_nll(hidden, weight, targets_N, kept_NB)
 
-    assert_same(fast, exact, [randn(9, 6, dtype=F32), randn(35, 6, dtype=F32, seed=1)])
+    assert_same(fast, exact, [randn(9, 6, dtype=dtype), randn(35, 6, dtype=dtype, seed=1)])
 
 
 @compiled
-def test_strided_inputs_are_read_as_they_are():
+@pytest.mark.parametrize("dtype", IN_MEMORY)
+def test_strided_inputs_are_read_as_they_are(dtype):
     lengths = (6, 9)
-    q, k, v = (each.transpose(0, 1).contiguous().transpose(0, 1) for each in ragged(lengths, 2, 2, 8, 8, F32))
+    q, k, v = (each.transpose(0, 1).contiguous().transpose(0, 1) for each in ragged(lengths, 2, 2, 8, 8, dtype))
     assert not q.is_contiguous()
     assert_same(native_attention.causal_attention, reference.causal_attention, [q, k, v], lengths, 0.3)
 
 
 @compiled
-def test_threads_change_no_bit():
+@pytest.mark.parametrize("dtype", IN_MEMORY)
+def test_threads_change_no_bit(dtype):
     lengths, before = (90, 31, 64, 5, 77), torch.get_num_threads()
-    tensors, norm = ragged(lengths, 4, 2, 16, 16, F32), [randn(700, 64, dtype=F32), randn(64, dtype=F32, seed=1)]
+    tensors, norm = ragged(lengths, 4, 2, 16, 16, dtype), [randn(700, 64, dtype=dtype), randn(64, dtype=dtype, seed=1)]
     found = []
     try:
         for n_threads in (1, 2):
@@ -506,17 +514,18 @@ def test_threads_change_no_bit():
 
 
 @compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_comes_through(bad):
-    q, k, v = ragged((20,), 1, 1, 8, 8, F32)
+def test_what_is_not_finite_comes_through(dtype, bad):
+    q, k, v = ragged((20,), 1, 1, 8, 8, dtype)
     q[3, 0, 0] = bad
     wanted = reference.causal_attention(q, k, v, (20,), 0.3).isfinite()
     assert torch.equal(native_attention.causal_attention(q, k, v, (20,), 0.3).isfinite(), wanted)
-    x = randn(4, 9, dtype=F32)
+    x = randn(4, 9, dtype=dtype)
     x[2, 8] = bad
     assert not native_pointwise.rms_norm(x, torch.ones(9), 1e-6)[2].isfinite().all()
     turn = native_pointwise.logits_to_errors
-    assert not loss.linear_nll(x, torch.eye(9), torch.zeros(4).long(), turn=turn)[2].isfinite()
+    assert not loss.linear_nll(x, torch.eye(9, dtype=dtype), torch.zeros(4).long(), turn=turn)[2].isfinite()
 
 
 @compiled

@@ -5,17 +5,18 @@
    again, as in FlashAttention (arXiv 2307.08691, 2.3); dk and dv are summed over the queries of a key head in order, so
    that threads, which divide sequences and key heads, change no bit.
 
-   Shapes: n tokens, h query heads, g key heads, k query/key width, w value width; contiguous float32. Inside one
+   Shapes: n tokens, h query heads, g key heads, k query/key width, w value width; contiguous. Inside one
    sequence and head: T tokens, S its keys rounded up to TILE, K and W widths rounded up to TILE. */
 #include "lanes.h"
 
 enum { ROWS = 4, TILE = 16 };
 
 typedef struct {
-  const float *q, *k, *v;
-  float *out, *logsum; /* logsum is kept for the way back; NULL when there is none */
-  const float *dout;
-  float *dq, *dk, *dv;
+  const number *q, *k, *v;
+  number *out;
+  float *logsum; /* kept for the way back; NULL when there is none */
+  const number *dout;
+  number *dq, *dk, *dv;
   size h, g, k_width, w_width;
   float scale;
 } job;
@@ -23,25 +24,27 @@ typedef struct {
 static size smaller(size a, size b) { return a < b ? a : b; }
 
 /* to[j][i] = from[i][j] for `rows` rows of `width`, `stride` apart. */
-static void transpose(const float *from, size rows, size width, size stride, float *to, size to_stride) {
+static void transpose(const number *from, size rows, size width, size stride, float *to, size to_stride) {
   for (size i = 0; i < rows; i++)
-    for (size j = 0; j < width; j++) to[j * to_stride + i] = from[i * stride + j];
+    for (size j = 0; j < width; j++) to[j * to_stride + i] = wide(from[i * stride + j]);
 }
 
 /* to = rows of `width`, laid out `to_stride` apart. */
-static void copy(const float *from, size rows, size width, size stride, float *to, size to_stride) {
-  for (size i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * stride, (size_t)width * sizeof(float));
+static void copy(const number *from, size rows, size width, size stride, float *to, size to_stride) {
+  for (size i = 0; i < rows; i++)
+    for (size j = 0; j < width; j++) to[i * to_stride + j] = wide(from[i * stride + j]);
 }
 
-/* out[r][s] = scale * a[r] . b_t[.][s], for ROWS rows and s below `end` (a multiple of TILE). */
-static void products(const float *const *a, const float *b_t, size width, size S, size end, float scale, float *out) {
+/* out[r][s] = scale * a[r] . b_t[.][s], for ROWS rows of `stride` and s below `end` (a multiple of TILE). */
+static void products(const float *a, size stride, const float *b_t, size width, size S, size end, float scale,
+                     float *out) {
   for (size s = 0; s < end; s += TILE) {
     lanes sums[ROWS][2] = {{all(0)}};
     for (size j = 0; j < width; j++) {
       lanes left = load(b_t + j * S + s), right = load(b_t + j * S + s + LANES);
       for (int r = 0; r < ROWS; r++) {
-        sums[r][0] += a[r][j] * left;
-        sums[r][1] += a[r][j] * right;
+        sums[r][0] += a[r * stride + j] * left;
+        sums[r][1] += a[r * stride + j] * right;
       }
     }
     for (int r = 0; r < ROWS; r++) {
@@ -52,7 +55,7 @@ static void products(const float *const *a, const float *b_t, size width, size S
 }
 
 /* out[r][.] = sum over s below `end` of weights[r][s] * b[s][.], for ROWS rows; b has rows of `stride`. */
-static void mixtures(const float *weights, const float *b, size stride, size S, size end, float *const *out,
+static void mixtures(const float *weights, const float *b, size stride, size S, size end, number *const *out,
                      size width, const float *factors) {
   for (size j = 0; j < stride; j += TILE) {
     lanes sums[ROWS][2] = {{all(0)}};
@@ -68,7 +71,7 @@ static void mixtures(const float *weights, const float *b, size stride, size S, 
       float both[TILE];
       store(both, sums[r][0] * factors[r]);
       store(both + LANES, sums[r][1] * factors[r]);
-      memcpy(out[r] + j, both, (size_t)smaller(TILE, width - j) * sizeof(float));
+      for (size t = 0; t < smaller(TILE, width - j); t++) out[r][j + t] = narrow(both[t]);
     }
   }
 }
@@ -88,18 +91,19 @@ static void spread(const float *weights, const float *a, size stride, size S, si
 
 /* One sequence and key head. */
 static void forward_one(const job *x, size first, size T, size group, float *buffer) {
-  size S = rounded(T, TILE), W = rounded(x->w_width, TILE), each = x->h / x->g;
-  float *k_t = buffer, *v = k_t + x->k_width * S, *p = v + S * W;
-  memset(buffer, 0, (size_t)(x->k_width * S + S * W) * sizeof(float));
-  transpose(x->k + (first * x->g + group) * x->k_width, T, x->k_width, x->g * x->k_width, k_t, S);
+  size kw = x->k_width, S = rounded(T, TILE), W = rounded(x->w_width, TILE), each = x->h / x->g;
+  float *k_t = buffer, *v = k_t + kw * S, *q_rows = v + S * W, *p = q_rows + ROWS * kw;
+  memset(buffer, 0, (size_t)(q_rows - buffer) * sizeof(float));
+  transpose(x->k + (first * x->g + group) * kw, T, kw, x->g * kw, k_t, S);
   copy(x->v + (first * x->g + group) * x->w_width, T, x->w_width, x->g * x->w_width, v, W);
   for (size head = group * each; head < (group + 1) * each; head++)
     for (size i = 0; i < T; i += ROWS) {
-      const float *q[ROWS];
-      float *o[ROWS], shares[ROWS];
+      number *o[ROWS];
+      float shares[ROWS];
       size end = rounded(smaller(i + ROWS, T), TILE);
-      for (size r = 0; r < ROWS; r++) q[r] = x->q + ((first + smaller(i + r, T - 1)) * x->h + head) * x->k_width;
-      products(q, k_t, x->k_width, S, end, x->scale, p);
+      for (size r = 0; r < ROWS; r++)
+        copy(x->q + ((first + smaller(i + r, T - 1)) * x->h + head) * kw, 1, kw, kw, q_rows + r * kw, kw);
+      products(q_rows, kw, k_t, kw, S, end, x->scale, p);
       for (size r = 0; r < ROWS; r++) {
         size at = (first + i + r) * x->h + head;
         float total, top = weigh(p + r * S, smaller(i + r + 1, T), end, &total);
@@ -117,28 +121,26 @@ static void back_one(const job *x, size first, size T, size group, float *buffer
   float *k_t = buffer, *k = k_t + kw * S, *v_t = k + S * K, *dk_sum = v_t + ww * S, *dv_sum = dk_sum + S * K;
   float *q_rows = dv_sum + S * W, *do_rows = q_rows + ROWS * K, *p = do_rows + ROWS * W, *ds = p + ROWS * S;
   memset(buffer, 0, (size_t)(ds + ROWS * S - buffer) * sizeof(float));
-  const float *keys = x->k + (first * x->g + group) * kw, *values = x->v + (first * x->g + group) * ww;
+  const number *keys = x->k + (first * x->g + group) * kw, *values = x->v + (first * x->g + group) * ww;
   transpose(keys, T, kw, x->g * kw, k_t, S);
   copy(keys, T, kw, x->g * kw, k, K);
   transpose(values, T, ww, x->g * ww, v_t, S);
   for (size head = group * each; head < (group + 1) * each; head++)
     for (size i = 0; i < T; i += ROWS) {
       size end = rounded(smaller(i + ROWS, T), TILE);
-      const float *q[ROWS], *d[ROWS];
-      float *to[ROWS], scales[ROWS], deltas[ROWS];
+      number *to[ROWS];
+      float scales[ROWS], deltas[ROWS];
       for (size r = 0; r < ROWS; r++) {
         size at = (first + smaller(i + r, T - 1)) * x->h + head;
-        q[r] = x->q + at * kw;
-        d[r] = x->dout + at * ww;
+        copy(x->q + at * kw, 1, kw, kw, q_rows + r * K, K);
+        copy(x->dout + at * ww, 1, ww, ww, do_rows + r * W, W);
         to[r] = i + r < T ? x->dq + at * kw : NULL;
         scales[r] = x->scale;
         deltas[r] = 0;
-        for (size j = 0; j < ww; j++) deltas[r] += d[r][j] * x->out[at * ww + j];
-        memcpy(q_rows + r * K, q[r], (size_t)kw * sizeof(float));
-        memcpy(do_rows + r * W, d[r], (size_t)ww * sizeof(float));
+        for (size j = 0; j < ww; j++) deltas[r] += do_rows[r * W + j] * wide(x->out[at * ww + j]);
       }
-      products(q, k_t, kw, S, end, x->scale, p);
-      products(d, v_t, ww, S, end, 1.0f, ds);
+      products(q_rows, K, k_t, kw, S, end, x->scale, p);
+      products(do_rows, W, v_t, ww, S, end, 1.0f, ds);
       for (size r = 0; r < ROWS; r++) {
         size valid = i + r < T ? i + r + 1 : 0;
         float low = valid ? x->logsum[(first + i + r) * x->h + head] : 0;
@@ -154,8 +156,9 @@ static void back_one(const job *x, size first, size T, size group, float *buffer
       spread(p, do_rows, W, S, end, dv_sum);
     }
   for (size t = 0; t < T; t++) {
-    for (size j = 0; j < kw; j++) x->dk[((first + t) * x->g + group) * kw + j] = dk_sum[t * K + j] * x->scale;
-    memcpy(x->dv + ((first + t) * x->g + group) * ww, dv_sum + t * W, (size_t)ww * sizeof(float));
+    number *dk = x->dk + ((first + t) * x->g + group) * kw, *dv = x->dv + ((first + t) * x->g + group) * ww;
+    for (size j = 0; j < kw; j++) dk[j] = narrow(dk_sum[t * K + j] * x->scale);
+    for (size j = 0; j < ww; j++) dv[j] = narrow(dv_sum[t * W + j]);
   }
 }
 
@@ -184,18 +187,19 @@ static int over_all(const job *x, const int64_t *starts, const int64_t *lengths,
 }
 
 /* Returns 0, or 1 when memory is short. `starts` are the first tokens of the sequences; logsum may be NULL. */
-int causal_attention(const float *q, const float *k, const float *v, float *out, float *logsum, const int64_t *starts,
-                     const int64_t *lengths, size n_sequences, size h, size g, size k_width, size w_width,
-                     float scale) {
+int NAMED(causal_attention)(const number *q, const number *k, const number *v, number *out, float *logsum,
+                            const int64_t *starts, const int64_t *lengths, size n_sequences, size h, size g,
+                            size k_width, size w_width, float scale) {
   job x = {q, k, v, out, logsum, NULL, NULL, NULL, NULL, h, g, k_width, w_width, scale};
   size S = rounded(longest(lengths, n_sequences), TILE);
-  return over_all(&x, starts, lengths, n_sequences, S * (k_width + rounded(w_width, TILE) + ROWS), forward_one);
+  size need = S * (k_width + rounded(w_width, TILE) + ROWS) + ROWS * k_width;
+  return over_all(&x, starts, lengths, n_sequences, need, forward_one);
 }
 
-int causal_attention_back(const float *q, const float *k, const float *v, float *out, float *logsum,
-                          const float *dout, float *dq, float *dk, float *dv, const int64_t *starts,
-                          const int64_t *lengths, size n_sequences, size h, size g, size k_width, size w_width,
-                          float scale) {
+int NAMED(causal_attention_back)(const number *q, const number *k, const number *v, number *out, float *logsum,
+                                 const number *dout, number *dq, number *dk, number *dv, const int64_t *starts,
+                                 const int64_t *lengths, size n_sequences, size h, size g, size k_width,
+                                 size w_width, float scale) {
   job x = {q, k, v, out, logsum, dout, dq, dk, dv, h, g, k_width, w_width, scale};
   size S = rounded(longest(lengths, n_sequences), TILE), K = rounded(k_width, TILE), W = rounded(w_width, TILE);
   size need = S * (k_width + w_width + 2 * K + W + 2 * ROWS) + ROWS * (K + W);

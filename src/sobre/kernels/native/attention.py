@@ -1,4 +1,4 @@
-"""Causal attention of ragged sequences through `attention.c`: float32 on a CPU, no padding, no copies of the scores.
+"""Causal attention of ragged sequences through `attention.c`: on a CPU, no padding, no copies of the scores.
 
 Shapes: N tokens, H query heads, G key/value heads, K query/key width, W value width, R sequences.
 """
@@ -40,7 +40,9 @@ class _Causal(torch.autograd.Function):
     ) -> Tensor:
         q_NHK, k_NGK, v_NGW = q_NHK.contiguous(), k_NGK.contiguous(), v_NGW.contiguous()
         out_NHW = q_NHK.new_empty(*q_NHK.shape[:2], v_NGW.shape[2])
-        logsum_NH = q_NHK.new_empty(q_NHK.shape[:2]) if any(ctx.needs_input_grad) else None
+        logsum_NH = None
+        if any(ctx.needs_input_grad):
+            logsum_NH = q_NHK.new_empty(q_NHK.shape[:2], dtype=torch.float32)
         ctx.lengths, ctx.scale, ctx.n_heads, ctx.w_width = lengths, scale, q_NHK.shape[1], v_NGW.shape[2]
         _attend("causal_attention", (q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH), k_NGK, ctx)
         ctx.save_for_backward(q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH)

@@ -56,11 +56,14 @@ def lacks() -> str | None:
 def call(name: str, *arguments: Tensor | float | None) -> int:
     """Call a function of the library: tensors by address, whole numbers as long, others as float, None as NULL.
 
-    Tensors must be contiguous, float32 or int64; they live until the function returns.
+    Tensors must be contiguous; they live until the function returns. A first one in bfloat16 takes the function's form
+    for it.
     """
     found = library()
     assert not isinstance(found, str), found
-    function = getattr(found, name)
+    first = arguments[0]
+    is_half = isinstance(first, Tensor) and first.dtype == torch.bfloat16
+    function = getattr(found, name + "_bfloat16" if is_half else name)
     if function.argtypes is None:  # told once, ctypes converts three times as fast as from an object for each argument
         function.argtypes = [_kind(argument) for argument in arguments]
     return int(function(*[_address(argument) if isinstance(argument, Tensor) else argument for argument in arguments]))
@@ -74,7 +77,7 @@ def _kind(argument: Tensor | float | None) -> Any:
 
 def _address(tensor: Tensor) -> int:
     assert tensor.is_contiguous()
-    assert tensor.dtype in (torch.float32, torch.int64), tensor.dtype
+    assert tensor.dtype in (torch.float32, torch.bfloat16, torch.int64), tensor.dtype
     return tensor.data_ptr()
 
 
@@ -96,12 +99,18 @@ def build(compiler: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         objects = []
         for source in sorted(SOURCES.glob("*.c")):
-            objects.append(f"{folder}/{source.stem}.o")
-            _call(compiler, *FLAGS, *openmp, "-c", str(source), "-o", objects[-1])
+            for form in forms(source):
+                objects.append(f"{folder}/{len(objects)}.o")
+                _call(compiler, *FLAGS, *openmp, *form, "-c", str(source), "-o", objects[-1])
         # linked without OpenMP: its functions are found in the library that torch has loaded
         undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
         _call(compiler, "-shared", *undefined, *objects, "-lm", "-o", f"{folder}/library.so")
         os.replace(f"{folder}/library.so", path)
+
+
+def forms(source: Path) -> tuple[tuple[str, ...], ...]:
+    """The flags of each form in which a page is compiled: once more where its functions are for bfloat16 too."""
+    return ((), ("-DBFLOAT16",)) if "NAMED(" in source.read_text() else ((),)
 
 
 def _call(*command: str) -> str:

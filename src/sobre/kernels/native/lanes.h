@@ -1,4 +1,7 @@
-/* Eight float lanes in one register, as gcc and clang both spell them, and what the other pages need of them; a softmax of a row.
+/* Eight float lanes in one register, as gcc and clang both spell them, and what the other pages need of them.
+
+   Pages about activations are compiled twice, for the `number` that lies in memory: float, or bfloat16 when
+   BFLOAT16 is defined. Registers always hold floats; `get` and `put` widen and round to nearest even.
 
    Loads and stores take any address. exp is 2^n times a polynomial on [-ln2/2, ln2/2] (Cody and Waite's reduction, the
    degree that leaves float32's rounding); below -87 it is 0, and NaN stays NaN. */
@@ -12,7 +15,17 @@
 #define LANES 8
 typedef float lanes __attribute__((vector_size(32)));
 typedef int32_t ints __attribute__((vector_size(32)));
+typedef uint32_t words __attribute__((vector_size(32)));
+typedef uint16_t shorts __attribute__((vector_size(16)));
 typedef long size;
+
+#ifdef BFLOAT16
+typedef uint16_t number;
+#define NAMED(name) name##_bfloat16
+#else
+typedef float number;
+#define NAMED(name) name
+#endif
 
 static inline lanes load(const float *from) {
   lanes x;
@@ -25,6 +38,42 @@ static inline void store(float *to, lanes x) { memcpy(to, &x, sizeof x); }
 static inline lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
 
 static inline lanes where(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
+
+#ifdef BFLOAT16
+static inline lanes get(const number *from) {
+  shorts x;
+  memcpy(&x, from, sizeof x);
+  return (lanes)(__builtin_convertvector(x, words) << 16);
+}
+
+static inline void put(number *to, lanes x) {
+  words bits = (words)x;
+  bits = (words)where(x != x, (lanes)(bits | 0x400000), (lanes)(bits + 0x7FFF + (bits >> 16 & 1))); /* a NaN stays one */
+  shorts rounded = __builtin_convertvector(bits >> 16, shorts);
+  memcpy(to, &rounded, sizeof rounded);
+}
+
+static inline float wide(number x) {
+  uint32_t bits = (uint32_t)x << 16;
+  float found;
+  memcpy(&found, &bits, sizeof found);
+  return found;
+}
+
+static inline number narrow(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return (number)((x != x ? bits | 0x400000 : bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+#else
+static inline lanes get(const number *from) { return load(from); }
+
+static inline void put(number *to, lanes x) { store(to, x); }
+
+static inline float wide(number x) { return x; }
+
+static inline number narrow(float x) { return x; }
+#endif
 
 typedef float half __attribute__((vector_size(16)));
 

@@ -1,34 +1,33 @@
 /* RMSNorm, rotary embedding, SwiGLU and the softmax of the output head: one pass over memory each, forward and back.
 
-   Shapes: n rows, d width, h heads, r rotary width, v vocabulary; all contiguous float32. */
+   Shapes: n rows, d width, h heads, r rotary width, v vocabulary; all contiguous. Weights, angles, losses and what is
+   kept for the way back are float32. */
 #include "lanes.h"
 
 #define MANY 16384 /* numbers that are worth a second thread */
 #define ROWS 64    /* rows whose share of a weight's gradient is summed by itself: the same sum for any threads */
 
 /* `inverse`, what the gradient needs, may be NULL. */
-void rms_norm(const float *x, const float *weight, float *y, float *inverse, size n, size d, float eps) {
+void NAMED(rms_norm)(const number *x, const float *weight, number *y, float *inverse, size n, size d, float eps) {
 #pragma omp parallel for if (n * d > MANY)
   for (size i = 0; i < n; i++) {
-    const float *xi = x + i * d;
-    float *yi = y + i * d;
+    const number *xi = x + i * d;
+    number *yi = y + i * d;
     lanes squares = all(0);
     float rest = 0;
     size j = 0;
-    for (; j + LANES <= d; j += LANES) {
-      lanes part = load(xi + j);
-      squares += part * part;
-    }
-    for (size t = j; t < d; t++) rest += xi[t] * xi[t];
+    for (; j + LANES <= d; j += LANES) squares += get(xi + j) * get(xi + j);
+    for (; j < d; j++) rest += wide(xi[j]) * wide(xi[j]);
     float scale = 1.0f / sqrtf((sum(squares) + rest) / (float)d + eps);
     if (inverse) inverse[i] = scale;
-    for (size t = 0; t < d; t++) yi[t] = xi[t] * scale * weight[t];
+    for (j = 0; j + LANES <= d; j += LANES) put(yi + j, get(xi + j) * scale * load(weight + j));
+    for (; j < d; j++) yi[j] = narrow(wide(xi[j]) * scale * weight[j]);
   }
 }
 
 /* dx, and in `partial` (n / ROWS rounded up, d) the gradient of the weight by blocks of rows. */
-void rms_norm_back(const float *dy, const float *x, const float *weight, const float *inverse, float *dx,
-                   float *partial, size n, size d) {
+void NAMED(rms_norm_back)(const number *dy, const number *x, const float *weight, const float *inverse, number *dx,
+                          float *partial, size n, size d) {
   size blocks = (n + ROWS - 1) / ROWS;
 #pragma omp parallel for if (n * d > MANY)
   for (size b = 0; b < blocks; b++) {
@@ -36,98 +35,109 @@ void rms_norm_back(const float *dy, const float *x, const float *weight, const f
     memset(dweight, 0, (size_t)d * sizeof(float));
     size end = (b + 1) * ROWS < n ? (b + 1) * ROWS : n;
     for (size i = b * ROWS; i < end; i++) {
-      const float *xi = x + i * d, *di = dy + i * d;
+      const number *xi = x + i * d, *di = dy + i * d;
+      number *to = dx + i * d;
       float scale = inverse[i], rest = 0;
       lanes dots = all(0);
       size j = 0;
-      for (; j + LANES <= d; j += LANES) dots += load(di + j) * load(weight + j) * load(xi + j);
-      for (size t = j; t < d; t++) rest += di[t] * weight[t] * xi[t];
+      for (; j + LANES <= d; j += LANES) dots += get(di + j) * load(weight + j) * get(xi + j);
+      for (; j < d; j++) rest += wide(di[j]) * weight[j] * wide(xi[j]);
       float mean = (sum(dots) + rest) * scale * scale / (float)d;
-      for (size t = 0; t < d; t++) {
-        dx[i * d + t] = (di[t] * weight[t] - xi[t] * mean) * scale;
-        dweight[t] += di[t] * xi[t] * scale;
+      for (j = 0; j + LANES <= d; j += LANES) {
+        lanes xs = get(xi + j), ds = get(di + j);
+        put(to + j, (ds * load(weight + j) - xs * mean) * scale);
+        store(dweight + j, load(dweight + j) + ds * xs * scale);
+      }
+      for (; j < d; j++) {
+        to[j] = narrow((wide(di[j]) * weight[j] - wide(xi[j]) * mean) * scale);
+        dweight[j] += wide(di[j]) * wide(xi[j]) * scale;
       }
     }
   }
 }
 
-void swiglu(const float *gate, const float *up, float *y, size n) {
+void NAMED(swiglu)(const number *gate, const number *up, number *y, size n) {
 #pragma omp parallel for if (n > MANY)
   for (size b = 0; b < (n + 1023) / 1024; b++) {
     size i = b * 1024, end = i + 1024 < n ? i + 1024 : n;
     for (; i + LANES <= end; i += LANES) {
-      lanes g = load(gate + i);
-      store(y + i, g / (1.0f + exponential(-g)) * load(up + i));
+      lanes g = get(gate + i);
+      put(y + i, g / (1.0f + exponential(-g)) * get(up + i));
     }
-    for (; i < end; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    for (; i < end; i++) {
+      float g = wide(gate[i]);
+      y[i] = narrow(g / (1.0f + expf(-g)) * wide(up[i]));
+    }
   }
 }
 
-void swiglu_back(const float *dy, const float *gate, const float *up, float *dgate, float *dup, size n) {
+void NAMED(swiglu_back)(const number *dy, const number *gate, const number *up, number *dgate, number *dup, size n) {
 #pragma omp parallel for if (n > MANY)
   for (size b = 0; b < (n + 1023) / 1024; b++) {
     size i = b * 1024, end = i + 1024 < n ? i + 1024 : n;
     for (; i + LANES <= end; i += LANES) {
-      lanes g = load(gate + i), d = load(dy + i);
+      lanes g = get(gate + i), d = get(dy + i);
       lanes s = 1.0f / (1.0f + exponential(-g));
-      store(dup + i, d * g * s);
-      store(dgate + i, d * load(up + i) * s * (1.0f + g * (1.0f - s)));
+      put(dup + i, d * g * s);
+      put(dgate + i, d * get(up + i) * s * (1.0f + g * (1.0f - s)));
     }
     for (; i < end; i++) {
-      float g = gate[i], s = 1.0f / (1.0f + expf(-g));
-      dup[i] = dy[i] * g * s;
-      dgate[i] = dy[i] * up[i] * s * (1.0f + g * (1.0f - s));
+      float g = wide(gate[i]), d = wide(dy[i]), s = 1.0f / (1.0f + expf(-g));
+      dup[i] = narrow(d * g * s);
+      dgate[i] = narrow(d * wide(up[i]) * s * (1.0f + g * (1.0f - s)));
     }
   }
 }
 
 /* Pairs (0, 1), (2, 3), ... when interleaved, else (0, r / 2), (1, r / 2 + 1), ...; `turn` is 1, or -1 for back. */
-void rope(const float *x, const float *cosines, const float *sines, float *y, size n, size h, size r,
-          size interleaved, float turn) {
+void NAMED(rope)(const number *restrict x, const float *restrict cosines, const float *restrict sines,
+                 number *restrict y, size n, size h, size r, size interleaved, float turn) {
   size half = r / 2;
 #pragma omp parallel for if (n * h * r > MANY)
   for (size i = 0; i < n; i++) {
     const float *c = cosines + i * half, *s = sines + i * half;
     for (size j = 0; j < h; j++) {
-      const float *a = x + (i * h + j) * r;
-      float *to = y + (i * h + j) * r;
+      const number *a = x + (i * h + j) * r;
+      number *to = y + (i * h + j) * r;
       if (interleaved)
         for (size t = 0; t < half; t++) {
-          float even = a[2 * t], odd = a[2 * t + 1], sine = turn * s[t];
-          to[2 * t] = even * c[t] - odd * sine;
-          to[2 * t + 1] = even * sine + odd * c[t];
+          float even = wide(a[2 * t]), odd = wide(a[2 * t + 1]), sine = turn * s[t];
+          to[2 * t] = narrow(even * c[t] - odd * sine);
+          to[2 * t + 1] = narrow(even * sine + odd * c[t]);
         }
       else
         for (size t = 0; t < half; t++) {
-          float first = a[t], second = a[half + t], sine = turn * s[t];
-          to[t] = first * c[t] - second * sine;
-          to[half + t] = first * sine + second * c[t];
+          float first = wide(a[t]), second = wide(a[half + t]), sine = turn * s[t];
+          to[t] = narrow(first * c[t] - second * sine);
+          to[half + t] = narrow(first * sine + second * c[t]);
         }
     }
   }
 }
 
-/* Overwrite n rows of logits with softmax - onehot(target), and fill nll. */
-void errors(float *logits, const int64_t *targets, float *nll, size n, size v) {
-#pragma omp parallel for if (n * v > MANY)
-  for (size i = 0; i < n; i++) {
-    float *row = logits + i * v;
-    float target = row[targets[i]], rest = 0, top;
-    lanes tops = all(-INFINITY), sums = all(0);
-    size j = 0;
-    for (; j + LANES <= v; j += LANES) tops = larger(load(row + j), tops);
-    top = largest(tops);
-    for (size t = j; t < v; t++) top = row[t] > top ? row[t] : top;
-    for (j = 0; j + LANES <= v; j += LANES) {
-      lanes e = exponential(load(row + j) - top);
-      sums += e;
-      store(row + j, e);
+/* Overwrite n rows of logits with softmax - onehot(target), and fill nll. Returns 0, or 1 when memory is short. */
+int NAMED(errors)(number *logits, const int64_t *targets, float *nll, size n, size v) {
+  size end = rounded(v, LANES);
+  int failed = 0;
+#pragma omp parallel if (n * v > MANY)
+  {
+    float *wide_row = room(end);
+    if (!wide_row) failed = 1;
+#pragma omp for
+    for (size i = 0; i < n; i++) {
+      number *row = logits + i * v;
+      if (!wide_row) continue;
+      size j = 0;
+      for (; j + LANES <= v; j += LANES) store(wide_row + j, get(row + j));
+      for (; j < v; j++) wide_row[j] = wide(row[j]);
+      float target = wide_row[targets[i]], total, top = weigh(wide_row, v, end, &total);
+      nll[i] = logf(total) + top - target;
+      lanes share = all(1.0f / total);
+      for (j = 0; j + LANES <= v; j += LANES) put(row + j, load(wide_row + j) * share);
+      for (; j < v; j++) row[j] = narrow(wide_row[j] * share[0]);
+      row[targets[i]] = narrow(wide_row[targets[i]] * share[0] - 1.0f);
     }
-    for (; j < v; j++) rest += row[j] = expf(row[j] - top);
-    float total = sum(sums) + rest;
-    nll[i] = logf(total) + top - target;
-    float share = 1.0f / total;
-    for (size t = 0; t < v; t++) row[t] *= share;
-    row[targets[i]] -= 1.0f;
+    free(wide_row);
   }
+  return failed;
 }

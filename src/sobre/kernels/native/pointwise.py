@@ -1,4 +1,4 @@
-"""RMSNorm, rotary embedding, SwiGLU and the output head's softmax through `pointwise.c`: float32 on a CPU.
+"""RMSNorm, rotary embedding, SwiGLU and the output head's softmax through `pointwise.c`, on a CPU.
 
 Shapes: N rows, D width, H heads, R rotary width, R2 its half, V vocabulary; leading dimensions are free.
 """
@@ -37,20 +37,22 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Tensor:
     """Overwrite the logits with softmax - onehot; fill nll_N."""
     n, v = logits_NV.shape
-    call("errors", logits_NV, targets_N.long().contiguous(), nll_N, n, v)
+    if call("errors", logits_NV, targets_N.long().contiguous(), nll_N, n, v):
+        raise MemoryError(f"a row of {v:,} logits found no memory for its copy")
     return logits_NV
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float, inverse_N: Tensor | None) -> Tensor:
     """The normed rows; fills what the gradient needs, where it is asked for."""
     y, d = torch.empty_like(x), x.shape[-1]
-    call("rms_norm", x, weight, y, inverse_N, x.numel() // d, d, float(eps))
+    call("rms_norm", x, weight.float(), y, inverse_N, x.numel() // d, d, float(eps))
     return y
 
 
 def _turned(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool, turn: float) -> Tensor:
     x_NHR, y_NHR = x_NHR.contiguous(), torch.empty_like(x_NHR, memory_format=torch.contiguous_format)
-    call("rope", x_NHR, cos_NR2.contiguous(), sin_NR2.contiguous(), y_NHR, *x_NHR.shape, int(interleaved), turn)
+    cos_NR2, sin_NR2 = cos_NR2.float().contiguous(), sin_NR2.float().contiguous()
+    call("rope", x_NHR, cos_NR2, sin_NR2, y_NHR, *x_NHR.shape, int(interleaved), turn)
     return y_NHR
 
 
@@ -64,7 +66,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x = x.contiguous()
-        inverse_N = x.new_empty(x.numel() // x.shape[-1])
+        inverse_N = x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32)
         y = _norm(x, weight, eps, inverse_N)
         ctx.save_for_backward(x, weight, inverse_N)
         return y
@@ -74,9 +76,9 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse_N = ctx.saved_tensors
         n, d = inverse_N.numel(), x.shape[-1]
-        dx, partial_BD = torch.empty_like(x), x.new_empty(-(-n // ROWS), d)
-        call("rms_norm_back", dy.contiguous(), x, weight, inverse_N, dx, partial_BD, n, d)
-        return dx, partial_BD.sum(0), None
+        dx, partial_BD = torch.empty_like(x), inverse_N.new_empty(-(-n // ROWS), d)
+        call("rms_norm_back", dy.contiguous(), x, weight.float(), inverse_N, dx, partial_BD, n, d)
+        return dx, partial_BD.sum(0).to(weight.dtype), None
 
 
 class _SwiGLU(torch.autograd.Function):
