@@ -9,7 +9,7 @@
    sequence and head: T tokens, S its keys rounded up to TILE, K and W widths rounded up to TILE. */
 #include "lanes.h"
 
-enum { ROWS = 4, TILE = 16 };
+enum { ROWS = 6, TILE = 16 };
 
 typedef struct {
   const number *q, *k, *v;

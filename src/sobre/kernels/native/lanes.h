@@ -11,6 +11,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#endif
 
 #define LANES 8
 typedef float lanes __attribute__((vector_size(32)));
@@ -47,9 +50,13 @@ static inline lanes get(const number *from) {
 }
 
 static inline void put(number *to, lanes x) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  __m128bh rounded = _mm256_cvtneps_pbh((__m256)x);
+#else
   words bits = (words)x;
   bits = (words)where(x != x, (lanes)(bits | 0x400000), (lanes)(bits + 0x7FFF + (bits >> 16 & 1))); /* a NaN stays one */
   shorts rounded = __builtin_convertvector(bits >> 16, shorts);
+#endif
   memcpy(to, &rounded, sizeof rounded);
 }
 

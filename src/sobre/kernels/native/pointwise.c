@@ -97,20 +97,24 @@ void NAMED(rope)(const number *restrict x, const float *restrict cosines, const 
   for (size i = 0; i < n; i++) {
     const float *c = cosines + i * half, *s = sines + i * half;
     for (size j = 0; j < h; j++) {
-      const number *a = x + (i * h + j) * r;
-      number *to = y + (i * h + j) * r;
-      if (interleaved)
-        for (size t = 0; t < half; t++) {
-          float even = wide(a[2 * t]), odd = wide(a[2 * t + 1]), sine = turn * s[t];
-          to[2 * t] = narrow(even * c[t] - odd * sine);
-          to[2 * t + 1] = narrow(even * sine + odd * c[t]);
-        }
-      else
-        for (size t = 0; t < half; t++) {
-          float first = wide(a[t]), second = wide(a[half + t]), sine = turn * s[t];
-          to[t] = narrow(first * c[t] - second * sine);
-          to[half + t] = narrow(first * sine + second * c[t]);
-        }
+      const number *a = x + (i * h + j) * r, *b = a + half;
+      number *to = y + (i * h + j) * r, *to_b = to + half;
+      size t = 0;
+      for (; interleaved && t < half; t++) {
+        float even = wide(a[2 * t]), odd = wide(a[2 * t + 1]), sine = turn * s[t];
+        to[2 * t] = narrow(even * c[t] - odd * sine);
+        to[2 * t + 1] = narrow(even * sine + odd * c[t]);
+      }
+      for (; t + LANES <= half; t += LANES) {
+        lanes first = get(a + t), second = get(b + t), cosine = load(c + t), sine = load(s + t) * turn;
+        put(to + t, first * cosine - second * sine);
+        put(to_b + t, first * sine + second * cosine);
+      }
+      for (; t < half; t++) {
+        float first = wide(a[t]), second = wide(b[t]), sine = turn * s[t];
+        to[t] = narrow(first * c[t] - second * sine);
+        to_b[t] = narrow(first * sine + second * c[t]);
+      }
     }
   }
 }
