@@ -168,7 +168,18 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("tail_attention", "sdpa", tail.fused, ACCELERATORS, reason="torch's fused attention"),
     Kernel("tail_attention", "block", tail.block, reason="no key after a block of queries is read"),
     Kernel("tail_attention", "reference", reference.tail_attention),
-    Kernel("causal_attention", "native", native_attention.causal_attention, ("cpu",), IN_MEMORY, IN_C, native.lacks),
+    Kernel(
+        "causal_attention", "native", native_attention.causal_attention, ("cpu",), (torch.float32,), IN_C, native.lacks
+    ),
+    Kernel(
+        "causal_attention",
+        "native",
+        native_attention.causal_attention,
+        ("cpu",),
+        (torch.bfloat16,),
+        IN_C,
+        native.lacks_bfloat16_products,
+    ),
     Kernel("causal_attention", "sdpa", sdpa.causal_attention, ACCELERATORS, reason="torch's fused attention"),
     Kernel(
         "causal_attention",

@@ -3,17 +3,18 @@
    Scores of ROWS queries are computed in registers, TILE keys at a time, from a transposed copy of the keys; the
    probabilities of these rows lie in the innermost cache, and only the log of their sum is kept. Back, they are made
    again, as in FlashAttention (arXiv 2307.08691, 2.3); dk and dv are summed over the queries of a key head in order, so
-   that threads, which divide sequences and key heads, change no bit.
+   that threads, which divide sequences and key heads, change no bit. What is multiplied lies in pairs along what is
+   summed (lanes.h); sums are float32.
 
-   Shapes: n tokens, h query heads, g key heads, k query/key width, w value width; contiguous. Inside one
-   sequence and head: T tokens, S its keys rounded up to TILE, K and W widths rounded up to TILE. */
+   Shapes: n tokens, h query heads, g key heads, k query/key width, w value width; contiguous. Inside one sequence and
+   head: T tokens, S its keys rounded up to TILE, K and W widths rounded up to TILE, kp and wp widths in pairs. */
 #include "lanes.h"
 
-enum { ROWS = 6, TILE = 16 };
+enum { ROWS = 6, TILE = 16, BLOCK = 4 * ROWS, KEYS = 4 };
 
 typedef struct {
   const number *q, *k, *v;
-  number *out;
+  number *out;   /* forward */
   float *logsum; /* kept for the way back; NULL when there is none */
   const number *dout;
   number *dq, *dk, *dv;
@@ -23,28 +24,39 @@ typedef struct {
 
 static size smaller(size a, size b) { return a < b ? a : b; }
 
-/* to[j][i] = from[i][j] for `rows` rows of `width`, `stride` apart. */
-static void transpose(const number *from, size rows, size width, size stride, float *to, size to_stride) {
-  for (size i = 0; i < rows; i++)
-    for (size j = 0; j < width; j++) to[j * to_stride + i] = wide(from[i * stride + j]);
+static size pairs_of(size width) { return (width + PAIR - 1) / PAIR; }
+
+/* An odd number of tiles: rows a power of two apart would share the few places that a cache has for them. */
+static size stride_of(size n) { return rounded(n, TILE) | TILE; }
+
+/* to[j][i] = pair j of row i, for `rows` rows of `width`, `stride` apart; a line of `to` at a time. */
+static void transpose(const number *from, size rows, size width, size stride, pair *to, size to_stride) {
+  for (size begin = 0; begin < rows; begin += TILE) {
+    size end = smaller(begin + TILE, rows);
+    for (size j = 0; j < width / PAIR; j++)
+      for (size i = begin; i < end; i++) memcpy(to + j * to_stride + i, from + i * stride + j * PAIR, sizeof(pair));
+    for (size i = begin; width % PAIR && i < end; i++)
+      memcpy(to + width / PAIR * to_stride + i, from + i * stride + width - 1, sizeof(number));
+  }
 }
 
-/* to = rows of `width`, laid out `to_stride` apart. */
-static void copy(const number *from, size rows, size width, size stride, float *to, size to_stride) {
+/* to[i / PAIR][j] = the numbers j of PAIR rows; rows of `width`, `stride` apart. */
+static void across(const number *from, size rows, size width, size stride, pair *to, size to_stride) {
+  number *numbers = (number *)to;
   for (size i = 0; i < rows; i++)
-    for (size j = 0; j < width; j++) to[i * to_stride + j] = wide(from[i * stride + j]);
+    for (size j = 0; j < width; j++)
+      numbers[(i / PAIR * to_stride + j) * PAIR + i % PAIR] = from[i * stride + j];
 }
 
-/* out[r][s] = scale * a[r] . b_t[.][s], for ROWS rows of `stride` and s below `end` (a multiple of TILE). */
-static void products(const float *a, size stride, const float *b_t, size width, size S, size end, float scale,
-                     float *out) {
+/* out[r][s] = scale * a[r] . b_t[.][s], for ROWS rows of `width` pairs and s below `end` (a multiple of TILE). */
+static void products(const pair *a, const pair *b_t, size width, size S, size end, float scale, float *out) {
   for (size s = 0; s < end; s += TILE) {
     lanes sums[ROWS][2] = {{all(0)}};
     for (size j = 0; j < width; j++) {
-      lanes left = load(b_t + j * S + s), right = load(b_t + j * S + s + LANES);
+      pairs left = load_pairs(b_t + j * S + s), right = load_pairs(b_t + j * S + s + LANES);
       for (int r = 0; r < ROWS; r++) {
-        sums[r][0] += a[r * stride + j] * left;
-        sums[r][1] += a[r * stride + j] * right;
+        sums[r][0] = multiply(sums[r][0], a[r * width + j], left);
+        sums[r][1] = multiply(sums[r][1], a[r * width + j], right);
       }
     }
     for (int r = 0; r < ROWS; r++) {
@@ -54,106 +66,176 @@ static void products(const float *a, size stride, const float *b_t, size width, 
   }
 }
 
-/* out[r][.] = sum over s below `end` of weights[r][s] * b[s][.], for ROWS rows; b has rows of `stride`. */
-static void mixtures(const float *weights, const float *b, size stride, size S, size end, number *const *out,
-                     size width, const float *factors) {
+/* out[r][.] = factor[r] * sum over s below `end` of weights[r][s] * b[s][.], for ROWS rows; b has rows of `stride`. */
+static void mixtures(const pair *weights, const pair *b, size stride, size S, size end, number *const *out, size width,
+                     const float *factors) {
   for (size j = 0; j < stride; j += TILE) {
     lanes sums[ROWS][2] = {{all(0)}};
-    for (size s = 0; s < end; s++) {
-      lanes left = load(b + s * stride + j), right = load(b + s * stride + j + LANES);
+    for (size s = 0; s < end / PAIR; s++) {
+      pairs left = load_pairs(b + s * stride + j), right = load_pairs(b + s * stride + j + LANES);
       for (int r = 0; r < ROWS; r++) {
-        sums[r][0] += weights[r * S + s] * left;
-        sums[r][1] += weights[r * S + s] * right;
+        sums[r][0] = multiply(sums[r][0], weights[r * (S / PAIR) + s], left);
+        sums[r][1] = multiply(sums[r][1], weights[r * (S / PAIR) + s], right);
       }
     }
     for (int r = 0; r < ROWS; r++) {
       if (!out[r]) continue;
-      float both[TILE];
-      store(both, sums[r][0] * factors[r]);
-      store(both + LANES, sums[r][1] * factors[r]);
-      for (size t = 0; t < smaller(TILE, width - j); t++) out[r][j + t] = narrow(both[t]);
+      number both_halves[TILE];
+      put(both_halves, sums[r][0] * factors[r]);
+      put(both_halves + LANES, sums[r][1] * factors[r]);
+      memcpy(out[r] + j, both_halves, (size_t)smaller(TILE, width - j) * sizeof(number));
     }
   }
 }
 
-/* to[s][.] += sum over ROWS rows of weights[r][s] * a[r][.], for s below `end`; `a` has rows of `stride`. */
-static void spread(const float *weights, const float *a, size stride, size S, size end, float *to) {
-  for (size j = 0; j < stride; j += LANES) {
-    lanes parts[ROWS];
-    for (int r = 0; r < ROWS; r++) parts[r] = load(a + r * stride + j);
-    for (size s = 0; s < end; s++) {
-      lanes total = load(to + s * stride + j);
-      for (int r = 0; r < ROWS; r++) total += weights[r * S + s] * parts[r];
-      store(to + s * stride + j, total);
+/* to[s][.] += sum over `n` rows of weights[r][s] * a[r][.], for s below `end`, KEYS at a time; `a` has rows of `stride`. */
+static void spread(const pair *weights, const pair *a, size n, size stride, size S, size end, float *to) {
+  for (size s = 0; s < end; s += KEYS)
+    for (size j = 0; j < stride; j += TILE) {
+      lanes sums[KEYS][2];
+      for (int t = 0; t < KEYS; t++) {
+        sums[t][0] = load(to + (s + t) * stride + j);
+        sums[t][1] = load(to + (s + t) * stride + j + LANES);
+      }
+      for (size r = 0; r < n; r++) {
+        pairs left = load_pairs(a + r * stride + j), right = load_pairs(a + r * stride + j + LANES);
+        for (int t = 0; t < KEYS; t++) {
+          sums[t][0] = multiply(sums[t][0], weights[r * S + s + t], left);
+          sums[t][1] = multiply(sums[t][1], weights[r * S + s + t], right);
+        }
+      }
+      for (int t = 0; t < KEYS; t++) {
+        store(to + (s + t) * stride + j, sums[t][0]);
+        store(to + (s + t) * stride + j + LANES, sums[t][1]);
+      }
     }
+}
+
+/* ROWS rows of S floats as pairs along each row, in `room` unless they are so already. */
+static const pair *along(const float *rows, size S, size end, number *room) {
+#ifdef BFLOAT16
+  for (size r = 0; r < ROWS; r++)
+    for (size s = 0; s < end; s += LANES) put(room + r * S + s, load(rows + r * S + s));
+  return (const pair *)room;
+#else
+  (void)S, (void)end, (void)room;
+  return rows;
+#endif
+}
+
+/* The same as pairs of rows, 0 from `end` to `beyond`. */
+static void by_rows(const float *rows, size S, size end, size beyond, pair *to) {
+  for (size r = 0; r < ROWS; r += PAIR, to += S) {
+#ifdef BFLOAT16
+    for (size s = 0; s < end; s += LANES)
+      store_pairs(to + s, both(load(rows + r * S + s), load(rows + (r + PAIR - 1) * S + s)));
+#else
+    (void)rows; /* made there */
+#endif
+    memset(to + end, 0, (size_t)(beyond - end) * sizeof(pair));
   }
+}
+
+static size forward_room(const job *x, size S) {
+  size kp = pairs_of(x->k_width), W = rounded(x->w_width, TILE);
+  return kp * S + S / PAIR * W + ROWS * kp + ROWS * S + ROWS * S / PAIR;
 }
 
 /* One sequence and key head. */
 static void forward_one(const job *x, size first, size T, size group, float *buffer) {
-  size kw = x->k_width, S = rounded(T, TILE), W = rounded(x->w_width, TILE), each = x->h / x->g;
-  float *k_t = buffer, *v = k_t + kw * S, *q_rows = v + S * W, *p = q_rows + ROWS * kw;
-  memset(buffer, 0, (size_t)(q_rows - buffer) * sizeof(float));
+  size kw = x->k_width, ww = x->w_width, kp = pairs_of(kw), S = stride_of(T), W = rounded(ww, TILE);
+  size each = x->h / x->g;
+  pair *k_t = (pair *)buffer, *v = k_t + kp * S, *q_rows = v + S / PAIR * W;
+  float *p = (float *)(q_rows + ROWS * kp);
+  number *weights = (number *)(p + ROWS * S);
+  memset(buffer, 0, (size_t)((float *)weights - buffer) * sizeof(float));
   transpose(x->k + (first * x->g + group) * kw, T, kw, x->g * kw, k_t, S);
-  copy(x->v + (first * x->g + group) * x->w_width, T, x->w_width, x->g * x->w_width, v, W);
+  across(x->v + (first * x->g + group) * ww, T, ww, x->g * ww, v, W);
   for (size head = group * each; head < (group + 1) * each; head++)
     for (size i = 0; i < T; i += ROWS) {
       number *o[ROWS];
       float shares[ROWS];
       size end = rounded(smaller(i + ROWS, T), TILE);
-      for (size r = 0; r < ROWS; r++)
-        copy(x->q + ((first + smaller(i + r, T - 1)) * x->h + head) * kw, 1, kw, kw, q_rows + r * kw, kw);
-      products(q_rows, kw, k_t, kw, S, end, x->scale, p);
+      for (size r = 0; r < ROWS; r++) {
+        size at = (first + smaller(i + r, T - 1)) * x->h + head;
+        memcpy(q_rows + r * kp, x->q + at * kw, (size_t)kw * sizeof(number));
+      }
+      products(q_rows, k_t, kp, S, end, x->scale, p);
       for (size r = 0; r < ROWS; r++) {
         size at = (first + i + r) * x->h + head;
         float total, top = weigh(p + r * S, smaller(i + r + 1, T), end, &total);
         shares[r] = 1.0f / total;
-        o[r] = i + r < T ? x->out + at * x->w_width : NULL;
+        o[r] = i + r < T ? x->out + at * ww : NULL;
         if (o[r] && x->logsum) x->logsum[at] = top + logf(total);
       }
-      mixtures(p, v, W, S, end, o, x->w_width, shares);
+      mixtures(along(p, S, end, weights), v, W, S, end, o, ww, shares);
     }
 }
 
+static size back_room(const job *x, size S) {
+  size kp = pairs_of(x->k_width), wp = pairs_of(x->w_width);
+  size K = rounded(x->k_width, TILE), W = rounded(x->w_width, TILE);
+  size rows = ROWS * (kp + wp) + BLOCK / PAIR * (K + W + 2 * S) + ROWS * S * 2 + ROWS / PAIR * S;
+  return S * (kp + wp + K / PAIR + K + W) + rows;
+}
+
+/* A BLOCK of queries leaves its part in dq; dk and dv take theirs from it at once, which spares passes over their sums. */
 static void back_one(const job *x, size first, size T, size group, float *buffer) {
-  size kw = x->k_width, ww = x->w_width, S = rounded(T, TILE), K = rounded(kw, TILE), W = rounded(ww, TILE);
-  size each = x->h / x->g;
-  float *k_t = buffer, *k = k_t + kw * S, *v_t = k + S * K, *dk_sum = v_t + ww * S, *dv_sum = dk_sum + S * K;
-  float *q_rows = dv_sum + S * W, *do_rows = q_rows + ROWS * K, *p = do_rows + ROWS * W, *ds = p + ROWS * S;
-  memset(buffer, 0, (size_t)(ds + ROWS * S - buffer) * sizeof(float));
+  size kw = x->k_width, ww = x->w_width, kp = pairs_of(kw), wp = pairs_of(ww), each = x->h / x->g;
+  size S = stride_of(T), K = rounded(kw, TILE), W = rounded(ww, TILE);
+  pair *k_t = (pair *)buffer, *v_t = k_t + kp * S, *k = v_t + wp * S, *q_rows = k + S / PAIR * K;
+  pair *do_rows = q_rows + ROWS * kp, *q_across = do_rows + ROWS * wp, *do_across = q_across + BLOCK / PAIR * K;
+  float *dk_sum = (float *)(do_across + BLOCK / PAIR * W), *dv_sum = dk_sum + S * K;
+  float *p_rows = dv_sum + S * W, *ds_rows = p_rows + ROWS * S;
+  pair *p_by_rows = (pair *)(ds_rows + ROWS * S), *ds_by_rows = p_by_rows + BLOCK / PAIR * S;
+  number *ds_along = (number *)(ds_by_rows + BLOCK / PAIR * S);
+  memset(buffer, 0, (size_t)(p_rows - buffer) * sizeof(float));
   const number *keys = x->k + (first * x->g + group) * kw, *values = x->v + (first * x->g + group) * ww;
   transpose(keys, T, kw, x->g * kw, k_t, S);
-  copy(keys, T, kw, x->g * kw, k, K);
   transpose(values, T, ww, x->g * ww, v_t, S);
+  across(keys, T, kw, x->g * kw, k, K);
   for (size head = group * each; head < (group + 1) * each; head++)
-    for (size i = 0; i < T; i += ROWS) {
-      size end = rounded(smaller(i + ROWS, T), TILE);
-      number *to[ROWS];
-      float scales[ROWS], deltas[ROWS];
-      for (size r = 0; r < ROWS; r++) {
-        size at = (first + smaller(i + r, T - 1)) * x->h + head;
-        copy(x->q + at * kw, 1, kw, kw, q_rows + r * K, K);
-        copy(x->dout + at * ww, 1, ww, ww, do_rows + r * W, W);
-        to[r] = i + r < T ? x->dq + at * kw : NULL;
-        scales[r] = x->scale;
-        deltas[r] = 0;
-        for (size j = 0; j < ww; j++) deltas[r] += do_rows[r * W + j] * wide(x->out[at * ww + j]);
-      }
-      products(q_rows, K, k_t, kw, S, end, x->scale, p);
-      products(do_rows, W, v_t, ww, S, end, 1.0f, ds);
-      for (size r = 0; r < ROWS; r++) {
-        size valid = i + r < T ? i + r + 1 : 0;
-        float low = valid ? x->logsum[(first + i + r) * x->h + head] : 0;
-        for (size s = valid; s < end; s++) p[r * S + s] = -INFINITY;
-        for (size s = 0; s < end; s += LANES) {
-          lanes share = exponential(load(p + r * S + s) - low);
-          store(p + r * S + s, share);
-          store(ds + r * S + s, share * (load(ds + r * S + s) - deltas[r]));
+    for (size begin = 0; begin < T; begin += BLOCK) {
+      size last = smaller(begin + BLOCK, T), beyond = rounded(last, TILE), done = 0;
+      const number *q_block = x->q + ((first + begin) * x->h + head) * kw;
+      const number *do_block = x->dout + ((first + begin) * x->h + head) * ww;
+      across(q_block, last - begin, kw, x->h * kw, q_across, K);
+      across(do_block, last - begin, ww, x->h * ww, do_across, W);
+      for (size i = begin; i < last; i += ROWS, done += ROWS / PAIR) {
+        size end = rounded(smaller(i + ROWS, T), TILE);
+        float *p = PAIR > 1 ? p_rows : (float *)p_by_rows + done * S;
+        float *ds = PAIR > 1 ? ds_rows : (float *)ds_by_rows + done * S;
+        number *to[ROWS];
+        float scales[ROWS];
+        for (size r = 0; r < ROWS; r++) {
+          size at = (first + smaller(i + r, T - 1)) * x->h + head;
+          memcpy(q_rows + r * kp, x->q + at * kw, (size_t)kw * sizeof(number));
+          memcpy(do_rows + r * wp, x->dout + at * ww, (size_t)ww * sizeof(number));
+          to[r] = i + r < T ? x->dq + at * kw : NULL;
+          scales[r] = x->scale;
         }
+        products(q_rows, k_t, kp, S, end, x->scale, p);
+        products(do_rows, v_t, wp, S, end, 1.0f, ds);
+        for (size r = 0; r < ROWS; r++) {
+          size valid = i + r < T ? i + r + 1 : 0;
+          float low = valid ? x->logsum[(first + i + r) * x->h + head] : 0;
+          for (size s = valid; s < end; s++) p[r * S + s] = -INFINITY;
+          lanes sums = all(0);
+          for (size s = 0; s < end; s += LANES) {
+            lanes share = exponential(load(p + r * S + s) - low);
+            store(p + r * S + s, share);
+            sums += share * load(ds + r * S + s);
+          }
+          float mean = sum(sums);
+          for (size s = 0; s < end; s += LANES)
+            store(ds + r * S + s, load(p + r * S + s) * (load(ds + r * S + s) - mean));
+        }
+        mixtures(along(ds, S, end, ds_along), k, K, S, end, to, kw, scales);
+        by_rows(ds, S, end, beyond, ds_by_rows + done * S);
+        by_rows(p, S, end, beyond, p_by_rows + done * S);
       }
-      mixtures(ds, k, K, S, end, to, kw, scales);
-      spread(ds, q_rows, K, S, end, dk_sum);
-      spread(p, do_rows, W, S, end, dv_sum);
+      spread(ds_by_rows, q_across, done, K, S, beyond, dk_sum);
+      spread(p_by_rows, do_across, done, W, S, beyond, dv_sum);
     }
   for (size t = 0; t < T; t++) {
     number *dk = x->dk + ((first + t) * x->g + group) * kw, *dv = x->dv + ((first + t) * x->g + group) * ww;
@@ -191,17 +273,24 @@ int NAMED(causal_attention)(const number *q, const number *k, const number *v, n
                             const int64_t *starts, const int64_t *lengths, size n_sequences, size h, size g,
                             size k_width, size w_width, float scale) {
   job x = {q, k, v, out, logsum, NULL, NULL, NULL, NULL, h, g, k_width, w_width, scale};
-  size S = rounded(longest(lengths, n_sequences), TILE);
-  size need = S * (k_width + rounded(w_width, TILE) + ROWS) + ROWS * k_width;
-  return over_all(&x, starts, lengths, n_sequences, need, forward_one);
+  size S = stride_of(longest(lengths, n_sequences));
+  return over_all(&x, starts, lengths, n_sequences, forward_room(&x, S), forward_one);
 }
 
-int NAMED(causal_attention_back)(const number *q, const number *k, const number *v, number *out, float *logsum,
-                                 const number *dout, number *dq, number *dk, number *dv, const int64_t *starts,
-                                 const int64_t *lengths, size n_sequences, size h, size g, size k_width,
-                                 size w_width, float scale) {
-  job x = {q, k, v, out, logsum, dout, dq, dk, dv, h, g, k_width, w_width, scale};
-  size S = rounded(longest(lengths, n_sequences), TILE), K = rounded(k_width, TILE), W = rounded(w_width, TILE);
-  size need = S * (k_width + w_width + 2 * K + W + 2 * ROWS) + ROWS * (K + W);
-  return over_all(&x, starts, lengths, n_sequences, need, back_one);
+int NAMED(causal_attention_back)(const number *q, const number *k, const number *v, float *logsum, const number *dout,
+                                 number *dq, number *dk, number *dv, const int64_t *starts, const int64_t *lengths,
+                                 size n_sequences, size h, size g, size k_width, size w_width, float scale) {
+  job x = {q, k, v, NULL, logsum, dout, dq, dk, dv, h, g, k_width, w_width, scale};
+  size S = stride_of(longest(lengths, n_sequences));
+  return over_all(&x, starts, lengths, n_sequences, back_room(&x, S), back_one);
 }
+
+#ifdef BFLOAT16
+int multiplies_bfloat16(void) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+#endif

@@ -53,6 +53,14 @@ def lacks() -> str | None:
     return found if isinstance(found, str) else None
 
 
+def lacks_bfloat16_products() -> str | None:
+    """Why pairs of bfloat16 cannot be multiplied as such here, or None."""
+    found = library()
+    if isinstance(found, str):
+        return found
+    return None if found.multiplies_bfloat16() else "needs AVX-512's products of bfloat16 pairs"
+
+
 def call(name: str, *arguments: Tensor | float | None) -> int:
     """Call a function of the library: tensors by address, whole numbers as long, others as float, None as NULL.
 
@@ -97,7 +105,7 @@ def build(compiler: str, path: Path) -> None:
     """Compile into `path`, which appears whole or not at all. Raises CalledProcessError with what the compiler said."""
     openmp = ("-fopenmp",) if sys.platform == "linux" else ()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        objects = []
+        objects: list[str] = []
         for source in sorted(SOURCES.glob("*.c")):
             for form in forms(source):
                 objects.append(f"{folder}/{len(objects)}.o")

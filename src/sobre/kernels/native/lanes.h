@@ -82,6 +82,52 @@ static inline float wide(number x) { return x; }
 static inline number narrow(float x) { return x; }
 #endif
 
+/* What one step of a sum takes from each side: a float, or two of bfloat16 side by side, for which AVX-512 has an
+   instruction (`multiply` without it is right and slow). */
+#ifdef BFLOAT16
+enum { PAIR = 2 };
+typedef uint32_t pair;
+typedef words pairs;
+
+static inline pairs both(lanes low, lanes high) {
+  number lows[LANES], highs[LANES];
+  shorts x, y;
+  put(lows, low);
+  put(highs, high);
+  memcpy(&x, lows, sizeof x);
+  memcpy(&y, highs, sizeof y);
+  return __builtin_convertvector(x, words) | __builtin_convertvector(y, words) << 16;
+}
+
+static inline lanes multiply(lanes sums, pair a, pairs b) {
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+  return (lanes)_mm256_dpbf16_ps((__m256)sums, (__m256bh)_mm256_set1_epi32((int)a), (__m256bh)b);
+#else
+  words left = {a, a, a, a, a, a, a, a};
+  return sums + (lanes)(left << 16) * (lanes)(b << 16) + (lanes)(left & 0xFFFF0000) * (lanes)(b & 0xFFFF0000);
+#endif
+}
+#else
+enum { PAIR = 1 };
+typedef float pair;
+typedef lanes pairs;
+
+static inline pairs both(lanes low, lanes high) {
+  (void)high;
+  return low;
+}
+
+static inline lanes multiply(lanes sums, pair a, pairs b) { return sums + a * b; }
+#endif
+
+static inline pairs load_pairs(const pair *from) {
+  pairs x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+
+static inline void store_pairs(pair *to, pairs x) { memcpy(to, &x, sizeof x); }
+
 typedef float half __attribute__((vector_size(16)));
 
 static inline float sum(lanes x) {
