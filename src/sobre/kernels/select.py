@@ -39,6 +39,7 @@ from sobre.kernels.kept import Blocks
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
 from sobre.kernels.native import experts as native_experts
+from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import paged as native_paged
 from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.paged import Places
@@ -108,14 +109,14 @@ def _gathered_grouped(
 
 def _native_latent(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
     """Cells of another dtype than the queries are gathered first."""
-    decode = native_paged.latent_decode if native_paged.takes(cells_MC) else _gathered_decode
+    decode = native_paged.latent_decode if native_paged.takes(q_RHC, cells_MC) else _gathered_decode
     return decode(q_RHC, cells_MC, places, rank, scale)
 
 
 def _native_grouped(
     q_RHK: Tensor, cells_MC: Tensor, places: Places, n_groups: int, v_width: int, scale: float
 ) -> Tensor:
-    decode = native_paged.grouped_decode if native_paged.takes(cells_MC) else _gathered_grouped
+    decode = native_paged.grouped_decode if native_paged.takes(q_RHK, cells_MC) else _gathered_grouped
     return decode(q_RHK, cells_MC, places, n_groups, v_width, scale)
 
 
@@ -156,6 +157,15 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("rope", "native", native_pointwise.rope, ("cpu",), IN_MEMORY, IN_C, native.lacks),
     Kernel("rope", "fused", pointwise.rope, reason="one complex product, one autograd node"),
     Kernel("rope", "reference", reference.rope),
+    Kernel(
+        "linear",
+        "native",
+        native_linear.linear,
+        ("cpu",),
+        (torch.bfloat16,),
+        "few rows in C: the weights at the memory's speed",
+        native.lacks,
+    ),
     Kernel("linear", "reference", reference.linear, reason="the library's product"),
     Kernel("linear", "tiled", tiled.linear, reason="the same bits in every batch"),
     Kernel("router_scores", "reference", reference.router_scores, reason="the library's product"),
@@ -228,9 +238,7 @@ KERNELS: tuple[Kernel, ...] = (
         "reads the cache where it lies, once for all heads",
         _no_triton,
     ),
-    Kernel(
-        "latent_decode", "native", _native_latent, ("cpu",), (torch.float32,), "reads the cache in place", native.lacks
-    ),
+    Kernel("latent_decode", "native", _native_latent, ("cpu",), IN_MEMORY, "reads the cache in place", native.lacks),
     Kernel("latent_decode", "gathered", _gathered_decode, reason="whatever attends to cached entries"),
     Kernel("latent_decode", "reference", reference.latent_decode),
     Kernel(
@@ -238,7 +246,7 @@ KERNELS: tuple[Kernel, ...] = (
         "native",
         _native_grouped,
         ("cpu",),
-        (torch.float32,),
+        IN_MEMORY,
         "reads the cache in place",
         native.lacks,
     ),

@@ -11,6 +11,7 @@ from sobre.kernels import attention, experts, loss, moe, pointwise, reference, s
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
 from sobre.kernels.native import experts as native_experts
+from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.paged import Places
 
@@ -268,6 +269,31 @@ def test_chunked_head_of_no_tokens_is_empty():
     assert loss.linear_nll(torch.empty(0, 4), torch.ones(7, 4), torch.empty(0, dtype=torch.long)).shape == (0,)
 
 
+@compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3,), (6,), (16,), (17,), (2, 3)])
+@pytest.mark.parametrize(("n_in", "n_out"), [(1, 1), (31, 9), (136, 5), (300, 4)])
+def test_few_rows_in_c_are_a_product(dtype, biased, shape, n_in, n_out):
+    x = randn(*shape, 2 * n_in, dtype=dtype)[..., ::2]
+    weight_OI = randn(n_out, n_in, dtype=dtype, seed=1)
+    bias_O = randn(n_out, dtype=dtype, seed=2) if biased else None
+    with torch.no_grad():
+        got = native_linear.linear(x, weight_OI, bias_O)
+    exact = reference.linear(x.double(), weight_OI.double(), None if bias_O is None else bias_O.double())
+    assert (got.shape, got.dtype) == (exact.shape, dtype)
+    assert (got - exact).norm() <= TOLERANCE[dtype] * exact.norm()
+
+
+@compiled
+def test_a_product_that_learns_and_one_of_strided_weights_are_the_librarys():
+    x_NI, weight_OI = randn(3, 64, dtype=torch.bfloat16), randn(40, 64, dtype=torch.bfloat16, seed=1)
+    assert_same(native_linear.linear, reference.linear, [x_NI, weight_OI], None)
+    with torch.no_grad():
+        turned = native_linear.linear(x_NI, weight_OI.t().contiguous().t(), None)
+    assert_close(turned, reference.linear(x_NI, weight_OI, None), rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 8), (33, 16), (3, 5, 8)])
 def test_fused_rms_norm_is_rms_norm(dtype, shape):
@@ -348,10 +374,10 @@ def test_moving_rows_to_their_experts_and_back_is_a_gather_both_ways(dtype, name
     assert rows.ends_E.tolist() == [3, 5, 10, 10]
 
 
-def cached(lengths: tuple[int, ...], width: int) -> tuple[Tensor, Places]:
+def cached(lengths: tuple[int, ...], width: int, dtype: torch.dtype = F32) -> tuple[Tensor, Places]:
     """cells_MC, and sequences of these lengths among them, their blocks in any order."""
     table_RB = torch.randperm(3 * len(lengths), generator=torch.Generator().manual_seed(1)).view(-1, 3)
-    cells_MC = randn(table_RB.numel() * 16, width, dtype=F32)
+    cells_MC = randn(table_RB.numel() * 16, width, dtype=dtype)
     if len(lengths) == 1:
         return cells_MC, Places(torch.arange(1)[None], torch.tensor(lengths), max(lengths), 16, first=0)
     return cells_MC, Places(table_RB, torch.tensor(lengths), max(lengths), 16)
@@ -360,27 +386,33 @@ def cached(lengths: tuple[int, ...], width: int) -> tuple[Tensor, Places]:
 IN_PLACE = ["gathered", pytest.param("native", marks=compiled)]
 
 
+@pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize("name", IN_PLACE)
 @pytest.mark.parametrize(("lengths", "heads", "width", "rank"), [((5,), 3, 12, 8), ((1, 40, 33), 9, 21, 19)])
-def test_latent_attention_over_the_cache_is_latent_attention(name, lengths, heads, width, rank):
-    cells_MC, places = cached(lengths, width + 3)
-    q_RHC = randn(len(lengths), heads, width, dtype=F32, seed=1)
+def test_latent_attention_over_the_cache_is_latent_attention(dtype, name, lengths, heads, width, rank):
+    cells_MC, places = cached(lengths, width + 3, dtype)
+    q_RHC = randn(len(lengths), heads, width, dtype=dtype, seed=1)
     with select.override("latent_decode", name):
         ours = select.latent_decode(q_RHC, cells_MC, places, rank, 0.3)
-    assert_close(ours, reference.latent_decode(q_RHC, cells_MC, places, rank, 0.3))
+    exact = reference.latent_decode(q_RHC.double(), cells_MC.double(), places, rank, 0.3)
+    assert ours.dtype == dtype
+    assert (ours - exact).norm() / exact.norm() < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize("name", IN_PLACE)
 @pytest.mark.parametrize(
     ("lengths", "heads", "groups", "qk", "v"),
     [((5,), 2, 2, 8, 8), ((1, 40, 33), 6, 1, 16, 20), ((48, 2), 4, 2, 5, 16), ((9, 17), 3, 1, 32, 33)],
 )
-def test_grouped_attention_over_the_cache_is_grouped_attention(name, lengths, heads, groups, qk, v):
-    cells_MC, places = cached(lengths, groups * (qk + v) + 2)
-    q_RHK = randn(len(lengths), heads, qk, dtype=F32, seed=1)
+def test_grouped_attention_over_the_cache_is_grouped_attention(dtype, name, lengths, heads, groups, qk, v):
+    cells_MC, places = cached(lengths, groups * (qk + v) + 2, dtype)
+    q_RHK = randn(len(lengths), heads, qk, dtype=dtype, seed=1)
     with select.override("grouped_decode", name):
         ours = select.grouped_decode(q_RHK, cells_MC, places, groups, v, 0.3)
-    assert_close(ours, reference.grouped_decode(q_RHK, cells_MC, places, groups, v, 0.3))
+    exact = reference.grouped_decode(q_RHK.double(), cells_MC.double(), places, groups, v, 0.3)
+    assert ours.dtype == dtype
+    assert (ours - exact).norm() / exact.norm() < TOLERANCE[dtype]
 
 
 def test_cells_of_another_dtype_are_gathered_first():

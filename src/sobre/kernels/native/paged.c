@@ -4,62 +4,62 @@
    that threads, which divide sequences, groups and heads, change no bit, and neither do the other sequences.
 
    Shapes: n sequences, h query heads, g key heads, k query/key width, w value width; entries of `width` numbers, in which
-   the key of a group begins at group * k and its value at value_at + group * w; contiguous float32. */
+   the key of a group begins at group * k and its value at value_at + group * w; contiguous. */
 #include "lanes.h"
 
 enum { ROWS = 4, TILE = 16 };
 #define MANY 100000 /* products that are worth a second thread */
 
 /* scores[r * S + s] = scale * q[r] . entry[s][key...], for `rows` rows. */
-static inline __attribute__((always_inline)) void scores_of(const float *const *q, const float *const *entry, size key,
+static inline __attribute__((always_inline)) void scores_of(const float *const *q, const number *const *entry, size key,
                                                            size S, size length, size k, float scale, float *scores,
                                                            const int rows) {
   for (size s = 0; s < length; s++) {
-    const float *at = entry[s] + key;
+    const number *at = entry[s] + key;
     lanes sums[ROWS] = {all(0)};
     size j = 0;
     for (; j + LANES <= k; j += LANES) {
-      lanes part = load(at + j);
+      lanes part = get(at + j);
       for (int r = 0; r < rows; r++) sums[r] += load(q[r] + j) * part;
     }
     for (int r = 0; r < rows; r++) {
       float total = sum(sums[r]);
-      for (size t = j; t < k; t++) total += q[r][t] * at[t];
+      for (size t = j; t < k; t++) total += q[r][t] * wide(at[t]);
       scores[r * S + s] = total * scale;
     }
   }
 }
 
 /* out[r][.] = sum of weights[r * S + s] * entry[s][value...], divided by totals[r]. */
-static inline __attribute__((always_inline)) void values_of(const float *weights, const float *const *entry, size value,
+static inline __attribute__((always_inline)) void values_of(const float *weights, const number *const *entry, size value,
                                                            size S, size length, size w, const float *totals,
-                                                           float *const *out, const int rows) {
+                                                           number *const *out, const int rows) {
   size j = 0;
   for (; j + TILE <= w; j += TILE) {
     lanes sums[ROWS][2] = {{all(0)}};
     for (size s = 0; s < length; s++) {
-      lanes left = load(entry[s] + value + j), right = load(entry[s] + value + j + LANES);
+      lanes left = get(entry[s] + value + j), right = get(entry[s] + value + j + LANES);
       for (int r = 0; r < rows; r++) {
         sums[r][0] += weights[r * S + s] * left;
         sums[r][1] += weights[r * S + s] * right;
       }
     }
     for (int r = 0; r < rows; r++) {
-      store(out[r] + j, sums[r][0] / totals[r]);
-      store(out[r] + j + LANES, sums[r][1] / totals[r]);
+      put(out[r] + j, sums[r][0] / totals[r]);
+      put(out[r] + j + LANES, sums[r][1] / totals[r]);
     }
   }
   for (; j < w; j++)
     for (int r = 0; r < rows; r++) {
       float total = 0;
-      for (size s = 0; s < length; s++) total += weights[r * S + s] * entry[s][value + j];
-      out[r][j] = total / totals[r];
+      for (size s = 0; s < length; s++) total += weights[r * S + s] * wide(entry[s][value + j]);
+      out[r][j] = narrow(total / totals[r]);
     }
 }
 
-static inline __attribute__((always_inline)) void attend(const float *const *q, const float *const *entry, size key,
+static inline __attribute__((always_inline)) void attend(const float *const *q, const number *const *entry, size key,
                                                         size value, size S, size length, size k, size w, float scale,
-                                                        float *scores, float *const *out, const int rows) {
+                                                        float *scores, number *const *out, const int rows) {
   float totals[ROWS];
   scores_of(q, entry, key, S, length, k, scale, scores, rows);
   for (int r = 0; r < rows; r++) weigh(scores + r * S, length, rounded(length, LANES), totals + r);
@@ -67,32 +67,33 @@ static inline __attribute__((always_inline)) void attend(const float *const *q, 
 }
 
 /* Returns 0, or 1 when memory is short. `table` has n rows of `blocks` numbers of blocks, each of `block` entries. */
-int paged_attention(const float *q, const float *cells, const int64_t *table, const int64_t *lengths, float *out, size n,
-                    size blocks, size block, size longest, size width, size h, size g, size k, size w, size value_at,
-                    float scale) {
+int NAMED(paged_attention)(const number *q, const number *cells, const int64_t *table, const int64_t *lengths, number *out,
+                           size n, size blocks, size block, size longest, size width, size h, size g, size k, size w,
+                           size value_at, float scale) {
   size each = h / g, parts = (each + ROWS - 1) / ROWS, S = rounded(longest, LANES);
   int failed = 0;
 #pragma omp parallel if (n * h * longest * k > MANY)
   {
-    float *scores = room(ROWS * S);
-    const float **entry = malloc((size_t)(S + 1) * sizeof(float *));
+    float *scores = room(ROWS * S), *queries = room(ROWS * k);
+    const number **entry = malloc((size_t)(S + 1) * sizeof(number *));
 #pragma omp for schedule(dynamic)
     for (size one = 0; one < n * g * parts; one++) {
       size i = one / (g * parts), group = one / parts % g, first = group * each + one % parts * ROWS;
       size rows = (group + 1) * each - first, length = lengths[i];
       const float *from[ROWS];
-      float *to[ROWS];
+      number *to[ROWS];
       if (rows > ROWS) rows = ROWS;
-      if (!scores || !entry) {
+      if (!scores || !queries || !entry) {
         failed = 1;
         continue;
       }
       for (size b = 0, s = 0; s < length; b++) {
-        const float *cell = cells + table[i * blocks + b] * block * width;
+        const number *cell = cells + table[i * blocks + b] * block * width;
         for (size t = 0; t < block && s < length; t++) entry[s++] = cell + t * width;
       }
       for (size r = 0; r < rows; r++) {
-        from[r] = q + (i * h + first + r) * k;
+        from[r] = queries + r * k;
+        for (size j = 0; j < k; j++) queries[r * k + j] = wide(q[(i * h + first + r) * k + j]);
         to[r] = out + (i * h + first + r) * w;
       }
       size key = group * k, value = value_at + group * w;
@@ -106,6 +107,7 @@ int paged_attention(const float *q, const float *cells, const int64_t *table, co
         attend(from, entry, key, value, S, length, k, w, scale, scores, to, 1);
     }
     free(scores);
+    free(queries);
     free(entry);
   }
   return failed;

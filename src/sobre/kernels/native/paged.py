@@ -1,9 +1,8 @@
-"""Attention of one new token per sequence over the cells of the cache, through `paged.c`: float32 on a CPU.
+"""Attention of one new token per sequence over the cells of the cache, through `paged.c`, on a CPU.
 
 Shapes: R sequences, H query heads, G key/value heads, K query/key width, W value width, M cells, C entry width.
 """
 
-import torch
 from torch import Tensor
 
 from sobre.kernels.native.build import call
@@ -22,9 +21,9 @@ def grouped_decode(
     return _attend(q_RHK, cells_MC, places, n_groups, v_width, n_groups * q_RHK.shape[2], scale)
 
 
-def takes(cells_MC: Tensor) -> bool:
+def takes(q_RHK: Tensor, cells_MC: Tensor) -> bool:
     """Whether the cells can be read where they lie."""
-    return cells_MC.dtype == torch.float32 and cells_MC.is_contiguous()
+    return cells_MC.dtype == q_RHK.dtype and cells_MC.is_contiguous()
 
 
 def _attend(
