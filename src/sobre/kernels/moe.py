@@ -8,8 +8,8 @@ Three choices make it fast on CPUs:
 - row counts are padded to multiples of 32, since oneDNN builds a new primitive for every shape that it has not met,
   which in bfloat16 takes 0.6 ms, three times the product itself. Padding rows repeat token 0 with weight 0: they add
   exact zeros, forward and backward.
-A pass without gradients on few tokens (decoding) skips the padding; on one token it sorts nothing and calls no product
-for the experts that it does not visit (where there is a compiler, it is one call: native/experts.py).
+A pass without gradients on few tokens (decoding) is one call where there is a compiler (native/experts.py); elsewhere
+it skips the padding, and on one token it sorts nothing and calls no product for the experts that it does not visit.
 
 Shapes: N tokens, D width, E experts, A active, F expert width, M copies (N * A), P padded copies, U rows of one expert.
 """
@@ -25,8 +25,10 @@ from torch.autograd.function import once_differentiable
 from sobre.kernels import reference
 
 PAD = 32
-OneToken = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(x_1D, experts_1A, weights_1A, gate_EFD, up_EFD, down_EDF) to y_1D."""
+FEW = 8
+"""Copies for each expert, on average, up to which reading the weights takes the time."""
+FewTokens = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF) to y_ND."""
 
 
 class Plan(NamedTuple):
@@ -70,17 +72,19 @@ def moe_ffn(
     gate_EFD: Tensor,
     up_EFD: Tensor,
     down_EDF: Tensor,
-    one_token: OneToken | None = None,
+    few_tokens: FewTokens | None = None,
 ) -> Tensor:
     """The same function as `reference.moe_ffn`; in bfloat16 the routing weights are rounded to it.
 
-    `one_token` is what a single token goes through without gradients, torch's products unless given.
+    `few_tokens` is what few tokens go through without gradients, torch's products unless given.
     """
-    weights_NA = weights_NA.to(x_ND.dtype)
     tensors = (x_ND, weights_NA, gate_EFD, up_EFD, down_EDF)
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not learns and few_tokens is not None and experts_NA.numel() <= FEW * gate_EFD.shape[0]:
+        return few_tokens(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+    weights_NA = weights_NA.to(x_ND.dtype)
     if not learns and experts_NA.shape[0] == 1 and experts_NA.device.type == "cpu":  # elsewhere the host would wait
-        return (one_token or _one_token)(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+        return _one_token(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
     if not learns and experts_NA.numel() <= PAD * gate_EFD.shape[0]:
         return _few_tokens(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
     return _RoutedExperts.apply(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)

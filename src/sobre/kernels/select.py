@@ -127,8 +127,8 @@ def _native_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kept_NB
 def _native_moe(
     x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
-    one_token = native_experts.one_token
-    return moe.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, one_token)
+    few_tokens = native_experts.few_tokens
+    return moe.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, few_tokens)
 
 
 def _grouped_moe(
@@ -170,6 +170,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", "tiled", tiled.linear, reason="the same bits in every batch"),
     Kernel("router_scores", "reference", reference.router_scores, reason="the library's product"),
     Kernel("router_scores", "tiled", tiled.router_scores, reason="the same bits in every batch"),
+    Kernel("heads_linear", "native", native_linear.heads_linear, ("cpu",), IN_MEMORY, "few rows in C", native.lacks),
     Kernel("heads_linear", "reference", reference.heads_linear, reason="the library's product"),
     Kernel("heads_linear", "tiled", tiled.heads_linear, reason="the same bits in every batch"),
     Kernel("cached_attention", "batched", cached.cached_attention, reason="keys are read where they lie"),
@@ -205,8 +206,8 @@ KERNELS: tuple[Kernel, ...] = (
         "native",
         _native_moe,
         ("cpu",),
-        (torch.float32,),
-        "as routed, and a single token in C",
+        IN_MEMORY,
+        "as routed, and few tokens in C",
         native.lacks,
     ),
     Kernel("moe_ffn", "routed", moe.moe_ffn, ("cpu",), reason="one sort, one autograd node, padded row counts"),

@@ -454,15 +454,37 @@ def test_attention_in_c_is_attention(dtype, lengths, heads, groups, qk, v):
 
 
 @compiled
-@pytest.mark.parametrize(("d", "f", "n_active"), [(3, 5, 1), (64, 40, 3), (33, 128, 8)])
-def test_the_experts_of_one_token_in_c_are_theirs_and_no_other_is_read(d, f, n_active):
-    x_1D, weights_1A, experts_A = randn(1, d, dtype=F32), randn(1, n_active, dtype=F32, seed=1), torch.arange(8).flip(0)
-    stacked = [randn(9, *size, dtype=F32, seed=seed) for seed, size in enumerate(((f, d), (f, d), (d, f)), 2)]
-    given = (x_1D, experts_A[None, :n_active], weights_1A)
-    wanted = reference.moe_ffn(x_1D.double(), given[1], weights_1A.double(), *[weight.double() for weight in stacked])
-    unread = torch.tensor([e for e in range(9) if e not in experts_A[:n_active].tolist()])
-    got = native_experts.one_token(*given, *[weight.index_fill(0, unread, math.nan) for weight in stacked])
-    assert (got - wanted).norm() / wanted.norm() < TOLERANCE[F32]
+@pytest.mark.parametrize("dtype", IN_MEMORY)
+@pytest.mark.parametrize("n", [0, 1, 2, 11])
+@pytest.mark.parametrize(("d", "f", "n_active"), [(3, 5, 1), (64, 40, 3), (33, 160, 7)])
+def test_the_experts_of_few_tokens_in_c_are_theirs_and_no_other_is_read(dtype, n, d, f, n_active):
+    experts_NA = torch.rand(n, 7, generator=torch.Generator().manual_seed(3)).topk(n_active).indices + 1
+    x_ND, weights_NA = randn(n, 2 * d, dtype=dtype)[:, ::2], randn(n, n_active, dtype=F32, seed=1)
+    stacked = [randn(9, *size, dtype=dtype, seed=seed) for seed, size in enumerate(((f, d), (f, d), (d, f)), 2)]
+    unread = torch.tensor(sorted({*range(9)} - {*experts_NA.flatten().tolist()}))
+    poisoned = [weight.index_fill(0, unread, math.nan) for weight in stacked]
+    got = native_experts.few_tokens(x_ND, experts_NA, weights_NA, *poisoned)
+    wide = [weight.double() for weight in stacked]
+    wanted = reference.moe_ffn(x_ND.double(), experts_NA, weights_NA.double(), *wide)
+    assert (got.shape, got.dtype) == (wanted.shape, dtype)
+    assert (got - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 6, 17])
+@pytest.mark.parametrize(("k", "w"), [(2, 3), (40, 37), (150, 8)])
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_few_rows_of_heads_in_c_are_products(dtype, n, k, w, is_turned):
+    x_NHK = randn(n, 3, k + 5, dtype=dtype)[..., :k]
+    shape = (3, w + 2, k) if is_turned else (3, k + 2, w)
+    weight_HKW = randn(*shape, dtype=dtype, seed=1)[:, 2:]  # a head's matrix is a part of another
+    weight_HKW = weight_HKW.mT if is_turned else weight_HKW
+    with torch.no_grad():
+        got = native_linear.heads_linear(x_NHK, weight_HKW)
+    wanted = reference.heads_linear(x_NHK.double(), weight_HKW.double())
+    assert (got.shape, got.dtype) == (wanted.shape, dtype)
+    assert (got - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
 
 
 @compiled

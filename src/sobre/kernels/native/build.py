@@ -64,8 +64,8 @@ def lacks_bfloat16_products() -> str | None:
 def call(name: str, *arguments: Tensor | float | None) -> int:
     """Call a function of the library: tensors by address, whole numbers as long, others as float, None as NULL.
 
-    Tensors must be contiguous; they live until the function returns. A first one in bfloat16 takes the function's form
-    for it.
+    The caller sees to it that tensors lie as the function reads them; they live until it returns. A first one in
+    bfloat16 takes the function's form for it.
     """
     found = library()
     assert not isinstance(found, str), found
@@ -84,7 +84,6 @@ def _kind(argument: Tensor | float | None) -> Any:
 
 
 def _address(tensor: Tensor) -> int:
-    assert tensor.is_contiguous()
     assert tensor.dtype in (torch.float32, torch.bfloat16, torch.int64), tensor.dtype
     return tensor.data_ptr()
 

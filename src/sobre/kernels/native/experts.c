@@ -1,40 +1,69 @@
-/* The routed experts of one token: matrices times a vector, each row of a weight read once, where it lies.
+/* The routed experts of few tokens: each row of a visited expert's weights is read once from memory, where it lies.
 
-   y = sum over the token's experts of weight * down (silu(gate x) * up x). Threads divide rows, so that they change no
-   bit.
+   y = sum over the token's experts of weight * down (silu(gate x) * up x), what is in the brackets rounded to `number`.
+   Threads divide the rows of the weights, and then the tokens, so that they change no bit.
 
-   Shapes: `active` experts of the token, d model width, f expert width; the weights of all experts are stacked. */
-#include "lanes.h"
+   Shapes: n tokens, `active` experts of each (a copy of the token goes to each), `all` experts, d model width, f expert
+   width; the weights of all experts are stacked. */
+#include "products.h"
 
 #define MANY 100000 /* products that are worth a second thread */
 
-static inline float dot(const float *a, const float *b, size n) {
-  lanes sums[4] = {all(0), all(0), all(0), all(0)};
-  size i = 0;
-  for (; i + 4 * LANES <= n; i += 4 * LANES)
-    for (int part = 0; part < 4; part++) sums[part] += load(a + i + part * LANES) * load(b + i + part * LANES);
-  for (; i + LANES <= n; i += LANES) sums[0] += load(a + i) * load(b + i);
-  float total = sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  for (; i < n; i++) total += a[i] * b[i];
-  return total;
+/* The copies sorted by expert: those of expert e are order[begin[e]] up to order[begin[e + 1]]. */
+static void sort(const int64_t *experts, size copies, size all_experts, int64_t *begin, int64_t *order) {
+  memset(begin, 0, (size_t)(all_experts + 1) * sizeof *begin);
+  for (size i = 0; i < copies; i++) begin[experts[i] + 1]++;
+  for (size e = 0; e < all_experts; e++) begin[e + 1] += begin[e];
+  for (size i = 0; i < copies; i++) order[begin[experts[i]]++] = i;
+  for (size e = all_experts; e > 0; e--) begin[e] = begin[e - 1];
+  begin[0] = 0;
 }
 
-/* inner has active * f numbers; y has d. */
-void experts_of_one(const float *x, const int64_t *experts, const float *weights, const float *gate, const float *up,
-                    const float *down, float *inner, float *y, size active, size d, size f) {
-#pragma omp parallel if (active * d * f > MANY)
+/* inner has n * active * f numbers, parts n * active * d, order all + 1 + n * active; y has n * d. */
+void NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const number *gate,
+                        const number *up, const number *down, number *inner, float *parts, int64_t *order, number *y,
+                        size n, size active, size all_experts, size d, size f) {
+  size copies = n * active, in_blocks = rounded(f, COLUMNS) / COLUMNS, out_blocks = rounded(d, COLUMNS) / COLUMNS;
+  int64_t *begin = order, *sorted = order + all_experts + 1;
+  sort(experts, copies, all_experts, begin, sorted);
+#pragma omp parallel if (copies * d * f > MANY)
   {
-#pragma omp for
-    for (size i = 0; i < active * f; i++) {
-      size a = i / f, row = (experts[a] * f + i % f) * d;
-      float gated = dot(gate + row, x, d);
-      inner[i] = weights[a] * gated / (1 + expf(-gated)) * dot(up + row, x, d);
+#pragma omp for schedule(dynamic, 16)
+    for (size one = 0; one < all_experts * in_blocks; one++) {
+      size e = one / in_blocks, first = one % in_blocks * COLUMNS, columns = first + COLUMNS < f ? COLUMNS : f - first;
+      for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
+        size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
+        const number *from[ROWS];
+        float gates[COLUMNS * ROWS], ups[COLUMNS * ROWS];
+        for (size r = 0; r < rows; r++) from[r] = x + sorted[top + r] / active * d;
+        products(from, rows, gate + (e * f + first) * d, columns, d, gates);
+        products(from, rows, up + (e * f + first) * d, columns, d, ups);
+        for (size r = 0; r < rows; r++)
+          for (size c = 0; c < columns; c++) {
+            float gated = gates[c * ROWS + r];
+            inner[sorted[top + r] * f + first + c] = narrow(gated / (1 + expf(-gated)) * ups[c * ROWS + r]);
+          }
+      }
+    }
+#pragma omp for schedule(dynamic, 16)
+    for (size one = 0; one < all_experts * out_blocks; one++) {
+      size e = one / out_blocks, first = one % out_blocks * COLUMNS, columns = first + COLUMNS < d ? COLUMNS : d - first;
+      for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
+        size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
+        const number *from[ROWS];
+        float found[COLUMNS * ROWS];
+        for (size r = 0; r < rows; r++) from[r] = inner + sorted[top + r] * f;
+        products(from, rows, down + (e * d + first) * f, columns, f, found);
+        for (size r = 0; r < rows; r++)
+          for (size c = 0; c < columns; c++) parts[sorted[top + r] * d + first + c] = found[c * ROWS + r];
+      }
     }
 #pragma omp for
-    for (size j = 0; j < d; j++) {
-      float total = 0;
-      for (size a = 0; a < active; a++) total += dot(down + (experts[a] * d + j) * f, inner + a * f, f);
-      y[j] = total;
-    }
+    for (size i = 0; i < n; i++)
+      for (size j = 0; j < d; j++) {
+        float total = 0;
+        for (size a = i * active; a < (i + 1) * active; a++) total += weights[a] * parts[a * d + j];
+        y[i * d + j] = narrow(total);
+      }
   }
 }

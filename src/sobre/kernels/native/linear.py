@@ -1,25 +1,49 @@
-"""A product of few rows through `linear.c`, forward only, on a CPU: decoding reads all weights for them every step.
+"""Products of few rows through `linear.c` and `heads.c`, forward only, on a CPU: decoding reads all weights every step.
 
-Shapes: N rows, I input and O output width; leading dimensions are free.
+Shapes: N rows, I input and O output width, leading dimensions free; H heads, K and W widths of a head's matrix.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sobre.kernels import reference
 from sobre.kernels.native.build import call
 
 MOST_ROWS = 16
 """The library, which lays the weights out anew for more of them, is faster beyond."""
+MOST_SUMMED = 2
+"""The same, of products that add up rows of the weights."""
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """The same function as `reference.linear`; the library's where it learns, or multiplies many rows."""
     n_out, n_in = weight_OI.shape
     n = x.numel() // n_in
-    learns = torch.is_grad_enabled() and (x.requires_grad or weight_OI.requires_grad)
-    if learns or n > MOST_ROWS or not weight_OI.is_contiguous():
-        return F.linear(x, weight_OI, bias_O)
+    if n > MOST_ROWS or _learns(x, weight_OI) or not weight_OI.is_contiguous():
+        return reference.linear(x, weight_OI, bias_O)
     y = x.new_empty(*x.shape[:-1], n_out)
     call("few_rows", x.contiguous(), weight_OI, bias_O, y, n, n_in, n_out)
     return y
+
+
+def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
+    """The same function as `reference.heads_linear`; the library's where it learns, or multiplies many rows."""
+    n, n_heads, k_width = x_NHK.shape
+    width = weight_HKW.shape[2]
+    of_head, of_row, of_column = weight_HKW.stride()
+    is_turned = of_row == 1 and of_column == k_width
+    fits = (is_turned and n <= MOST_ROWS) or (of_column == 1 and n <= MOST_SUMMED)
+    if not fits or _learns(x_NHK, weight_HKW):
+        return reference.heads_linear(x_NHK, weight_HKW)
+    x_NHK = x_NHK if x_NHK.stride(2) == 1 else x_NHK.contiguous()
+    y_NHW = x_NHK.new_empty(n, n_heads, width)
+    places = (n, n_heads, k_width, width, *x_NHK.stride()[:2], of_head)
+    if is_turned:
+        call("heads_products", x_NHK, weight_HKW, y_NHW, *places)
+    elif call("heads_sums", x_NHK, weight_HKW, y_NHW, *places, of_row):
+        raise MemoryError(f"a product of heads {width:,} wide found no memory for its sums")
+    return y_NHW
+
+
+def _learns(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
