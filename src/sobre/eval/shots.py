@@ -12,7 +12,7 @@ from sobre.errors import ConfigError
 from sobre.tasks.base import Problem
 from sobre.tasks.format import ANSWER_CLOSE, ANSWER_OPEN, question, response
 from sobre.tasks.judges import judge_of
-from sobre.tasks.registry import task
+from sobre.tasks.registry import task, worked_answer
 from sobre.tasks.sampling import DEFAULT, Message, sample_problem
 
 QUESTION, ANSWER = "Question:", "Answer:"
@@ -37,7 +37,8 @@ def worked(problem: Problem, *, thinks: bool) -> str:
     judge = judge_of(problem)
     if judge is None:
         thought = task(problem.task).thought(problem, random.Random(f"shots/{problem.key}"))
-        return response(problem, thought) if thinks else f"{thought}\n{ANSWER_OPEN}{problem.answer}{ANSWER_CLOSE}"
+        plain = f"{thought}\n{ANSWER_OPEN}{worked_answer(problem)}{ANSWER_CLOSE}"
+        return response(problem, thought) if thinks else plain
     if judge.kind == "code":
         whole = f"{problem.prompt}{problem.answer}" if problem.data["entry_point"] else problem.answer
         return f"```python\n{whole.strip()}\n```"

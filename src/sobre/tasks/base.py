@@ -56,6 +56,14 @@ class Creditor(Protocol):
         """From 0 to 1; 1 for a right answer."""
 
 
+@runtime_checkable
+class Finder(Protocol):
+    """A task with many right answers, whose thought finds one that need not be the reference."""
+
+    def found(self, problem: Problem) -> str:
+        """The answer at which the thought arrives."""
+
+
 def places_right(wanted: Sequence[int], found: Sequence[int] | None) -> float:
     """Places that hold the wanted number, over the places of the longer list."""
     if found is None:

@@ -17,7 +17,7 @@ from sobre.errors import JudgeError, SobreError
 from sobre.tasks.base import Creditor, Problem
 from sobre.tasks.judges import judge_of
 from sobre.tasks.language import consistency
-from sobre.tasks.registry import task
+from sobre.tasks.registry import task, worked_answer
 
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
@@ -53,8 +53,8 @@ def completion(thought: str, answer: str) -> str:
 
 
 def response(problem: Problem, thought: str) -> str:
-    """The assistant's whole message: thought and reference answer."""
-    return f"{THINK_OPEN}\n{completion(thought, problem.answer)}"
+    """The assistant's whole message: a thought of the task, and the answer at which it arrives."""
+    return f"{THINK_OPEN}\n{completion(thought, worked_answer(problem))}"
 
 
 def plain_response(problem: Problem) -> str:

@@ -4,7 +4,7 @@ from difflib import get_close_matches
 
 from sobre.errors import ConfigError
 from sobre.tasks.arithmetic import Arithmetic
-from sobre.tasks.base import Task
+from sobre.tasks.base import Finder, Problem, Task
 from sobre.tasks.copying import COPY_PROMPTS, REVERSE_PROMPTS, Rewriting
 from sobre.tasks.countdown import Countdown
 from sobre.tasks.dates import Dates
@@ -37,3 +37,9 @@ def task(name: str) -> Task:
         near = get_close_matches(name, TASKS, n=3, cutoff=0.5) or sorted(TASKS)
         raise ConfigError(f"tasks.names: there is no task '{name}'; near it: {', '.join(near)}")
     return TASKS[name]
+
+
+def worked_answer(problem: Problem) -> str:
+    """The answer at which a thought about the problem arrives."""
+    chosen = task(problem.task)
+    return chosen.found(problem) if isinstance(chosen, Finder) else problem.answer

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from sobre.tasks.config import TextConfig
 from sobre.tasks.format import THINK_OPEN, completion
-from sobre.tasks.registry import task
+from sobre.tasks.registry import task, worked_answer
 from sobre.tasks.sampling import Message, sample_problem
 from sobre.tasks.sentences import paragraph
 from sobre.tasks.steps import line
@@ -31,7 +31,7 @@ def worked(rng: random.Random, lang: str, cfg: TextConfig, seed: int | str, inde
     problem = sample_problem(chosen.name, lang, cfg.difficulty, "train", f"{seed}/text", index)
     before, after = rng.choice(FRAMES[lang])
     steps = f"{chosen.thought(problem, rng)}\n" if rng.random() < cfg.steps_share else ""
-    return f"{before}{problem.prompt}\n{steps}{after}{problem.answer}"
+    return f"{before}{problem.prompt}\n{steps}{after}{worked_answer(problem)}"
 
 
 def fact(rng: random.Random, lang: str) -> str:

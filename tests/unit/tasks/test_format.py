@@ -8,7 +8,7 @@ import pytest
 from sobre.tasks.base import Problem
 from sobre.tasks.format import Reward, completion, extract_answer, format_ok, response, reward
 from sobre.tasks.language import consistency
-from sobre.tasks.registry import TASKS
+from sobre.tasks.registry import TASKS, worked_answer
 
 PROBLEM = Problem("arithmetic", "en", 3, "Compute 6*7", "42", "k", {"lines": ["6*7=42"]})
 GOOD = "6*7=42\n</think>\n<answer>42</answer>"
@@ -82,12 +82,12 @@ def test_a_comparison_in_the_thought_is_no_tag():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_answer_of_a_reference_response_is_the_reference_answer(name):
+def test_the_answer_of_a_worked_response_is_the_one_that_the_thought_arrives_at(name):
     for index in range(50):
         rng = random.Random(index)
         problem = TASKS[name].problem(rng, ("en", "fr", "zh")[index % 3], index % 5 + 1)
         text = response(problem, TASKS[name].thought(problem, rng)).removeprefix("<think>\n")
-        assert extract_answer(text) == problem.answer
+        assert extract_answer(text) == worked_answer(problem)
         assert reward(problem, text, True).total == pytest.approx(1.1)
 
 
