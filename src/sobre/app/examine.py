@@ -47,7 +47,7 @@ def _answers(
     problems: Sequence[Problem],
     spending: Spending,
 ) -> dict[str, Any]:
-    engine, recipe = engine_for(session, model), session.recipe
+    engine, recipe = engine_for(session, model, as_saved=True), session.recipe
     result = evaluate(engine, tokenizer, problems, recipe.eval, seed=recipe.seed, judge_s=recipe.tasks.judge_s)
     spending.add(tokens=engine.stats.generated_tokens, flops=engine.stats.flops)
     right = result.overall

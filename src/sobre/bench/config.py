@@ -166,7 +166,7 @@ class RLBench(TimedConfig):
     new: int = 64
     """Tokens of each completion; none ends early."""
     dtype: Dtype = "bfloat16"
-    """What our trainer computes in; our engine samples in float32, as in a run."""
+    """What our trainer computes in; our engine samples in what decodes fastest, as in a run."""
     peer_dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
     """What TRL computes in, one after the other; the faster one is what counts."""
     lr: float = 1e-6

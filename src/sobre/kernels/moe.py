@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from sobre.kernels import reference
 
 PAD = 32
-FEW = 8
+FEW = 16
 """Copies for each expert, on average, up to which reading the weights takes the time."""
 FewTokens = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF) to y_ND."""

@@ -330,6 +330,15 @@ def override(op: str, name: str) -> Iterator[None]:
         _force(op, before)
 
 
+def decoding_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """What decodes fastest where training computes in `dtype` over float32 weights.
+
+    float32 on a CPU without products of bfloat16 in C: the library lays out every weight anew at every token.
+    """
+    slow = device == "cpu" and dtype == torch.bfloat16 and native.lacks_bfloat16_products()
+    return torch.float32 if slow else dtype
+
+
 def describe() -> list[tuple[str, str, str]]:
     """(operation on device in dtype, implementation, reason) of everything chosen so far."""
     return [

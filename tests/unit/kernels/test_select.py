@@ -75,3 +75,11 @@ def test_a_gpu_without_triton_gets_the_next_best_and_is_told_why(op, monkeypatch
     monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: object())
     assert select.choose(op, "cuda", torch.float32).name == "triton"
     assert select.choose(op, "cpu", torch.float32).name != "triton"
+
+
+def test_decoding_is_in_bfloat16_where_pairs_of_it_are_multiplied(monkeypatch):
+    for lacks, dtype in ((None, torch.bfloat16), ("needs a compiler", torch.float32)):
+        monkeypatch.setattr(select.native, "lacks_bfloat16_products", lambda lacks=lacks: lacks)
+        assert select.decoding_dtype("cpu", torch.bfloat16) == dtype
+        assert select.decoding_dtype("cuda", torch.bfloat16) == torch.bfloat16
+        assert select.decoding_dtype("cpu", torch.float32) == torch.float32
