@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from sobre.serve.answer import Answer
 from sobre.serve.ask import Ask
+from sobre.serve.batches import Batches, add_batches
 from sobre.serve.chat import ChatDialect
 from sobre.serve.chat_schema import parse_chat_request
 from sobre.serve.config import ServeConfig
@@ -20,6 +21,7 @@ from sobre.serve.decode import decode, read_object
 from sobre.serve.embeddings import body_of as body_of_embeddings
 from sobre.serve.embeddings import parse_embeddings_request
 from sobre.serve.errors import ApiError, invalid, shaped
+from sobre.serve.files import Files, add_files
 from sobre.serve.guard import LOOPBACK, Guard
 from sobre.serve.information import add_information
 from sobre.serve.keys import Keyring
@@ -45,12 +47,17 @@ def create_app(services: Services, cfg: ServeConfig, keys: Keyring, examples: li
         for service in services.each:
             service.start()
         yield
+        await batches.close()
         for service in services.each:
             await service.close()
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
+    files = Files()
+    batches = Batches(app, files)
     add_errors(app)
     add_answers(app, services, cfg)
+    add_files(app, files, cfg.max_body_bytes, cfg.read_timeout_s)
+    add_batches(app, batches, services, cfg)
     add_information(app, services, keys, examples)
     assets = load_assets()
     for asset in assets:

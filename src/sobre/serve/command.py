@@ -1,6 +1,6 @@
 """The command lines of other engines, and waiting until they answer. No torch here.
 
-Written after the argument parsers of vLLM 0.33.0 and SGLang 0.5.23; neither has been started by our tests.
+The argument parsers of vLLM 0.33.0 and SGLang 0.5.23 read them as meant; neither has been started by our tests.
 """
 
 import subprocess

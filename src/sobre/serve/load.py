@@ -5,6 +5,7 @@ import resource
 import sys
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from time import perf_counter
 
@@ -100,6 +101,7 @@ def open_folder(
     """
     path = find_folder(model, revision)
     weights = _weights(path, dtype, quiet).to(pick_device(device))
+    refuse_unsound(weights, path)
     tokenizer = Tokenizer.load(path)
     tokenizer.check_fits(weights.cfg.vocab_size, model)
     return Opened(path, tokenizer, weights)
@@ -135,6 +137,13 @@ def _weights(path: Path, dtype: Dtype, quiet: bool) -> Decoder:
     with Console(quiet=quiet) as console:
         console.stage("load, MB", total=1)
         return load(progress=console.update_bytes)
+
+
+def refuse_unsound(weights: Decoder, path: Path) -> None:
+    """A weight that is NaN or infinite makes every answer nonsense; FP8 numbers were looked at when they were read."""
+    for name, weight in weights.named_parameters():
+        if weight.dtype.itemsize > 1 and weight.numel() and not all(map(isfinite, weight.detach().aminmax())):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers")
 
 
 def check_folder(path: Path) -> None:

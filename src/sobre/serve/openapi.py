@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 import sobre
 from sobre.serve import chat_schema, embeddings, messages, responses, text_schema
+from sobre.serve.batches import BatchRequest
 from sobre.serve.chat_schema import NEUTRAL_IN_MESSAGE, ChatRequest
 from sobre.serve.decode import Neutral, Strict
 from sobre.serve.embeddings import EmbeddingsRequest
@@ -28,11 +29,11 @@ REASONS = {
     401: "No key, or none that this server knows.",
     402: "The key's budget of the day is used up.",
     403: "The key may not do this, or the host name is unknown.",
-    404: "There is no such model or answer.",
+    404: "There is no such model, answer, file or batch.",
     408: "The body did not arrive in time.",
-    409: "The Idempotency-Key belongs to another request.",
+    409: "The Idempotency-Key belongs to another request, or the batch has ended.",
     413: "The body is larger than this server takes.",
-    415: "The body is not plain application/json.",
+    415: "The body is not plain application/json (a file: multipart/form-data).",
     429: "Over a limit; `Retry-After` says when to come back.",
     431: "Too many header lines.",
     499: "The client left.",
@@ -64,6 +65,7 @@ BODIES = (
     Body(TokenizeRequest, {}),
     Body(DetokenizeRequest, {}),
     Body(ThoughtControl, {}),
+    Body(BatchRequest, {}),
 )
 
 
@@ -219,6 +221,26 @@ ANSWERS: dict[str, Json] = {
             "usage": {"type": "object"},
         }
     ),
+    "File": record(
+        {
+            "id": TEXT,
+            "object": {"const": "file"},
+            "bytes": COUNT,
+            "created_at": COUNT,
+            "filename": TEXT,
+            "purpose": {"enum": ["batch", "batch_output"]},
+        }
+    ),
+    "Batch": record(
+        {
+            "id": TEXT,
+            "object": {"const": "batch"},
+            "endpoint": TEXT,
+            "input_file_id": TEXT,
+            "status": TEXT,
+            "request_counts": record({"total": COUNT, "completed": COUNT, "failed": COUNT}),
+        }
+    ),
     "Event": record({"data": TEXT}, event=TEXT)
     | {"description": "One event of a stream: `data` is JSON, and for OpenAI's older routes at last [DONE]."},
     "Model": record({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}),
@@ -236,6 +258,18 @@ REPEAT: Json = {
     "in": "header",
     "description": "The same request under the same key is answered once; streams are not shared.",
     "schema": {"type": "string", "maxLength": 255},
+}
+PAGE: list[Json] = [
+    {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000}},
+    {"name": "after", "in": "query", "description": "The id of an entry of the list.", "schema": TEXT},
+]
+FILE: Json = {"type": "object", "properties": {"file": {"type": "string", "format": "binary", "minLength": 1}}}
+FILE["properties"]["purpose"] = {"const": "batch"}
+FORM: Json = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": FILE | {"required": ["file", "purpose"], "additionalProperties": False}}
+    },
 }
 
 
@@ -266,11 +300,28 @@ def paths() -> dict[str, Json]:
             "post": operation("Answer now", record({"success": {"type": "boolean"}}), OF_BODIES)
             | sent("ThoughtControl")
         },
-        "/v1/models": {"get": operation("The models of this server", listed(ref("Model")))},
-        "/v1/models/{name}": {
-            "get": operation("One model", ref("Model"), (404,))
-            | {"parameters": [{"name": "name", "in": "path", "required": True, "schema": TEXT}]}
+        "/v1/files": {
+            "get": operation("The files of this key", listed(ref("File")), (400,)) | {"parameters": PAGE},
+            "post": operation("Send the requests of a batch", ref("File"), OF_BODIES) | {"requestBody": FORM},
         },
+        "/v1/files/{file_id}": {
+            "get": operation("One file", ref("File"), (404,)) | named("file_id"),
+            "delete": operation("Delete a file", record({"id": TEXT, "deleted": {"const": True}}), (404,))
+            | named("file_id"),
+        },
+        "/v1/files/{file_id}/content": {
+            "get": operation("What is in a file", None, (404,), kind="application/jsonl") | named("file_id")
+        },
+        "/v1/batches": {
+            "get": operation("The batches of this key", listed(ref("Batch")), (400,)) | {"parameters": PAGE},
+            "post": operation("Answer the requests of a file", ref("Batch"), (*OF_BODIES, 503)) | sent("BatchRequest"),
+        },
+        "/v1/batches/{batch_id}": {"get": operation("One batch", ref("Batch"), (404,)) | named("batch_id")},
+        "/v1/batches/{batch_id}/cancel": {
+            "post": operation("Stop a batch", ref("Batch"), (404, 409)) | named("batch_id")
+        },
+        "/v1/models": {"get": operation("The models of this server", listed(ref("Model")))},
+        "/v1/models/{name}": {"get": operation("One model", ref("Model"), (404,)) | named("name")},
         "/v1/sobre/examples": {"get": operation("Questions of the model's tasks", listed({"type": "object"}))},
         "/v1/sobre/keys": {"get": operation("What each key has used", listed({"type": "object"}))},
         "/metrics": {"get": operation("Prometheus's series", None)},
@@ -287,13 +338,20 @@ def answer(summary: str, request: str, body: str, error: str = "Error") -> Json:
     return {"post": made | sent(request) | {"parameters": [TIMEOUT, REPEAT]}}
 
 
+def named(what: str) -> Json:
+    """A part of the path that names something."""
+    return {"parameters": [{"name": what, "in": "path", "required": True, "schema": TEXT}]}
+
+
 def sent(request: str) -> Json:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": ref(request)}}}}
 
 
-def operation(summary: str, body: Json | None, statuses: Sequence[int] = (), error: str = "Error") -> Json:
-    """What comes back: `body` as JSON (None: plain text), or an error with one of `statuses`."""
-    content = {"text/plain": {"schema": TEXT}} if body is None else {"application/json": {"schema": body}}
+def operation(
+    summary: str, body: Json | None, statuses: Sequence[int] = (), error: str = "Error", *, kind: str = "text/plain"
+) -> Json:
+    """What comes back: `body` as JSON (None: text of this kind), or an error with one of `statuses`."""
+    content = {kind: {"schema": TEXT}} if body is None else {"application/json": {"schema": body}}
     found: Json = {"200": {"description": "Done.", "content": content, "headers": REQUEST_ID}}
     for status in sorted({*statuses, *EVERYWHERE}):
         told = {"content": {"application/json": {"schema": ref(error)}}} if status != 499 else {}

@@ -16,10 +16,15 @@ JSON_TYPES = ("application/json", "application/json;charset=utf-8", "application
 
 
 async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body; refuses other types, too much, and too slow, and never holds more than `max_bytes`."""
+    """The whole body, of a type that JSON comes as."""
     kind = request.headers.get("content-type", "").lower().replace(" ", "").replace('"', "")
     if kind not in JSON_TYPES or request.headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "Send the body as plain 'Content-Type: application/json'.", code="unsupported_media_type")
+    return await read_body(request, max_bytes, timeout_s)
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body; refuses too much and too slow, and never holds more than `max_bytes`."""
     too_large = ApiError(413, f"The body is larger than {max_bytes:,} bytes.", code="request_too_large")
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and len(declared) <= 20 and int(declared) > max_bytes:

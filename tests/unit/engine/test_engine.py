@@ -355,6 +355,24 @@ def test_with_little_memory_requests_give_way_and_lose_nothing(model, cache_toke
     engine.check_integrity()
 
 
+def test_five_hundred_different_prompts_pass_a_small_cache_in_their_order(model):
+    requests = [request(n, [n % 50, n // 50, *range(30)], max_tokens=4, seed=n) for n in range(500)]
+    engine = engine_of(model, max_batch=4, cache_tokens=4 * 48, prefill_tokens=32)
+    for one in requests:
+        engine.add(one)
+    got, ended = {one.id: [] for one in requests}, []
+    while engine.has_work:
+        for token in engine.step():
+            got[token.request_id].append(token.token_id)
+            ended += [token.request_id] if token.finish_reason else []
+    places = {one.id: place for place, one in enumerate(requests)}
+    assert all(abs(places[id] - place) < 4 for place, id in enumerate(ended)), "nobody waits for who came later"
+    assert len(ended) == 500
+    for one in requests[::25]:
+        assert got[one.id] == alone(model, one)[0]
+    engine.check_integrity()
+
+
 def test_a_cache_that_does_not_hold_one_request_is_a_config_error(model):
     with pytest.raises(ConfigError, match="does not hold one request of 48 tokens; it must be at least 48"):
         engine_of(model, cache_tokens=32)

@@ -1,7 +1,9 @@
 """Keys, limits, clients that leave, engines that fail, and the end of the server."""
 
+import asyncio
 import json
 import logging
+import os
 import threading
 import time
 
@@ -57,14 +59,29 @@ def test_a_client_that_leaves_frees_the_engine_at_once_and_disturbs_nobody(servi
         assert eventually(lambda: not slow.left and live.bridge.n_open == 0)
 
 
-def test_fifty_clients_that_leave_at_every_moment_leave_nothing_behind(serving, slow, connect, eventually):
+@pytest.mark.slow
+def test_five_hundred_clients_that_leave_at_every_moment_leave_nothing_behind(serving, slow, connect, eventually):
+    """No answer, no task of the server, no file of the process."""
     with serving(slow, max_open=1000) as live:
-        for i in range(50):
+        loop = live.bridge._loop
+
+        def held():
+            counted = asyncio.run_coroutine_threadsafe(n_tasks(), loop).result(5)
+            return counted, len(os.listdir("/dev/fd"))
+
+        live.http.post(PATH, json=HELLO | {"max_tokens": 2})
+        before = held()
+        for i in range(500):
             sock = raw_post(connect, live, stream=bool(i % 2), n=1 + i % 3)
-            time.sleep(0.002 * (i % 7))
+            time.sleep(0.001 * (i % 5))
             sock.close()
         assert eventually(lambda: not slow.left and live.bridge.n_open == 0, 10)
         assert live.http.post(PATH, json=HELLO | {"max_tokens": 2}).status_code == 200
+        assert eventually(lambda: all(now <= then for now, then in zip(held(), before, strict=True)), 10), before
+
+
+async def n_tasks():
+    return len(asyncio.all_tasks())
 
 
 def test_a_client_that_leaves_is_noted_in_the_access_log_without_content(serving, slow, connect, eventually, caplog):

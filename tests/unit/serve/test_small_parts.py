@@ -35,8 +35,8 @@ def test_a_folder_that_is_no_model_names_what_it_lacks_and_the_models_near(tmp_p
         check_folder(tmp_path / "rl")
 
 
-def test_a_folder_and_a_hub_id_load_in_the_dtype_asked_for(tmp_path, monkeypatch):
-    tokenizer = Tokenizer.train(["one two three"], TokenizerConfig(vocab_size=270))
+def tiny(tokenizer):
+    """A model of one layer with random weights."""
     cfg = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         max_len=64,
@@ -48,6 +48,12 @@ def test_a_folder_and_a_hub_id_load_in_the_dtype_asked_for(tmp_path, monkeypatch
     )
     model = Decoder(cfg)
     model.init_weights(0)
+    return model
+
+
+def test_a_folder_and_a_hub_id_load_in_the_dtype_asked_for(tmp_path, monkeypatch):
+    tokenizer = Tokenizer.train(["one two three"], TokenizerConfig(vocab_size=270))
+    model = tiny(tokenizer)
     save_model(model, tmp_path / "m")
     tokenizer.save(tmp_path / "m")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "m"))
@@ -56,6 +62,18 @@ def test_a_folder_and_a_hub_id_load_in_the_dtype_asked_for(tmp_path, monkeypatch
         loaded = load_folder(name, n_slots=1, max_context=0, dtype="bfloat16")
         assert loaded.engine.model.embed.weight.dtype == loaded.engine.model.dtype == torch.bfloat16
     assert load_folder("m", n_slots=1, max_context=0).engine.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(tmp_path, wrong):
+    tokenizer = Tokenizer.train(["3 + 4 = 7"] * 3, TokenizerConfig(vocab_size=300))
+    model = tiny(tokenizer)
+    with torch.no_grad():
+        model.layers[0].ffn.up.weight[3, 2] = wrong
+    save_model(model, tmp_path)
+    tokenizer.save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.ffn\.up\.weight holds NaN or infinite numbers"):
+        load_folder(str(tmp_path), n_slots=1, max_context=0)
 
 
 def test_only_large_weights_are_shown_as_they_load(tmp_path, monkeypatch, capsys):
