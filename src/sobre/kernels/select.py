@@ -20,6 +20,7 @@ from sobre.errors import ConfigError
 from sobre.kernels import (
     attention,
     cached,
+    coded,
     experts,
     fp8,
     kept,
@@ -34,10 +35,12 @@ from sobre.kernels import (
     tiled,
 )
 from sobre.kernels import draw as draws
+from sobre.kernels.coded import Bits, Coded
 from sobre.kernels.fp8 import Quantised
 from sobre.kernels.kept import Blocks
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
+from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import paged as native_paged
@@ -288,6 +291,14 @@ KERNELS: tuple[Kernel, ...] = (
     ),
     Kernel("kept_linear", "bands", kept.linear, reason="multiplied out band by band"),
     Kernel("kept_linear", "reference", kept.reference),
+    *(
+        Kernel(f"coded_{part}", name, getattr(page, part), ("cpu",), (torch.bfloat16,), reason, lacks)
+        for part in ("pack", "linear", "experts")
+        for name, page, reason, lacks in (
+            ("native", native_coded, "widened in registers, in C", native.lacks),
+            ("reference", coded, "torch's products in 8 and 4 bits", lambda: None),
+        )
+    ),
 )
 OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))
 
@@ -478,3 +489,18 @@ def fp8_grouped_product(
 def kept_linear(x_NI: Tensor, weight: Blocks) -> Tensor:
     """x W^T, with W kept in FP8 and a factor for each of its blocks."""
     return _kernel("kept_linear", x_NI)(x_NI, weight)
+
+
+def coded_pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
+    """Rounded weights as the other two read them, who are chosen alike."""
+    return _kernel("coded_pack", scales)(scales, codes_OI, bits)
+
+
+def coded_linear(x_NI: Tensor, weight: Coded) -> Tensor:
+    """x W^T, with W in 8 or 4 bits."""
+    return _kernel("coded_linear", x_NI)(x_NI, weight)
+
+
+def coded_experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:
+    """The routed experts of every token, in 8 or 4 bits."""
+    return _kernel("coded_experts", x_ND)(x_ND, experts_NA, weights_NA, gate, up, down)

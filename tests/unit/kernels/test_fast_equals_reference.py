@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sobre.kernels import attention, experts, loss, moe, pointwise, reference, sdpa, select, tail
+from sobre.kernels import attention, coded, experts, loss, moe, pointwise, reference, sdpa, select, tail
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
+from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import pointwise as native_pointwise
@@ -468,6 +469,56 @@ def test_the_experts_of_few_tokens_in_c_are_theirs_and_no_other_is_read(dtype, n
     wanted = reference.moe_ffn(x_ND.double(), experts_NA, weights_NA.double(), *wide)
     assert (got.shape, got.dtype) == (wanted.shape, dtype)
     assert (got - wanted).norm() <= TOLERANCE[dtype] * wanted.norm()
+
+
+def widened(codes_OI: Tensor, scales: Tensor) -> Tensor:
+    """What codes stand for, in float64."""
+    n_groups = scales.numel() // len(codes_OI)
+    return (codes_OI.double().unflatten(1, (n_groups, -1)) * scales.double().view(-1, n_groups, 1)).flatten(1)
+
+
+IN_CODES = [coded, pytest.param(native_coded, marks=compiled)]
+
+
+@pytest.mark.parametrize("page", IN_CODES)
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("n", [1, 2, 3, 9, 17, 40])
+@pytest.mark.parametrize(("n_in", "n_out"), [(32, 16), (224, 48), (320, 16)])
+def test_a_product_with_codes_is_that_of_what_they_stand_for(page, bits, n, n_in, n_out):
+    codes_OI, scales = coded.rounded(randn(n_out, n_in, dtype=F32), bits)
+    x_NI = randn(n, 2 * n_in, dtype=torch.bfloat16, seed=1)[:, ::2]
+    got = page.linear(x_NI, page.pack(scales, codes_OI, bits))
+    wanted = x_NI.double() @ widened(codes_OI, scales).T
+    assert got.dtype == torch.bfloat16
+    assert (got - wanted).norm() / wanted.norm() < 5e-3
+
+
+@compiled
+def test_eight_bits_take_any_width_and_no_row():
+    codes_OI, scales = coded.rounded(randn(7, 45, dtype=F32), "int8")
+    weight = native_coded.pack(scales, codes_OI, "int8")
+    for n in (0, 1, 5, 33):
+        x_NI = randn(n, 45, dtype=torch.bfloat16, seed=1)
+        wanted = x_NI.double() @ widened(codes_OI, scales).T
+        assert (native_coded.linear(x_NI, weight) - wanted).norm() <= 5e-3 * wanted.norm()
+
+
+@pytest.mark.parametrize("page", IN_CODES)
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_experts_in_codes_are_those_of_what_they_stand_for(page, bits, n):
+    d, f = 64, 96
+    experts_NA = torch.rand(n, 6, generator=torch.Generator().manual_seed(3)).topk(3).indices
+    x_ND, weights_NA = randn(n, d, dtype=torch.bfloat16), randn(n, 3, dtype=F32, seed=1)
+    rounded = [
+        [coded.rounded(weight, bits) for weight in randn(6, *size, dtype=F32, seed=seed)]
+        for seed, size in enumerate(((f, d), (f, d), (d, f)), 2)
+    ]
+    packed = [coded.stacked([page.pack(scales, codes_OI, bits) for codes_OI, scales in of_all]) for of_all in rounded]
+    wide = [torch.stack([widened(codes_OI, scales) for codes_OI, scales in of_all]) for of_all in rounded]
+    got = page.experts(x_ND, experts_NA, weights_NA, *packed)
+    wanted = reference.moe_ffn(x_ND.double(), experts_NA, weights_NA.double(), *wide)
+    assert (got - wanted).norm() / wanted.norm() < TOLERANCE[torch.bfloat16]
 
 
 @compiled

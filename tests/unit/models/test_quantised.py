@@ -8,9 +8,10 @@ from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.errors import ConfigError, EngineError
+from sobre.kernels.coded import GROUP
 from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
-from sobre.models.quantised import GROUP, QuantisedLinear, quantised
+from sobre.models.quantised import QuantisedLinear, quantised
 from sobre.models.step import StepInput
 
 SHAPES = {

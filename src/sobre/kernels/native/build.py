@@ -84,7 +84,7 @@ def _kind(argument: Tensor | float | None) -> Any:
 
 
 def _address(tensor: Tensor) -> int:
-    assert tensor.dtype in (torch.float32, torch.bfloat16, torch.int64), tensor.dtype
+    assert tensor.dtype in (torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.uint8), tensor.dtype
     return tensor.data_ptr()
 
 
@@ -116,8 +116,14 @@ def build(compiler: str, path: Path) -> None:
 
 
 def forms(source: Path) -> tuple[tuple[str, ...], ...]:
-    """The flags of each form in which a page is compiled: once more where its functions are for bfloat16 too."""
-    return ((), ("-DBFLOAT16",)) if "NAMED(" in source.read_text() else ((),)
+    """The flags of each form in which a page is compiled: also for bfloat16, and for weights in few bits."""
+    text, half = source.read_text(), "-DBFLOAT16"
+    found: list[tuple[str, ...]] = [()]
+    if "NAMED(" in text:
+        found.append((half,))
+    if "const weight *" in text:
+        found += [(half, "-DINT8"), (half, "-DINT4")]
+    return tuple(found)
 
 
 def _call(*command: str) -> str:

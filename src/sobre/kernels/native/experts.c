@@ -19,10 +19,21 @@ static void sort(const int64_t *experts, size copies, size all_experts, int64_t 
   begin[0] = 0;
 }
 
+/* One of an expert's matrices, of o rows and n columns, among those of all. */
+typedef struct {
+  const weight *codes;
+  const number *scales;
+} matrix;
+
+static inline matrix of(size e, const weight *codes, const number *scales, size o, size n) {
+  return (matrix){codes + e * o * n / PER_BYTE, scales ? scales + e * o * (GROUP ? n / GROUP : 1) : NULL};
+}
+
 /* inner has n * active * f numbers, parts n * active * d, order all + 1 + n * active; y has n * d. */
-void NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const number *gate,
-                        const number *up, const number *down, number *inner, float *parts, int64_t *order, number *y,
-                        size n, size active, size all_experts, size d, size f) {
+void NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const weight *gate,
+                        const number *gate_scales, const weight *up, const number *up_scales, const weight *down,
+                        const number *down_scales, number *inner, float *parts, int64_t *order, number *y, size n,
+                        size active, size all_experts, size d, size f) {
   size copies = n * active, in_blocks = rounded(f, COLUMNS) / COLUMNS, out_blocks = rounded(d, COLUMNS) / COLUMNS;
   int64_t *begin = order, *sorted = order + all_experts + 1;
   sort(experts, copies, all_experts, begin, sorted);
@@ -31,13 +42,14 @@ void NAMED(few_experts)(const number *x, const int64_t *experts, const float *we
 #pragma omp for schedule(dynamic, 16)
     for (size one = 0; one < all_experts * in_blocks; one++) {
       size e = one / in_blocks, first = one % in_blocks * COLUMNS, columns = first + COLUMNS < f ? COLUMNS : f - first;
+      matrix gate_e = of(e, gate, gate_scales, f, d), up_e = of(e, up, up_scales, f, d);
       for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
         size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
         const number *from[ROWS];
         float gates[COLUMNS * ROWS], ups[COLUMNS * ROWS];
         for (size r = 0; r < rows; r++) from[r] = x + sorted[top + r] / active * d;
-        products(from, rows, gate + (e * f + first) * d, columns, d, gates);
-        products(from, rows, up + (e * f + first) * d, columns, d, ups);
+        products(from, rows, gate_e.codes, gate_e.scales, first, columns, d, gates);
+        products(from, rows, up_e.codes, up_e.scales, first, columns, d, ups);
         for (size r = 0; r < rows; r++)
           for (size c = 0; c < columns; c++) {
             float gated = gates[c * ROWS + r];
@@ -48,12 +60,13 @@ void NAMED(few_experts)(const number *x, const int64_t *experts, const float *we
 #pragma omp for schedule(dynamic, 16)
     for (size one = 0; one < all_experts * out_blocks; one++) {
       size e = one / out_blocks, first = one % out_blocks * COLUMNS, columns = first + COLUMNS < d ? COLUMNS : d - first;
+      matrix down_e = of(e, down, down_scales, d, f);
       for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
         size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
         const number *from[ROWS];
         float found[COLUMNS * ROWS];
         for (size r = 0; r < rows; r++) from[r] = inner + sorted[top + r] * f;
-        products(from, rows, down + (e * d + first) * f, columns, f, found);
+        products(from, rows, down_e.codes, down_e.scales, first, columns, f, found);
         for (size r = 0; r < rows; r++)
           for (size c = 0; c < columns; c++) parts[sorted[top + r] * d + first + c] = found[c * ROWS + r];
       }

@@ -8,7 +8,7 @@
 #define MANY 100000 /* products that are worth a second thread */
 
 /* W (h, k, w) in steps of `of_head` and `of_row`. Returns 0, or 1 when memory is short. */
-int NAMED(heads_sums)(const number *x, const number *weight, number *y, size n, size h, size k, size w, size x_token,
+int NAMED(heads_sums)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
                       size x_head, size of_head, size of_row) {
   int failed = 0;
 #pragma omp parallel if (n * h * k * w > MANY)
@@ -22,7 +22,7 @@ int NAMED(heads_sums)(const number *x, const number *weight, number *y, size n, 
       number *to = y + (token * h + head) * w;
       memset(sums, 0, (size_t)w * sizeof(float));
       for (size i = 0; i < k; i++) {
-        const number *row = weight + head * of_head + i * of_row;
+        const number *row = maps + head * of_head + i * of_row;
         float each = wide(x[token * x_token + head * x_head + i]);
         size j = 0;
         for (; j + LANES <= w; j += LANES) store(sums + j, load(sums + j) + each * get(row + j));
@@ -36,7 +36,7 @@ int NAMED(heads_sums)(const number *x, const number *weight, number *y, size n, 
 }
 
 /* The same where W lies turned, (h, w, k), a column after the other. */
-void NAMED(heads_products)(const number *x, const number *weight, number *y, size n, size h, size k, size w, size x_token,
+void NAMED(heads_products)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
                            size x_head, size of_head) {
 #pragma omp parallel for if (n * h * k * w > MANY)
   for (size head = 0; head < h; head++)
@@ -47,7 +47,7 @@ void NAMED(heads_products)(const number *x, const number *weight, number *y, siz
         const number *from[ROWS];
         float found[COLUMNS * ROWS];
         for (size r = 0; r < rows; r++) from[r] = x + (top + r) * x_token + head * x_head;
-        products(from, rows, weight + head * of_head + first * k, columns, k, found);
+        products(from, rows, maps + head * of_head, NULL, first, columns, k, found);
         for (size r = 0; r < rows; r++)
           for (size c = 0; c < columns; c++) y[((top + r) * h + head) * w + first + c] = narrow(found[c * ROWS + r]);
       }

@@ -1,7 +1,8 @@
 /* Eight float lanes in one register, as gcc and clang both spell them, and what the other pages need of them.
 
    Pages about activations are compiled twice, for the `number` that lies in memory: float, or bfloat16 when
-   BFLOAT16 is defined. Registers always hold floats; `get` and `put` widen and round to nearest even.
+   BFLOAT16 is defined. Registers always hold floats; `get` and `put` widen and round to nearest even. Pages that read
+   weights have two more forms, for INT8 and INT4 weights beside bfloat16 activations (products.h).
 
    Loads and stores take any address. exp is 2^n times a polynomial on [-ln2/2, ln2/2] (Cody and Waite's reduction, the
    degree that leaves float32's rounding); below -87 it is 0, and NaN stays NaN. */
@@ -24,7 +25,13 @@ typedef long size;
 
 #ifdef BFLOAT16
 typedef uint16_t number;
+#if defined(INT8)
+#define NAMED(name) name##_int8_bfloat16
+#elif defined(INT4)
+#define NAMED(name) name##_int4_bfloat16
+#else
 #define NAMED(name) name##_bfloat16
+#endif
 #else
 typedef float number;
 #define NAMED(name) name

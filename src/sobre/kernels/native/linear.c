@@ -1,12 +1,25 @@
 /* y = x W^T + b for few rows of x: each weight is read once from memory, where it lies. Threads divide the rows of W, so
    that they change no bit.
 
-   Shapes: x (n, d), W (o, d), b (o) or NULL, y (n, o); contiguous. */
+   Shapes: x (n, d), W (o, d) and its scales (products.h), b (o) or NULL, y (n, o); contiguous. */
 #include "products.h"
 
 #define MANY 100000 /* products that are worth a second thread */
 
-void NAMED(few_rows)(const number *x, const number *weight, const number *bias, number *y, size n, size d, size o) {
+#if defined(INT8) || defined(INT4)
+/* What the codes stand for, rounded to bfloat16: y (o, d). */
+void NAMED(widen)(number *y, const weight *matrix, const number *scales, size o, size d) {
+#pragma omp parallel for if (o * d > MANY)
+  for (size i = 0; i < o; i++) {
+    number *to = y + i * d;
+    widen_row(to, matrix + i * d / PER_BYTE, scales + (GROUP ? i * d / GROUP : i), d);
+    for (size j = 0; !GROUP && j < d; j++) to[j] = narrow(wide(to[j]) * wide(scales[i]));
+  }
+}
+#endif
+
+void NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
+                     size d, size o) {
 #pragma omp parallel for if (n * d * o > MANY)
   for (size first = 0; first < o; first += COLUMNS) {
     size columns = first + COLUMNS < o ? COLUMNS : o - first;
@@ -15,7 +28,7 @@ void NAMED(few_rows)(const number *x, const number *weight, const number *bias, 
       const number *from[ROWS];
       float found[COLUMNS * ROWS];
       for (size r = 0; r < rows; r++) from[r] = x + (top + r) * d;
-      products(from, rows, weight + first * d, columns, d, found);
+      products(from, rows, matrix, scales, first, columns, d, found);
       for (size r = 0; r < rows; r++)
         for (size c = 0; c < columns; c++)
           y[(top + r) * o + first + c] = narrow(found[c * ROWS + r] + (bias ? wide(bias[first + c]) : 0));

@@ -1,0 +1,77 @@
+"""Weights in 8 or 4 bits, rounded to the nearest, and their products through torch's own CPU kernels.
+
+int8: one scale per output channel; int4: one per `GROUP` input weights of a channel, codes -8..7. A kernel packs the
+codes as it reads them: what lies in a `Coded` is its own business.
+
+Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, X groups of
+inputs, G inputs of a group, M rows of one expert.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sobre.kernels.moe import by_expert
+
+Bits = Literal["int8", "int4"]
+GROUP = 32
+"""Input weights that share a scale in int4."""
+
+
+class Coded(NamedTuple):
+    """A matrix, or the stacked ones of all experts, packed by a kernel."""
+
+    codes: Tensor
+    scales: Tensor
+    bits: Bits
+
+    def of(self, expert: int) -> "Coded":
+        return Coded(self.codes[expert], self.scales[expert], self.bits)
+
+
+def stacked(each: Sequence[Coded]) -> Coded:
+    """The experts' matrices in one."""
+    codes, scales = (torch.stack([getattr(coded, part) for coded in each]) for part in ("codes", "scales"))
+    return Coded(codes, scales, each[0].bits)
+
+
+def rounded(weight_OI: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
+    """codes_OI (int8) and scales in bfloat16: (O,) in int8, (O, X) in int4."""
+    wide_OI = weight_OI.detach().float()
+    if bits == "int8":
+        scale_O = (wide_OI.abs().amax(1) / 127).clamp_min(1e-12).bfloat16()
+        return (wide_OI / scale_O.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale_O
+    grouped_OXG = wide_OI.unflatten(1, (-1, GROUP))
+    scale_OX = (grouped_OXG.abs().amax(2) / 7).clamp_min(1e-12).bfloat16()
+    codes_OXG = (grouped_OXG / scale_OX.float()[..., None]).round_().clamp_(-8, 7)
+    return codes_OXG.flatten(1).to(torch.int8), scale_OX
+
+
+def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
+    """As torch's products take them."""
+    if bits == "int8":
+        return Coded(codes_OI, scales, bits)
+    scale_XO = scales.t().contiguous()
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes_OI.int() + 8, 2)
+    return Coded(packed, torch.stack([scale_XO, torch.zeros_like(scale_XO)], -1), bits)
+
+
+def linear(x_NI: Tensor, weight: Coded) -> Tensor:
+    """x W^T with the weights that the codes stand for."""
+    if weight.bits == "int8":
+        return torch._weight_int8pack_mm(x_NI.contiguous(), weight.codes, weight.scales)
+    out_NO: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_NI.contiguous(), weight.codes, GROUP, weight.scales)
+    return out_NO
+
+
+def experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:
+    """The routed experts of every token, weighted and summed, expert by expert."""
+
+    def expert(e: int, x_MD: Tensor) -> Tensor:
+        inner_MF = F.silu(linear(x_MD, gate.of(e))) * linear(x_MD, up.of(e))
+        return linear(inner_MF, down.of(e))
+
+    return by_expert(x_ND, experts_NA, weights_NA, expert)

@@ -1,0 +1,51 @@
+"""Products with weights in 8 or 4 bits through `linear.c` and `experts.c`, on a CPU; many rows go to the library's
+product, with the weights widened to bfloat16.
+
+Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, X groups of
+inputs, H half the inputs of one, M rows of one expert.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sobre.kernels.coded import Bits, Coded
+from sobre.kernels.moe import FEW, by_expert
+from sobre.kernels.native.build import call
+from sobre.kernels.native.experts import run
+
+MOST_ROWS = 16
+"""The library is faster beyond, the widening included."""
+
+
+def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
+    """As products.h reads them."""
+    if bits == "int8":
+        return Coded(codes_OI.contiguous(), scales, bits)
+    low_OXH, high_OXH = (codes_OI + 8).to(torch.uint8).unflatten(1, (-1, 2, 16)).unbind(2)
+    return Coded((low_OXH | high_OXH << 4).flatten(1), scales, bits)
+
+
+def linear(x_NI: Tensor, weight: Coded) -> Tensor:
+    """The same function as `coded.linear`."""
+    n, n_in, n_out = *x_NI.shape, len(weight.codes)
+    if n > MOST_ROWS:
+        weight_OI = x_NI.new_empty(n_out, n_in)
+        call(f"widen_{weight.bits}", weight_OI, weight.codes, weight.scales, n_out, n_in)
+        return F.linear(x_NI, weight_OI)
+    y_NO = x_NI.new_empty(n, n_out)
+    call(f"few_rows_{weight.bits}", x_NI.contiguous(), weight.codes, weight.scales, None, y_NO, n, n_in, n_out)
+    return y_NO
+
+
+def experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:
+    """The same function as `coded.experts`."""
+    n_experts, d_expert = gate.codes.shape[:2]
+    if experts_NA.numel() > FEW * n_experts:
+        return by_expert(x_ND, experts_NA, weights_NA, lambda e, x_MD: _expert(x_MD, gate.of(e), up.of(e), down.of(e)))
+    parts = [part for coded in (gate, up, down) for part in (coded.codes, coded.scales)]
+    return run(f"few_experts_{gate.bits}", x_ND, experts_NA, weights_NA, parts, n_experts, d_expert)
+
+
+def _expert(x_MD: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:
+    return linear(F.silu(linear(x_MD, gate)) * linear(x_MD, up), down)
