@@ -1,6 +1,7 @@
 """What each benchmark may be asked. No torch here."""
 
 import re
+from dataclasses import replace
 from typing import Literal
 
 from sobre.bench.shapes import DECODED, FAMILY_SHAPES, LARGE, SMALL
@@ -136,8 +137,9 @@ class ServeBench(TimedConfig):
     """Streams at once; the server has as many slots."""
     prompt: int = 16
     """Tokens of a short prompt."""
-    long_prompt: int = 448
-    """Tokens of a long prompt; prompt and answer must fit the model's context."""
+    long_prompt: int = 1000
+    """Tokens of a long history; it and its next turn must fit the model's context."""
+    model: ModelConfig = replace(SMALL, max_len=2304)
     new: int = 48
     """Tokens of each answer."""
 

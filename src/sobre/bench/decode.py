@@ -19,7 +19,7 @@ import torch
 
 from sobre.bench import ours, peer
 from sobre.bench.config import DecodeBench
-from sobre.bench.llama import LACKS, Llama
+from sobre.bench.llama import LACKS, Llama, quantised
 from sobre.bench.result import Result, checked
 from sobre.bench.timing import Say, Work, as_json, interleave, medians, ratio, time_once
 from sobre.config.load import to_dict
@@ -48,8 +48,11 @@ ENDS = ("equal", "spread")
 TARGETS = {("equal", 128): 2.5, ("spread", 128): 3.0}
 PRESET_TARGET = 3.0
 LLAMA_TARGETS = {("mixture-257m", 1): 0.8, ("mixture-257m", 16): 0.8, ("qwen3-0.6b", 1): 0.8, ("qwen3-0.6b", 16): 1.0}
-LLAMA_TYPES: dict[str, tuple[Type, str]] = {"bfloat16": ("f16", "equal {} bfloat16"), "int8": ("q8_0", "int8 {}")}
+LLAMA_FOUR_BITS = {"mixture-257m": 0.6, "qwen3-0.6b": 0.8}
+LLAMA_TYPES = {"bfloat16": ("f16", "equal {} bfloat16"), "int8": ("q8_0", "int8 {}"), "int4": ("q4_0", "int4 {}")}
 """llama.cpp's type of weights, and which of ours it is set beside."""
+EXPORTED: tuple[Type, ...] = ("f16", "q8_0")
+"""What we write ourselves; its 4 bits are made by llama.cpp from the first."""
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5, "deterministic": 4.0}
 """Of a weight, scales left out."""
 READ_BYTES = 2**28
@@ -104,7 +107,7 @@ def bench(cfg: DecodeBench, say: Say) -> Result:
         name, our_name = f"llama.cpp {LLAMA_TYPES[kind][0]} {batch}", "sobre " + LLAMA_TYPES[kind][1].format(batch)
         if our_name in works:
             works[name], units[name] = llama.generation(random_prompts(cfg, batch), cfg.new), float(cfg.new * batch)
-            variants.append((our_name, name, LLAMA_TARGETS.get((cfg.preset, batch))))
+            variants.append((our_name, name, _llama_target(cfg, kind, batch)))
     rounds = interleave(works, rounds=cfg.rounds, warmup=cfg.warmup, say=say)
     found = medians(rounds, units, "tokens")
     notes += bandwidth_notes(cfg, found)
@@ -205,14 +208,19 @@ def _llamas(folder: Path, model: Decoder, cfg: DecodeBench) -> dict[str, Llama] 
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
     Tokenizer.train(["abcdefgh 01234567"] * 3, TokenizerConfig(vocab_size=300)).save(tokenizer)
-    found = {}
-    for kind, (form, _) in LLAMA_TYPES.items():
+    for form in EXPORTED:
         try:
             save_gguf(model, tokenizer, folder / f"{form}.gguf", type=form)
         except CheckpointError as error:
             return f"llama.cpp is left out: {error}"
-        found[kind] = Llama(folder / f"{form}.gguf", cfg.threads)
-    return found
+    quantised(folder / "f16.gguf", folder / "q4_0.gguf", cfg.threads)
+    return {kind: Llama(folder / f"{form}.gguf", cfg.threads) for kind, (form, _) in LLAMA_TYPES.items()}
+
+
+def _llama_target(cfg: DecodeBench, kind: str, batch: int) -> float | None:
+    """What share of llama.cpp's speed is asked for, where something is."""
+    target = LLAMA_TARGETS.get((cfg.preset, batch))
+    return LLAMA_FOUR_BITS[cfg.preset] if target is not None and kind == "int4" else target
 
 
 def _pairs(cfg: DecodeBench, found: dict[str, Any], ends: str, batch: int) -> list[tuple[str, str, float | None]]:

@@ -18,6 +18,21 @@ LACKS = "" if find_spec("llama_cpp") else "llama.cpp is left out: llama-cpp-pyth
 """Why there is no llama.cpp here; empty where there is one."""
 
 
+FOUR_BITS = 2
+"""llama.cpp's number for files of Q4_0."""
+
+
+def quantised(source: Path, target: Path, threads: int) -> None:
+    """Have llama.cpp write a file in its own 4 bits (Q4_0: 32 weights share a scale; the output head has more)."""
+    import llama_cpp
+
+    cpp: Any = llama_cpp
+    options = cpp.llama_model_quantize_default_params()
+    options.ftype, options.nthread = FOUR_BITS, threads
+    if code := cpp.llama_model_quantize(str(source).encode(), str(target).encode(), options):
+        raise RunError(f"llama.cpp does not quantise {source}: code {code}")
+
+
 class Llama:
     """A GGUF file, loaded once."""
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sobre.bench.llama import Llama
+from sobre.bench.llama import Llama, quantised
 from sobre.errors import RunError
 
 N_VOCAB = 23
@@ -68,3 +68,20 @@ def test_a_file_that_llama_cpp_refuses_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "llama_cpp", FakeCpp(loads=False))
     with pytest.raises(RunError, match=r"llama.cpp does not load .*m\.gguf"):
         Llama(tmp_path / "m.gguf", threads=1)
+
+
+def test_llama_cpp_makes_the_four_bits_itself_and_says_when_it_cannot(tmp_path, monkeypatch):
+    asked = []
+
+    def quantize(source, target, options):
+        asked.append((source.decode(), target.decode(), options.ftype, options.nthread))
+        return len(asked) - 1
+
+    made = SimpleNamespace(
+        llama_model_quantize_default_params=lambda: SimpleNamespace(ftype=0, nthread=0), llama_model_quantize=quantize
+    )
+    monkeypatch.setitem(sys.modules, "llama_cpp", made)
+    quantised(tmp_path / "a", tmp_path / "b", 2)
+    assert asked == [(f"{tmp_path}/a", f"{tmp_path}/b", 2, 2)]
+    with pytest.raises(RunError, match="does not quantise .*a: code 1"):
+        quantised(tmp_path / "a", tmp_path / "b", 2)

@@ -1,11 +1,12 @@
 """The server's benchmark, on the smallest model: the file follows the schema, and every round has every contestant."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 
-from sobre.bench import serve, soak
+from sobre.bench import overhead, serve, soak
 from sobre.bench.config import ServeBench, SoakBench
 from sobre.errors import RunError
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
@@ -31,11 +32,26 @@ def test_a_whole_result_follows_the_schema():
         "4 streams",
         serve.SHORT,
         serve.BESIDE,
+        serve.CHUNK,
         serve.FIRST,
         serve.AGAIN,
     }
     assert document["medians"]["4 streams"]["per_s"] > 0
-    assert any(note.startswith("ready ") for note in document["notes"])
+    for told in ("ready ", "target: 3 s", "bytes, all of its files (target: below 300,000)", "of a step of 4 rows"):
+        assert any(told in note for note in document["notes"]), told
+    assert [found["target"] for found in document["ratios"]] == [4.0, None, 0.5, 10.0]
+
+
+def test_what_is_not_the_models_is_counted_as_overhead_and_nothing_stays_changed(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(overhead, "process_time", lambda: now[0])
+    place = SimpleNamespace(work=lambda: now.__setitem__(0, now[0] + 3))
+    before = place.work
+    with overhead.timed_within(((place, "work"),)) as spent:
+        place.work()
+        now[0] += 1
+        place.work()
+    assert (spent, now, place.work is before) == ([6.0], [7.0], True)
 
 
 @pytest.mark.slow

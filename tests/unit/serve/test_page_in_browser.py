@@ -108,6 +108,15 @@ def test_a_question_shows_the_thought_the_answer_and_their_figures(serving, writ
         assert all(url.startswith((live.url, "blob:")) for url in one.asked)
 
 
+def test_a_model_that_ends_inside_its_thought_is_said_to_give_no_answer(serving, scripted, spelt, tokenizer, tab):
+    with serving(scripted(lambda request: [*spelt("hm"), tokenizer.eos_id], max_context=4000)) as live:
+        one = tab(live.url)
+        one.ask("3+4?")
+        one.done()
+        assert one.texts(".figures")[0].endswith("ended without an answer")
+        assert one.texts(".thought") == ["hm"]
+
+
 def test_what_a_model_writes_cannot_execute_load_or_lead_astray(serving, writing, tab):
     with serving(writing(EVIL, EVIL)) as live:
         one = tab(live.url)

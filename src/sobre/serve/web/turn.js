@@ -180,6 +180,7 @@ export class AnswerItem {
     if (node.usage?.cost_usd != null) parts.push(dollars(node.usage.cost_usd));
     const ends = /** @type {Record<string, string>} */ ({ length: "cutOff", repetition: "circles", stopped: "stopped" });
     if (node.reason && node.reason in ends) parts.push(t(ends[node.reason]));
+    if (node.reason === "stop" && !withoutTags(node.content).trim()) parts.push(t("noAnswer"));
     return parts.join(" · ");
   }
 
