@@ -1,6 +1,6 @@
-"""The next number of a sequence. The thought takes each term from the next, so that their order is read off the question
-and their signs off two neighbours; it writes the differences in a row, finds the one that follows (of growing ones by
-how much the second is above the first), and takes that step.
+"""The next number of a sequence. The thought takes each term from the next, so that their order is read off the
+question and the sign off two neighbours; it writes the differences in a row, finds the one that follows (of growing
+ones by how much the second is above the first), and takes that step.
 
 Levels: 1 equal steps of at most 9 (four terms), 2 of at most 15, 3, the test's, also two alternating steps and
 growing steps (five terms), 4 also sums of the two terms before, 5 the same with larger steps (six terms).
