@@ -295,7 +295,7 @@ KERNELS: tuple[Kernel, ...] = (
         Kernel(f"coded_{part}", name, getattr(page, part), ("cpu",), (torch.bfloat16,), reason, lacks)
         for part in ("pack", "linear", "experts")
         for name, page, reason, lacks in (
-            ("native", native_coded, "widened in registers, in C", native.lacks),
+            ("native", native_coded, "widened in registers, in C", native.lacks_bfloat16_products),
             ("reference", coded, "torch's products in 8 and 4 bits", lambda: None),
         )
     ),

@@ -21,6 +21,8 @@ DTYPES = list(TOLERANCE)
 F32 = torch.float32
 IN_MEMORY = [torch.float32, torch.bfloat16]
 compiled = pytest.mark.skipif(native.lacks() is not None, reason=str(native.lacks()))
+no_pairs = native.lacks_bfloat16_products()
+multiplies_pairs = pytest.mark.skipif(no_pairs is not None, reason=str(no_pairs))
 
 
 def results(call, tensors: list[Tensor], *rest, seed: int = 7) -> list[Tensor]:
@@ -477,7 +479,7 @@ def widened(codes_OI: Tensor, scales: Tensor) -> Tensor:
     return (codes_OI.double().unflatten(1, (n_groups, -1)) * scales.double().view(-1, n_groups, 1)).flatten(1)
 
 
-IN_CODES = [coded, pytest.param(native_coded, marks=compiled)]
+IN_CODES = [coded, pytest.param(native_coded, marks=multiplies_pairs)]
 
 
 @pytest.mark.parametrize("page", IN_CODES)
@@ -493,7 +495,7 @@ def test_a_product_with_codes_is_that_of_what_they_stand_for(page, bits, n, n_in
     assert (got - wanted).norm() / wanted.norm() < 5e-3
 
 
-@compiled
+@multiplies_pairs
 def test_eight_bits_take_any_width_and_no_row():
     codes_OI, scales = coded.rounded(randn(7, 45, dtype=F32), "int8")
     weight = native_coded.pack(scales, codes_OI, "int8")

@@ -1,6 +1,7 @@
 """Kernels in C are built once, whole or not at all; without a compiler there are none, and the reason is said."""
 
 import os
+import platform
 import subprocess
 
 import pytest
@@ -41,6 +42,7 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch, tmp_pat
 
 
 @compiled
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
 def test_it_is_built_once_and_found_again(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -61,11 +63,15 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(
 
 
 @compiled
-def test_the_pages_compile_without_a_warning(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["native", "x86-64-v3"])
+def test_the_pages_compile_without_a_warning(tmp_path, processor):
+    if processor != "native" and platform.machine() != "x86_64":
+        pytest.skip("an older processor of another kind")
     compiler = next(name for name in build.COMPILERS if build.shutil.which(name))
     pages = [(page, form) for page in sorted(build.SOURCES.glob("*.c")) for form in build.forms(page)]
     for page, form in pages:
-        flags = [*build.FLAGS, *form, "-O0", "-Wall", "-Wextra", "-fopenmp"]
+        flags = [*build.FLAGS, f"-march={processor}", *form, "-O0", "-Wall", "-Wextra", "-fopenmp"]
         done = subprocess.run(
             [compiler, *flags, "-c", page, "-o", tmp_path / "x.o"],
             capture_output=True,

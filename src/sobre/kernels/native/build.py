@@ -32,7 +32,7 @@ SECONDS = 120
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | str:
-    """The loaded library, or why there is none. Compiles it if need be: about two seconds, once."""
+    """The loaded library, or why there is none. Compiles it if need be: some seven seconds of a core, once."""
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return f"needs a C compiler ({', '.join(COMPILERS)}); none is on the path"

@@ -6,6 +6,7 @@
    Shapes: n tokens, `active` experts of each (a copy of the token goes to each), `all` experts, d model width, f expert
    width; the weights of all experts are stacked. */
 #include "products.h"
+#ifndef LACKS_FORM
 
 #define MANY 100000 /* products that are worth a second thread */
 
@@ -80,3 +81,4 @@ void NAMED(few_experts)(const number *x, const int64_t *experts, const float *we
       }
   }
 }
+#endif

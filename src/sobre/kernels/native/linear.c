@@ -3,6 +3,7 @@
 
    Shapes: x (n, d), W (o, d) and its scales (products.h), b (o) or NULL, y (n, o); contiguous. */
 #include "products.h"
+#ifndef LACKS_FORM
 
 #define MANY 100000 /* products that are worth a second thread */
 
@@ -35,3 +36,4 @@ void NAMED(few_rows)(const number *x, const weight *matrix, const number *scales
     }
   }
 }
+#endif

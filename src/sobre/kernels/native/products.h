@@ -1,19 +1,26 @@
 /* Rows of numbers times rows of weights, summed in float32: what a product is made of when it has so few rows that reading
    the weights takes the time.
 
-   Where the processor multiplies pairs of bfloat16 by itself, STEP of them are not widened first. A weight's row is read
-   alone for one or two rows, since the memory is fastest in one stream; four are read together, and asked for in advance,
-   when there are more rows.
+   Where the processor multiplies pairs of bfloat16 by itself, they are not widened first; elsewhere a word's two halves are
+   taken apart, without moving a number to another lane. A weight's row is read alone for one or two rows, since the memory
+   is fastest in one stream; four are read together, and asked for in advance, when there are more rows.
 
    A `weight` is a number, or a code of 8 or 4 bits, which is widened in registers and stands for code * scale: INT8 has a
    scale (bfloat16) for each row; INT4 one for each GROUP of a row, codes 0..15 around 8, a byte j of a group holding its
-   codes j (low bits) and j + 16. Scales of numbers are NULL. */
+   codes j (low bits) and j + 16. Scales of numbers are NULL. Codes are taken where there are products of pairs alone. */
 #ifndef PRODUCTS_H
 #define PRODUCTS_H
 #include "lanes.h"
 
 enum { ROWS = 4, COLUMNS = 4, AHEAD = 4096 };
 
+#if defined(BFLOAT16) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define PAIRS
+#elif defined(INT8) || defined(INT4)
+#define LACKS_FORM /* codes are widened to pairs of bfloat16 */
+#endif
+
+#ifndef LACKS_FORM
 #if defined(INT8)
 typedef int8_t weight;
 enum { PER_BYTE = 1, GROUP = 0 };
@@ -25,7 +32,7 @@ typedef number weight;
 enum { PER_BYTE = 1, GROUP = 0 };
 #endif
 
-#if defined(BFLOAT16) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#ifdef PAIRS
 enum { STEP = 32 };
 typedef __m512 sums;
 typedef __m512bh operand;
@@ -51,6 +58,20 @@ static inline operand weights_at(const weight *row, const number *scales, size i
   return (operand)_mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(codes), _mm512_castsi256_si512(table));
 }
 #endif
+#elif defined(BFLOAT16)
+enum { STEP = 2 * LANES };
+typedef lanes sums;
+typedef struct {
+  lanes even, odd;
+} operand;
+static inline sums nothing(void) { return all(0); }
+static inline operand take(const number *from) {
+  words pairs;
+  memcpy(&pairs, from, sizeof pairs);
+  return (operand){(lanes)(pairs << 16), (lanes)(pairs & 0xFFFF0000)};
+}
+static inline sums add(sums so_far, operand a, operand b) { return so_far + a.even * b.even + a.odd * b.odd; }
+static inline float whole(sums x) { return sum(x); }
 #else
 enum { STEP = LANES };
 typedef lanes sums, operand;
@@ -58,24 +79,6 @@ static inline sums nothing(void) { return all(0); }
 static inline operand take(const number *from) { return get(from); }
 static inline sums add(sums so_far, operand a, operand b) { return so_far + a * b; }
 static inline float whole(sums x) { return sum(x); }
-static inline void keep(number *to, operand x) { put(to, x); }
-#if defined(INT8)
-static inline operand weights_at(const weight *row, const number *scales, size i) {
-  typedef int8_t codes __attribute__((vector_size(8)));
-  (void)scales;
-  codes found;
-  memcpy(&found, row + i, sizeof found);
-  return __builtin_convertvector(__builtin_convertvector(found, ints), lanes);
-}
-#elif defined(INT4)
-static inline operand weights_at(const weight *row, const number *scales, size i) {
-  typedef uint8_t codes __attribute__((vector_size(8)));
-  codes found;
-  memcpy(&found, row + i / GROUP * (GROUP / 2) + i % 16, sizeof found);
-  ints wide_codes = __builtin_convertvector(found >> (i % GROUP < 16 ? 0 : 4) & 15, ints) - 8;
-  return __builtin_convertvector(wide_codes, lanes) * wide(scales[i / GROUP]);
-}
-#endif
 #endif
 
 #if defined(INT8) || defined(INT4)
@@ -172,4 +175,5 @@ static inline void products(const number *const *x, size rows, const weight *w, 
       else
         one_column(x, each[c], of_each[c], n, found + c * ROWS, 1);
 }
+#endif
 #endif
