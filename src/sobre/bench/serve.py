@@ -1,7 +1,7 @@
 """sobre bench serve: a really started server under load, against itself with one stream.
 
 Contestants, in turn: one stream; `streams` streams at once (tokens per second over HTTP); the first token of a short
-prompt alone, while a prompt of several chunks is read, and of a prompt of one chunk; the first token of a chat with a
+prompt alone, while a prompt of several chunks is read, and of that long prompt alone; the first token of a chat with a
 long history, and of its next turn. Beside the rounds, as notes with their targets: what a step costs beside the model,
 seconds from the start of the process to `ready`, size and first paint of the page.
 
@@ -96,14 +96,14 @@ def bench(cfg: ServeBench, say: Say) -> Result:
     share = f"{overhead(cfg):.1%} of a step of {cfg.streams} rows"
     notes.append(f"{share} beside the model and the sampler, by CPU time (target: at most 10 %)")
     units = {ONE: float(cfg.new), crowd(cfg): float(cfg.new * cfg.streams)}
-    units |= {name: 1.0 for name in (SHORT, BESIDE, CHUNK, FIRST, AGAIN)}
+    units |= {name: 1.0 for name in (SHORT, BESIDE, WHOLE, FIRST, AGAIN)}
     body = {
         "rounds": as_json(rounds),
         "medians": medians(rounds, units, "tokens"),
         "ratios": [
             ratio(rounds, crowd(cfg), ONE, units=units, target=TARGET),
             ratio(rounds, BESIDE, SHORT, units=units),
-            ratio(rounds, BESIDE, CHUNK, units=units, target=1 / MOST_CHUNKS),
+            ratio(rounds, BESIDE, WHOLE, units=units, target=-(-n_long(cfg) // PREFILL_TOKENS) / MOST_CHUNKS),
             ratio(rounds, AGAIN, FIRST, units=units, target=SOONER),
         ],
     }
@@ -111,12 +111,17 @@ def bench(cfg: ServeBench, say: Say) -> Result:
 
 
 ONE, SHORT, BESIDE = "one stream", "first token of a short prompt", "first token beside a long prompt"
-CHUNK = "first token of a prompt of one chunk"
+WHOLE = "first token of that long prompt alone"
 FIRST, AGAIN = "first token of a long chat", "first token of its next turn"
 
 
 def crowd(cfg: ServeBench) -> str:
     return f"{cfg.streams} streams"
+
+
+def n_long(cfg: ServeBench) -> int:
+    """Tokens of the prompt that a short one is set beside."""
+    return min(LONG_CHUNKS * PREFILL_TOKENS, cfg.model.max_len - 1)
 
 
 @contextmanager
@@ -180,7 +185,7 @@ class Asker:
         found: Round = {}
         for kind in kinds[index % 3 :] + kinds[: index % 3]:
             found |= kind()
-        return {name: found[name] for name in (ONE, crowd(self.cfg), SHORT, BESIDE, CHUNK, FIRST, AGAIN)}
+        return {name: found[name] for name in (ONE, crowd(self.cfg), SHORT, BESIDE, WHOLE, FIRST, AGAIN)}
 
     def throughput(self) -> Round:
         cfg = self.cfg
@@ -195,14 +200,13 @@ class Asker:
     def short_prompts(self) -> Round:
         cfg = self.cfg
         alone = timed(lambda: self.server.post(self.body(cfg.prompt, 1)))
-        room = cfg.model.max_len - 1
-        chunk = timed(lambda: self.server.post(self.body(min(PREFILL_TOKENS, room), 1)))
-        long = threading.Thread(target=self.server.post, args=(self.body(min(LONG_CHUNKS * PREFILL_TOKENS, room), 1),))
+        whole = timed(lambda: self.server.post(self.body(n_long(cfg), 1)))
+        long = threading.Thread(target=self.server.post, args=(self.body(n_long(cfg), 1),))
         long.start()
         time.sleep(0.03)  # the long prompt is being read
         beside = timed(lambda: self.server.post(self.body(cfg.prompt, 1)))
         long.join()
-        return {SHORT: alone, BESIDE: beside, CHUNK: chunk}
+        return {SHORT: alone, BESIDE: beside, WHOLE: whole}
 
     def long_prompts(self) -> Round:
         """A chat of `long_prompt` tokens, and the same with its answer and a short question more."""

@@ -32,7 +32,7 @@ def test_a_whole_result_follows_the_schema():
         "4 streams",
         serve.SHORT,
         serve.BESIDE,
-        serve.CHUNK,
+        serve.WHOLE,
         serve.FIRST,
         serve.AGAIN,
     }
