@@ -173,7 +173,7 @@ def read(verb: str, argv: list[str]) -> object:
     if verb in with_recipe:
         return load_recipe(argv, with_recipe[verb], shortcuts=run.MODEL_FLAG)
     if verb == "launch":
-        return argv[0] in launch.SYSTEMS and load_recipe(argv[1:], launch.LaunchOptions)
+        return argv[0] in launch.SYSTEMS and load_recipe(argv[1:], launch.LaunchOptions, shortcuts=run.MODEL_FLAG)
     if verb in ("pretrain", "sft", "rl", "dpo"):
         return stage.read(verb, argv)
     if verb == "distill":

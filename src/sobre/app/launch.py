@@ -14,6 +14,7 @@ from sobre.app.jobs import SYSTEMS, JobSpec
 from sobre.app.run import MODEL_FLAG
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import ConfigError, RunError
+from sobre.rl.config import RLConfig
 from sobre.runtime.files import write_text
 
 USAGE = f"usage: sobre launch {' | '.join(SYSTEMS)} [RECIPE ...] [--nodes N] [--submit] [flags]"
@@ -84,13 +85,24 @@ def spec(kind: str, recipe: Recipe, options: LaunchOptions, arguments: tuple[str
         name=recipe.name,
         nodes=options.nodes,
         per_node=options.per_node,
-        arguments=arguments,
+        arguments=(*arguments, *joining(recipe)) if kind == "ray" else arguments,
         out=out,
         chip=options.chip,
         time=options.time,
         image=options.image,
         claim=options.claim,
     )
+
+
+def joining(recipe: Recipe) -> tuple[str, ...]:
+    """Flags by which the samplers of a job on a Ray cluster are this cluster's, not those of a Ray of its own."""
+    sections = {stage: getattr(recipe, stage) for stage in recipe.stages}
+    local = [
+        n
+        for n, s in sections.items()
+        if isinstance(s, RLConfig) and s.samplers.workers and s.samplers.address == "local"
+    ]
+    return tuple(word for name in local for word in (f"--{name}.samplers.address", "auto"))
 
 
 def passed_on(argv: list[str]) -> tuple[str, ...]:

@@ -10,11 +10,11 @@ from sobre.app.grader import ModelGrader
 from sobre.app.prepare import make_examples
 from sobre.app.problems import training_problem
 from sobre.app.references import References
-from sobre.app.sampling import engine_for
+from sobre.app.sampling import engine_for, samplers_for
 from sobre.app.session import Session
 from sobre.app.sharing import offloads
 from sobre.app.teacher import open_model
-from sobre.app.training import Job, n_trained
+from sobre.app.training import Job, n_trained, nothing
 from sobre.config.recipe import StageName
 from sobre.data.chats import ChatLoader
 from sobre.data.corpus import Corpus
@@ -33,6 +33,7 @@ from sobre.plan.plan import Plan
 from sobre.preference.dpo import preference_loss
 from sobre.preference.source import LogProbs, PairSource, reference_log_probs
 from sobre.rl.config import RLConfig
+from sobre.rl.remote_engine import RemoteEngine
 from sobre.rl.shared_engine import SharedEngine
 from sobre.rl.source import RolloutSource
 from sobre.runtime.files import write_json
@@ -131,9 +132,18 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         raise ConfigError("rl.reference_every is for models that every process holds whole; set it to 0 or divide less")
     reference = sharing_copy(bench.sampler).eval() if cfg.algorithm.kl else None
     routes = model.cfg.ffn.kind == "moe"
-    engine = engine_for(session, bench.sampler, return_routes=routes, return_kept=cfg.is_filtered)
+    keeps = {"return_routes": routes, "return_kept": cfg.is_filtered}
+    engine: SharedEngine | RemoteEngine
+    if cfg.samplers.workers:
+        engine, rests = samplers_for(session, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps), False
+    else:
+        own = engine_for(session, bench.sampler, **keeps)
+        engine, rests = (
+            SharedEngine(own, session.processes, fetch=bench.fetch),
+            offloads(session, model, cfg, own.cache_bytes),
+        )
     source = RolloutSource(
-        engine=SharedEngine(engine, session.processes, fetch=bench.fetch),
+        engine=engine,
         model=model,
         tokenizer=bench.tokenizer,
         cfg=cfg,
@@ -146,9 +156,10 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         general=_general(bench, cfg),
         grader=ModelGrader(session, cfg.general) if cfg.general.files else None,
         gather=session.processes.gather,
+        rests=rests,
     )
-    source.rests = offloads(session, model, cfg, engine.cache_bytes)
-    return _job(bench, cfg, source, source.loss_fn, offloads=source.rests)
+    close = engine.close if isinstance(engine, RemoteEngine) else nothing
+    return _job(bench, cfg, source, source.loss_fn, offloads=rests, close=close)
 
 
 def _general(bench: Bench, cfg: RLConfig) -> list[Problem]:

@@ -47,13 +47,14 @@ def main(argv: list[str]) -> int:
 def run(recipe: Recipe, options: RunOptions) -> int:
     """Tell the story of `recipe` in its folder, and show how it ended."""
     reexec_once()
-    from sobre.app import adapting  # torch from here on
+    from sobre.app import adapting, sampling  # torch from here on
     from sobre.app.session import Session
     from sobre.app.story import tell
     from sobre.runtime.console import Console
     from sobre.runtime.processes import Processes
 
     adapting.check(recipe)
+    sampling.check(recipe)
     check_installed(options.watch)
     processes = Processes.start(timedelta(seconds=recipe.parallel.timeout_s))
     recipe.parallel.check(processes.count)

@@ -1,13 +1,21 @@
 """Engines for a run's own model: one way to build them, for examinations and rollouts alike."""
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from sobre.app.session import Session
+from sobre.config.recipe import Recipe
+from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
+from sobre.errors import ConfigError
 from sobre.kernels import select
 from sobre.models.decoder import Decoder
+from sobre.rl.config import RLConfig, SamplersConfig
+from sobre.rl.remote_engine import RemoteEngine
+from sobre.rl.worker import weights_of
 from sobre.runtime.seed import key_u64
 
 
@@ -23,9 +31,44 @@ def engine_for(
 
     On a CPU `as_saved` computes in float32, the dtype of the folder: an examination that `sobre eval` repeats.
     """
-    cfg = session.recipe.engine
-    max_len = min(cfg.max_len or model.cfg.max_len, model.cfg.max_len)
-    chosen = replace(cfg, max_len=max_len, return_routes=return_routes, return_kept=return_kept)
     is_exact = as_saved and model.device.type == "cpu"
     dtype = torch.float32 if is_exact else select.decoding_dtype(model.device.type, model.dtype)
-    return Engine(model.computing_in(dtype), chosen, run_seed=key_u64(session.recipe.seed, "engine") % 2**63)
+    cfg = _sizes(session, model, return_routes, return_kept)
+    return Engine(model.computing_in(dtype), cfg, run_seed=_run_seed(session))
+
+
+def samplers_for(
+    session: Session,
+    model: Decoder,
+    samplers: SamplersConfig,
+    *,
+    return_routes: bool,
+    return_kept: bool,
+    fetch: Callable[[], None] | None,
+) -> RemoteEngine:
+    """The same engine in every worker on Ray, which follow the weights of `model`."""
+    from sobre.rl.ray_pool import RayPool  # what needs Ray
+
+    view = model.computing_in(select.decoding_dtype(model.device.type, model.dtype))
+    cfg = _sizes(session, model, return_routes, return_kept)
+    pool = RayPool(view, cfg, samplers, run_seed=_run_seed(session), say=session.console.say)
+    return RemoteEngine(pool, session.processes, lambda: weights_of(model), fetch=fetch)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse samplers on Ray where it is not installed, before anything is done."""
+    for stage in recipe.stages:
+        section = getattr(recipe, stage)
+        workers = section.samplers.workers if isinstance(section, RLConfig) else 0
+        if workers and importlib.util.find_spec("ray") is None:
+            raise ConfigError(f"{stage}.samplers.workers={workers} needs Ray: pip install 'sobre[ray]'")
+
+
+def _sizes(session: Session, model: Decoder, routes: bool, kept: bool) -> EngineConfig:
+    cfg = session.recipe.engine
+    max_len = min(cfg.max_len or model.cfg.max_len, model.cfg.max_len)
+    return replace(cfg, max_len=max_len, return_routes=routes, return_kept=kept)
+
+
+def _run_seed(session: Session) -> int:
+    return key_u64(session.recipe.seed, "engine") % 2**63

@@ -5,6 +5,7 @@ What differs between pretraining, fine-tuning and RL is the source of batches an
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -108,6 +109,7 @@ class Trainer:
         self.tokens += info.n_tokens + n_sampled
         self.flops += record.flops
         wasted_s = record.metrics.get("rollout_s", 0.0) * record.metrics.get("wasted_share", 0.0)
+        wasted_s += record.metrics.get("lost_s", 0.0)
         self.spending.add(tokens=info.n_tokens + n_sampled, flops=record.flops, wasted_s=wasted_s)
         tokens_per_s = (info.n_tokens + n_sampled) / took if took > 0 else None
         health = {} if info.load_LE is None else self._health.see(info.load_LE, record.step)
@@ -223,6 +225,10 @@ class Trainer:
         self._interrupted = True
 
 
+def nothing() -> None:
+    """What most sources have to close."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What one stage trains on, and how far."""
@@ -240,6 +246,8 @@ class Job:
     precision: Precision = "auto"
     recompute: bool = False
     offloads: bool = False
+    close: Callable[[], None] = nothing
+    """Ends what the source has started."""
 
 
 def train(
@@ -269,7 +277,10 @@ def train(
         division=division,
         offloads=job.offloads,
     )
-    Trainer(session, stage, rehearse=job.rebalance).run()
+    try:
+        Trainer(session, stage, rehearse=job.rebalance).run()
+    finally:
+        job.close()
     save_folder(session, name, model, division, tokenizer)
     session.finish(f"train:{name}")
     if division is None or division.is_whole:

@@ -61,6 +61,10 @@ class EngineStats:
     """Of the forward passes, as `plan` counts them."""
     seconds: float
     """Spent inside steps."""
+    lost: int = 0
+    """Requests that died with an engine apart, and were begun anew (rl/ray_pool.py)."""
+    lost_s: float = 0.0
+    """What was spent on them, as a share of all such engines' time."""
 
 
 class Engine:

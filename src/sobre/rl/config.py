@@ -3,6 +3,7 @@
 The union `Algorithm` is closed and chosen by one key of the recipe: `algorithm.kind`.
 """
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from sobre.config.base import by_kind, config
@@ -250,6 +251,31 @@ class GeneralConfig:
 
 
 @config
+class SamplersConfig:
+    """Who samples the answers: the learner's own engine, between its updates, or actors on Ray (rl/ray_pool.py)."""
+
+    workers: int = 0
+    """Actors on Ray, each with a copy of the model and an engine; 0: the learner samples."""
+    staleness: int = 0
+    """Updates by which the weights that sampled may be older than those that learn: so many sets of answers are under
+    way while the learner goes on. 0 waits for every set, with the numbers of a run without workers."""
+    threads: int = 1
+    """Processors of each worker."""
+    address: str = "local"
+    """local starts Ray on this machine for as long as the stage lasts; auto joins the cluster that this machine belongs
+    to, HOST:PORT another."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, workers=0, staleness=0, threads=1)
+        if self.staleness and not self.workers:
+            raise ConfigError(
+                f"samplers.staleness={self.staleness} needs samplers.workers: a learner cannot be ahead of itself"
+            )
+        if self.address not in ("local", "auto") and not re.fullmatch(r"[^\s:/]+:\d+", self.address):
+            raise ConfigError(f"samplers.address={self.address!r} must be local, auto or HOST:PORT")
+
+
+@config
 class RLConfig:
     """A step asks n_prompts problems group_size times each, scores the answers, and learns from the differences."""
 
@@ -290,8 +316,10 @@ class RLConfig:
     """Largest norm of the gradient; larger ones are scaled down."""
     lr_scale: float = 0.1
     """Learning rates of this stage over those of `optim`."""
+    samplers: SamplersConfig = SamplersConfig()
     replay_routes: Literal["auto", "on", "off"] = "auto"
-    """Train with the experts that the engine chose; auto starts once the two differ for more than replay_above."""
+    """Train with the experts that the engine chose; auto starts once the two differ for more than replay_above, and at
+    once where samplers may be stale."""
     replay_above: float = 0.01
     """Share of tokens whose experts differ between engine and trainer."""
     curriculum: CurriculumConfig = CurriculumConfig()
@@ -338,6 +366,11 @@ class RLConfig:
         if isinstance(self.algorithm, DAPOConfig) and self.algorithm.overlong_cache > self.max_tokens:
             raise ConfigError(
                 f"algorithm.overlong_cache={self.algorithm.overlong_cache} must lie in 0..max_tokens={self.max_tokens}"
+            )
+        if self.samplers.staleness and self.n_minibatches * self.n_epochs > 1:
+            raise ConfigError(
+                f"samplers.staleness={self.samplers.staleness} counts updates, and takes one for each set of answers:"
+                f" n_minibatches={self.n_minibatches} and n_epochs={self.n_epochs} must be 1"
             )
         if self.n_minibatches > self.n_prompts:
             raise ConfigError(f"n_minibatches={self.n_minibatches} must lie in 1..n_prompts={self.n_prompts}")

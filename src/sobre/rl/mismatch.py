@@ -89,7 +89,9 @@ def differing(a_LNA: Tensor, b_LNA: Tensor) -> Tensor:
 
 
 def replays(cfg: RLConfig, on: bool, route_share: float | None) -> bool:
-    """Whether the next step replays routes. Under "auto" it stays on once the share has exceeded `replay_above`."""
+    """Whether the next step replays routes. Under "auto" it stays on once the share has exceeded `replay_above`, and is
+    on where older weights may have sampled, for the trainer would choose other experts (DeepSeek-V3.2)."""
     if cfg.replay_routes != "auto":
         return cfg.replay_routes == "on"
+    on = on or cfg.samplers.staleness > 0
     return on or (route_share is not None and route_share > cfg.replay_above)

@@ -5,8 +5,9 @@ problems, for a limited number of rounds; what was thrown away is counted, for i
 nobody could judge (tasks/judging.py).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Protocol
 
 from sobre.engine.engine import EngineStats
@@ -32,6 +33,8 @@ class Sampler(Protocol):
 
     @property
     def stats(self) -> EngineStats: ...
+    @property
+    def weight_version(self) -> int: ...
     def generate(self, requests: Sequence[Request]) -> list[Output]: ...
 
 
@@ -48,6 +51,8 @@ class Rollouts:
     seconds: float
     slow: int = 0
     """Answers that took too long to compare with their reference, and so count as wrong."""
+    apart: Mapping[str, float] = field(default_factory=dict)
+    """With samplers apart from the learner: updates since the weights that sampled, and what dead samplers cost."""
 
     @property
     def all(self) -> tuple[Group, ...]:
@@ -57,6 +62,11 @@ class Rollouts:
     def verified(self) -> tuple[Group, ...]:
         """The groups whose problems have a right answer; a judge grades the others."""
         return tuple(group for group in self.all if not rubric_of(group.problem))
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether any answer was sampled with older weights than those that learn from it."""
+        return self.apart.get("staleness_max", 0) > 0
 
     @property
     def wasted_share(self) -> float:
@@ -91,6 +101,7 @@ class Rollouts:
             "wasted_flops": self.flops * self.wasted_share,
             "wasted_share": self.wasted_share,
             "rollout_s": self.seconds,
+            **self.apart,
         }
 
 
@@ -109,14 +120,14 @@ def collect(
     `seed` makes this step's answers differ from those of other steps.
     """
     before, slow_before, graded_before = engine.stats, n_timeouts(), grader.flops if grader else 0.0
-    replaces = cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig | DAPOConfig) else None
+    replaces = _refill_rounds(cfg)
     kept: list[Group] = []
     flat: list[Group] = []
     for round_ in range(1 + (replaces or 0)):
         missing = cfg.n_prompts - len(kept)
         if not missing:
             break
-        first = (seed * (1 + (replaces or 0)) + round_) * cfg.n_prompts * cfg.group_size
+        first = first_seed(cfg, seed, round_)
         groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, tasks, seed=first, grader=grader)
         for group in groups:
             (flat if replaces is not None and group.is_flat else kept).append(group)
@@ -125,7 +136,31 @@ def collect(
     check([fault for fault in found if fault], len(found))
     flops, seconds = after.flops - before.flops, after.seconds - before.seconds
     flops += grader.flops - graded_before if grader else 0.0
-    return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before)
+    apart = {}
+    if cfg.samplers.workers:
+        ages = [engine.weight_version - answer.weight_version for group in (*kept, *flat) for answer in group.rollouts]
+        apart = {"staleness": sum(ages) / len(ages), "staleness_max": max(ages)}
+        apart |= {"lost_answers": after.lost - before.lost, "lost_s": after.lost_s - before.lost_s}
+    return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before, apart)
+
+
+def first_seed(cfg: RLConfig, seed: int, round_: int) -> int:
+    """Seed of the first request of a round of a step; no other round of any step has the same ones."""
+    return (seed * (1 + (_refill_rounds(cfg) or 0)) + round_) * cfg.n_prompts * cfg.group_size
+
+
+def to_requests(tokenizer: Tokenizer, problems: Sequence[Problem], cfg: RLConfig, *, seed: int) -> list[Request]:
+    """Each problem `group_size` times; request number i gets the seed `seed + i`."""
+    tools = described(cfg)
+    prompts = [
+        tuple(tokenizer.render([_question(problem)], generation_prompt=True, tools=tools)) for problem in problems
+    ]
+    seeds = iter(range(seed, seed + len(prompts) * cfg.group_size))
+    return [
+        Request(str(seed), prompt, _sampling(cfg, tokenizer, seed))
+        for prompt in prompts
+        for seed in islice(seeds, cfg.group_size)
+    ]
 
 
 def sample_groups(
@@ -138,16 +173,8 @@ def sample_groups(
     seed: int,
     grader: Grader | None = None,
 ) -> list[Group]:
-    """Answer each problem `group_size` times; answer number i gets the request seed `seed + i`."""
-    tools = described(cfg)
-    prompts = [
-        tuple(tokenizer.render([_question(problem)], generation_prompt=True, tools=tools)) for problem in problems
-    ]
-    requests = [
-        Request(f"{seed + x * cfg.group_size + y}", prompt, _sampling(cfg, tokenizer, seed + x * cfg.group_size + y))
-        for x, prompt in enumerate(prompts)
-        for y in range(cfg.group_size)
-    ]
+    """Answer each problem `group_size` times."""
+    requests = to_requests(tokenizer, problems, cfg, seed=seed)
     spoken = converse(engine, tokenizer, requests, cfg)
     asked = [_asked(problems[i // cfg.group_size], said, tokenizer) for i, said in enumerate(spoken)]
 
@@ -163,7 +190,7 @@ def sample_groups(
     groups = []
     for x, problem in enumerate(problems):
         places = range(x * cfg.group_size, (x + 1) * cfg.group_size)
-        rollouts = (_rollout(prompts[x], spoken[i], asked[i], earned[i], cfg) for i in places)
+        rollouts = (_rollout(requests[i].prompt_ids, spoken[i], asked[i], earned[i], cfg) for i in places)
         groups.append(Group(problem, tuple(rollouts)))
     return groups
 
@@ -207,7 +234,13 @@ def _rollout(prompt_ids: tuple[int, ...], said: Spoken, asked: Asked, earned: Re
         own=None if all(said.own) else said.own,
         n_calls=said.n_calls,
         kept=said.kept,
+        weight_version=said.weight_version,
     )
+
+
+def _refill_rounds(cfg: RLConfig) -> int | None:
+    """None where flat groups stay."""
+    return cfg.algorithm.refill_rounds if isinstance(cfg.algorithm, GRPOConfig | DAPOConfig) else None
 
 
 def _mean(values: Sequence[float]) -> float:

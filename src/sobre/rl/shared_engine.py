@@ -46,17 +46,19 @@ class SharedEngine:
         mine = self._processes.share(range(len(requests)))
         before = self._engine.stats
         outputs = self._engine.generate([requests[place] for place in mine])
-        parts = self._processes.gather((mine, outputs, _difference(self._engine.stats, before)))
-        self.stats = _sum(self.stats, [stats for _, _, stats in parts])
+        parts = self._processes.gather((mine, outputs, difference(self._engine.stats, before)))
+        self.stats = added(self.stats, [stats for _, _, stats in parts])
         answers = {place: output for places, found, _ in parts for place, output in zip(places, found, strict=True)}
         return [answers[place] for place in range(len(requests))]
 
 
-def _difference(after: EngineStats, before: EngineStats) -> EngineStats:
+def difference(after: EngineStats, before: EngineStats) -> EngineStats:
+    """What an engine did in between."""
     return EngineStats(**{name: value - getattr(before, name) for name, value in vars(after).items()})
 
 
-def _sum(total: EngineStats, parts: Sequence[EngineStats]) -> EngineStats:
+def added(total: EngineStats, parts: Sequence[EngineStats]) -> EngineStats:
+    """The total after engines have worked side by side."""
     names = vars(total)
     summed = EngineStats(**{name: names[name] + sum(getattr(part, name) for part in parts) for name in names})
     return replace(summed, seconds=total.seconds + max(part.seconds for part in parts))

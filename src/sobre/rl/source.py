@@ -23,7 +23,8 @@ from sobre.rl.config import RLConfig
 from sobre.rl.grading import Grader
 from sobre.rl.losses import log_probs, policy_loss
 from sobre.rl.mismatch import Mismatch, replays, total
-from sobre.rl.rollout import Rollouts, collect
+from sobre.rl.remote_engine import RemoteEngine
+from sobre.rl.rollout import Rollouts, collect, first_seed, to_requests
 from sobre.rl.shared_engine import SharedEngine
 from sobre.rl.types import Sample
 from sobre.tasks.base import Problem
@@ -44,7 +45,7 @@ class ReferenceStore(Protocol):
 class RolloutSource:
     """Batches that the model itself writes. Train it with `source.loss_fn` and with the router biases frozen."""
 
-    engine: Engine | SharedEngine
+    engine: Engine | SharedEngine | RemoteEngine
     model: Decoder
     tokenizer: Tokenizer
     cfg: RLConfig
@@ -75,6 +76,8 @@ class RolloutSource:
     rests: bool = False
     """The engine gives its cache's memory back after each rollout."""
     _last: tuple[int, int, Rollouts] | None = None
+    _ahead: dict[int, list[Problem]] = field(default_factory=dict)
+    """By step: problems that the samplers work on already."""
 
     def __post_init__(self) -> None:
         assert self.reference is not None or not self.cfg.algorithm.kl, "a KL term needs the reference model"
@@ -91,7 +94,9 @@ class RolloutSource:
         if not self.pending:
             rollouts = self._roll_out(step)
             flops, metrics = rollouts.flops, rollouts.metrics()
+            self.mismatch.active = not rollouts.is_stale
             self.pass_rates = curriculum.updated(self.pass_rates, rollouts.verified, self.cfg.curriculum)
+            self._begin_ahead(step)
             self.barren = 0 if any(not group.is_flat for group in rollouts.all) else self.barren + 1
             if self.cfg.give_up_after and self.barren >= self.cfg.give_up_after:
                 raise RunError(why_barren(rollouts, self.pass_rates, self.barren))
@@ -143,6 +148,7 @@ class RolloutSource:
             self.reference.load_state_dict(self.references.fetch(state["reference_step"]))
             self.reference_step = state["reference_step"]
         self.pending = [[_decode(sample) for sample in part] for part in state["pending"]]
+        self._ahead = {}  # a new process asks anew for what was under way, and of newer weights
 
     def _roll_out(self, step: int) -> Rollouts:
         """Sample, or return what was sampled for this very step and weights (the dry run asks first)."""
@@ -151,17 +157,31 @@ class RolloutSource:
             return self._last[2]
 
         def draw(round_: int, n: int) -> list[Problem]:
-            key = f"{self.seed}/{step}/{round_}"
-            names, langs = self.tasks.names, self.tasks.langs
-            asked = general_questions(self.general, round(n * self.cfg.general.share), key)
-            left = n - len(asked)
-            return curriculum.draw(self.pass_rates, names, langs, self.cfg.curriculum, left, key, self.sets) + asked
+            known = self._ahead.pop(step, None) if round_ == 0 else None
+            return known or self._draw(step, round_, n)
 
         rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, self.tasks, seed=step, grader=self.grader)
         self._last = (step, version, rollouts)
         if self.rests:
+            assert not isinstance(self.engine, RemoteEngine), "samplers apart keep what they have"
             self.engine.rest()
         return rollouts
+
+    def _draw(self, step: int, round_: int, n: int) -> list[Problem]:
+        key = f"{self.seed}/{step}/{round_}"
+        names, langs = self.tasks.names, self.tasks.langs
+        asked = general_questions(self.general, round(n * self.cfg.general.share), key)
+        left = n - len(asked)
+        return curriculum.draw(self.pass_rates, names, langs, self.cfg.curriculum, left, key, self.sets) + asked
+
+    def _begin_ahead(self, step: int) -> None:
+        """Let the samplers begin the sets of the next `staleness` steps, while this one is learned from."""
+        for later in range(step + 1, step + 1 + self.cfg.samplers.staleness):
+            if later not in self._ahead:
+                assert isinstance(self.engine, RemoteEngine), "staleness needs samplers apart"
+                self._ahead[later] = self._draw(later, 0, self.cfg.n_prompts)
+                seed = first_seed(self.cfg, later, 0)
+                self.engine.begin(to_requests(self.tokenizer, self._ahead[later], self.cfg, seed=seed))
 
     def _watch(self, *seen: Any) -> None:
         self.mismatch.see(*seen)

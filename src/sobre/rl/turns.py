@@ -39,6 +39,8 @@ class Spoken:
     routes_LTA: Tensor | None
     kept: tuple[Kept, ...] | None
     """Nothing for tokens that the model did not sample."""
+    weight_version: int
+    """Of the weights that sampled the first turn."""
 
 
 def converse(engine: Generator, tokenizer: Tokenizer, requests: Sequence[Request], cfg: RLConfig) -> list[Spoken]:
@@ -100,7 +102,17 @@ def _first(output: Output) -> Spoken:
     ids = tuple(output.token_ids)
     finished = output.finish_reason == "stop"
     kept = None if output.kept is None else tuple(output.kept)
-    return Spoken(ids, tuple(output.logprobs), (True,) * len(ids), ids, finished, 0, output.routes_LTA, kept)
+    return Spoken(
+        ids,
+        tuple(output.logprobs),
+        (True,) * len(ids),
+        ids,
+        finished,
+        0,
+        output.routes_LTA,
+        kept,
+        output.weight_version,
+    )
 
 
 def _joined(said: Spoken, given: tuple[int, ...], output: Output) -> Spoken:
@@ -117,4 +129,5 @@ def _joined(said: Spoken, given: tuple[int, ...], output: Output) -> Spoken:
         n_calls=said.n_calls + 1,
         routes_LTA=new.routes_LTA,
         kept=kept,
+        weight_version=said.weight_version,
     )

@@ -39,6 +39,8 @@ class Rollout:
     """Turns that ended in calls of tools."""
     kept: tuple[Kept, ...] | None = None
     """What top_p and top_k left each token to be chosen from; nothing for tokens of others. None: they are off."""
+    weight_version: int = 0
+    """Of the weights that sampled it."""
 
     @property
     def n_tokens(self) -> int:

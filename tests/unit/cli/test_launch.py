@@ -96,6 +96,14 @@ def test_the_driver_of_ray_is_python_that_runs_one_line_on_each_machine(elsewher
     assert line == LINE.replace("77", "nano") + " --out /shared/nano"
 
 
+def test_samplers_of_a_job_on_ray_are_this_clusters() -> None:
+    samplers = ["--rl.samplers.workers", "2"]
+    assert "--rl.samplers.workers 2 --rl.samplers.address auto --out" in launch("ray", *samplers)
+    assert "--rl.samplers.workers 2 --out" in launch("slurm", *samplers)
+    named = [*samplers, "--rl.samplers.address", "head:6379"]
+    assert "--rl.samplers.address head:6379 --out" in launch("ray", *named)
+
+
 def test_a_run_that_begins_with_a_model_is_launched_as_it_is_typed() -> None:
     assert "--data 'my texts' --model Qwen/Qwen3-0.6B --out" in launch("slurm", "--model", "Qwen/Qwen3-0.6B")
 
