@@ -167,8 +167,10 @@ def ledger(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
 
 
-def weights(out: Path) -> bytes:
-    return (out / "rl" / "model.safetensors").read_bytes()
+def weights(out: Path) -> list[bytes]:
+    files = sorted((out / "rl").glob("*.safetensors"))
+    assert files, f"no weights in {out}"
+    return [file.read_bytes() for file in files]
 
 
 def test_synchronous_samplers_give_the_numbers_of_one_process_though_one_of_them_and_the_learner_are_killed(

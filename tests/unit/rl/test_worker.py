@@ -9,7 +9,7 @@ from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.models.adapt import adapt, sharing_copy
-from sobre.models.config import LoraConfig, ModelConfig
+from sobre.models.config import BLOCK, LoraConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.rl.worker import Worker, take_up, weights_of
 
@@ -73,10 +73,9 @@ def test_answers_are_those_of_an_engine_over_the_learners_model_at_each_version(
     assert not np.allclose(seen[0][0][0], seen[1][0][0])
 
 
-def test_a_version_that_is_here_is_not_read_again(nano_config: ModelConfig) -> None:
+def test_what_was_computed_is_found_again_as_long_as_the_version_is_the_same(nano_config: ModelConfig) -> None:
     learner = build(nano_config, 1)
     worker = Worker(sharing_copy(learner), SIZES, run_seed=7, threads=torch.get_num_threads())
-    first, _ = worker.generate(3, weights_of(learner), requests())
-    again, stats = worker.generate(3, {}, requests())
-    assert [output.logprobs for output in again] == [output.logprobs for output in first]
-    assert stats.requests == 5
+    long = [Request("a", (5,) * (BLOCK + 1), SamplingParams(max_tokens=2))]
+    found = [worker.generate(version, weights_of(learner), long)[1].found_tokens for version in (3, 3, 4)]
+    assert found == [0, BLOCK, 0]
