@@ -106,6 +106,7 @@ class RayPool:
 
     def _join(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing of a run is told to anybody
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15; sampling is most of the work
         cfg, where = self._cfg, dict[str, Any](address=self._cfg.address)
         if cfg.address == "local":
             where |= {"num_cpus": cfg.workers * cfg.threads, "num_gpus": cfg.workers * self._n_gpus}
