@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,15 @@ def build(compiler: str, path: Path) -> None:
     """Compile into `path`, which appears whole or not at all. Raises CalledProcessError with what the compiler said."""
     openmp = ("-fopenmp",) if sys.platform == "linux" else ()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        objects: list[str] = []
-        for source in sorted(SOURCES.glob("*.c")):
-            for form in forms(source):
-                objects.append(f"{folder}/{len(objects)}.o")
-                _call(compiler, *FLAGS, *openmp, *form, "-c", str(source), "-o", objects[-1])
+        pages = [(source, form) for source in sorted(SOURCES.glob("*.c")) for form in forms(source)]
+        objects = [f"{folder}/{number}.o" for number in range(len(pages))]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each compiler is a process of its own
+            made = [
+                pool.submit(_call, compiler, *FLAGS, *openmp, *form, "-c", str(source), "-o", each)
+                for (source, form), each in zip(pages, objects, strict=True)
+            ]
+        for each in made:
+            each.result()
         # linked without OpenMP: its functions are found in the library that torch has loaded
         undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
         _call(compiler, "-shared", *undefined, *objects, "-lm", "-o", f"{folder}/library.so")
