@@ -40,8 +40,9 @@ def rounded(model: Model) -> Model:
     kept = {id(p): p for name, p in model.named_parameters() if not p.requires_grad and name not in names}
     twin = copy.deepcopy(model, kept).requires_grad_(False)
     for name in names:
-        tensor = twin.get_parameter(name)
-        tensor.data = tensor.data.to(model.dtype)
+        owner, _, own_name = name.rpartition(".")
+        weight = nn.Parameter(twin.get_parameter(name).detach().to(model.dtype), requires_grad=False)
+        setattr(twin.get_submodule(owner), own_name, weight)
     return twin
 
 
