@@ -22,6 +22,8 @@ TWO: dict[str, dict[str, Any]] = {
     "shards, ZeRO 2, AdamW": {"layout": {**SHARDS, "zero": 2}, "optim": "adamw"},
     "experts, each token visits one process, fine-tuning": {"layout": {"experts": 2}, "stage": "sft", "groups": 2},
     "experts and shards, RL": {"layout": BOTH, "stage": "rl"},
+    "copies, distillation on-policy": {"layout": COPIES, "stage": "distill"},
+    "experts and shards, distillation on-policy": {"layout": BOTH, "stage": "distill"},
     "experts and shards, float32": {"layout": BOTH, "dtype": "float32"},
     "copies, saved, then experts and shards": {"layout": COPIES, "then": BOTH},
     "experts and shards, saved, then shards, AdamW": {"layout": BOTH, "then": SHARDS, "optim": "adamw"},

@@ -8,11 +8,13 @@ import json
 import resource
 import sys
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sobre.distill.on_policy import teacher_loss
 from sobre.errors import RunError
 from sobre.models.checkpoint import load_model
 from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
@@ -69,6 +71,9 @@ def batches(stage: str, step: int) -> list[Batch]:
     found = [from_samples([(tokens(n), [0] * 3 + [1] * (n - 3)) for n in part]) for part in lengths]
     if stage == "sft":
         return found
+    if stage == "distill":
+        with torch.no_grad():
+            return [replace(batch, streams={"teacher_NE": teacher()(batch.step).hidden_ND}) for batch in found]
     streams = [
         {
             "behaviour": torch.rand(batch.n_tokens, generator=generator) - 4.5,
@@ -80,7 +85,19 @@ def batches(stage: str, step: int) -> list[Batch]:
     return [replace(batch, streams=stream) for batch, stream in zip(found, streams, strict=True)]
 
 
+@cache
+def teacher() -> Decoder:
+    """Of another width than the student, whole in every process."""
+    found = Decoder(replace(DENSE, d_model=24), dtype=torch.float64)
+    found.init_weights(6)
+    with torch.no_grad():
+        found.head_VD.mul_(8.0)  # sure of what it says
+    return found.double().eval()
+
+
 def loss_of(stage: str) -> LossFn:
+    if stage == "distill":
+        return teacher_loss(teacher(), MOE.vocab_size, beta=0.5)
     return policy_loss(RLConfig(algorithm=GRPOConfig(kl=0.1))) if stage == "rl" else next_token
 
 
@@ -150,7 +167,7 @@ def train(found: Learner, first: int, last: int) -> None:
             poisoned if found.poisoned else loss_of(stage),
             lr_scale=0.5,
             clip=1.0,
-            mtp_weight=0.3 if stage != "rl" else 0.0,
+            mtp_weight=0.3 if stage in ("pretrain", "sft") else 0.0,
             rebalance=stage != "rl",
             division=division,
         )

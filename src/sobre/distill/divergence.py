@@ -21,9 +21,10 @@ CHUNK_BYTES = 1 << 26
 
 
 def divergence(student_NV: Tensor, teacher_NV: Tensor, beta: float) -> Tensor:
-    """The divergence of each token (float32), from logits; no gradient reaches the teacher."""
-    log_p_NV = student_NV.float().log_softmax(-1)
-    log_q_NV = teacher_NV.detach().float().log_softmax(-1)
+    """The divergence of each token (float32 at least), from logits; no gradient reaches the teacher."""
+    wide = torch.promote_types(student_NV.dtype, torch.float32)
+    log_p_NV = student_NV.to(wide).log_softmax(-1)
+    log_q_NV = teacher_NV.detach().to(wide).log_softmax(-1)
     if beta == 1:
         return kl(log_p_NV, log_q_NV)
     if beta == 0:

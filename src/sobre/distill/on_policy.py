@@ -29,7 +29,7 @@ from sobre.tasks.judging import Asked, Fault, check, judge
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.loop import Feed
-from sobre.train.losses import Loss
+from sobre.train.losses import Loss, LossFn
 from sobre.train.step import StepInfo
 
 Draw = Callable[[int, int], list[Problem]]
@@ -46,6 +46,23 @@ def check_same_tokens(teacher: Tokenizer, student: Tokenizer) -> None:
         f"the student's tokenizer ({len(ours):,} tokens) is not the teacher's ({len(theirs):,}): {differing:,} tokens"
         " differ, so their distributions cannot be compared; method=text learns from the teacher's answers instead"
     )
+
+
+def teacher_loss(teacher: Decoder, n_tokens: int, beta: float) -> LossFn:
+    """Sum of the divergences, over `n_tokens` tokens, from the teacher whose hidden states a batch brings."""
+
+    def head(model: Decoder) -> Tensor:
+        """Over the tokens that there are: heads may be padded, each in its own way."""
+        return model.head_VD if model.cfg.vocab_size == n_tokens else model.head_VD[:n_tokens]
+
+    def loss(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
+        pick = batch.first.pick
+        head_VD, teacher_head_VE = (head(one).to(output.hidden_ND.dtype) for one in (model, teacher))
+        teacher_NE = pick(batch.streams["teacher_NE"]).to(head_VD.dtype)
+        found_N = head_divergence(pick(output.hidden_ND), head_VD, teacher_NE, teacher_head_VE, beta)
+        return Loss((found_N * pick(batch.weights_N)).sum())
+
+    return loss
 
 
 @dataclass
@@ -82,16 +99,7 @@ class StudentSource:
 
     def loss_fn(self, model: Decoder, output: StepOutput, batch: Batch) -> Loss:
         """Sum of the divergences of the answers' tokens."""
-        pick, teacher_NE = batch.first.pick, batch.streams["teacher_NE"]
-        head_VD, teacher_head_VE = (self._head(one).to(output.hidden_ND.dtype) for one in (model, self.teacher))
-        teacher_NE = pick(teacher_NE).to(head_VD.dtype)
-        found_N = head_divergence(pick(output.hidden_ND), head_VD, teacher_NE, teacher_head_VE, self.cfg.beta)
-        return Loss((found_N * pick(batch.weights_N)).sum())
-
-    def _head(self, model: Decoder) -> Tensor:
-        """The output head over the tokens that there are: heads may be padded, each in its own way."""
-        n_tokens = self.tokenizer.vocab_size
-        return model.head_VD if model.cfg.vocab_size == n_tokens else model.head_VD[:n_tokens]
+        return teacher_loss(self.teacher, self.tokenizer.vocab_size, self.cfg.beta)(model, output, batch)
 
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed: the engine forgets what it cached."""
