@@ -1,16 +1,18 @@
-"""Processes of a divided run hang and are killed, a whole machine disappears: it goes on from the last saved step.
+"""Processes hang and are killed, a step is NaN, a whole machine disappears: the run goes on from the last saved step.
 
 These take minutes and are a part of `make matrix`, which sets SOBRE_MATRIX=1.
 """
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 
@@ -27,6 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not os.environ.get("SOBRE_MATRIX"), reason="takes minutes: make matrix"),
 ]
 STEPS = 120
+SPOILED = Path(__file__).with_name("spoiled.py")
 FLAGS = [
     *("--parallel.shards", "2", "--parallel.experts", "2", "--parallel.timeout-s", "4"),
     *("--pretrain.steps", str(STEPS), "--save.every-s", "2.5", "--stages", "pretrain", "rl"),
@@ -99,6 +102,58 @@ def test_a_process_that_hangs_is_named_and_one_that_is_killed_costs_only_the_ste
     assert load_model(run.out / "rl").cfg.n_layers == 2
     assert (run.out / "rl" / "model.safetensors.index.json").is_file()
     assert not list(run.out.rglob("*.part"))
+
+
+def test_a_step_that_is_nan_in_one_process_is_refused_and_the_run_begins_again_from_the_last_state(
+    tmp_path: Path, launch: Callable[..., Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = 40
+    out, errors = tmp_path / "run", tmp_path / "errors"
+    monkeypatch.setenv("SOBRE_TEST_STATES", str(out / "state" / "pretrain"))
+    flags = ("--parallel.shards", "2", "--pretrain.steps", str(steps), "--save.every-s", "0.5", "--stages", "pretrain")
+    run = Run(out, launch(2, str(SPOILED), "run", "nano", "--out", str(out), *flags, restarts=1, errors=errors), errors)
+    assert run.process.wait(timeout=240) == 0, run.errors()[-3000:]
+    refused = re.search(r"pretrain, step (\d+): loss=nan and gradient norm=nan must be finite; the step", run.errors())
+    went_on = re.findall(r"resume: pretrain goes on after step (\d+)", run.errors())
+    assert refused is not None
+    assert len(went_on) == 1
+    assert int(refused[1]) == int(went_on[0]) + 2
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == list(range(steps))
+    ledger = run.lines("ledger.jsonl")
+    lost = [entry for entry in ledger if entry["stage"] == "lost"]
+    assert len(lost) == 1
+    assert lost[0]["wasted_s"] == lost[0]["wall_s"] > 0
+    trained = [entry for entry in ledger if entry["stage"] == "pretrain"]
+    assert [entry["step_from"] for entry in trained] == [0, *(entry["step_to"] for entry in trained[:-1])]
+    assert sum(entry["tokens"] for entry in trained) == steps * 512
+    assert load_model(out / "base").cfg.n_layers == 2
+
+
+def test_the_processes_of_an_agent_that_is_killed_finish_and_nobody_joins_them(
+    tmp_path: Path, launch: Callable[..., Popen[str]]
+) -> None:
+    out, errors = tmp_path / "run", tmp_path / "errors"
+    flags = ("--parallel.shards", "2", "--pretrain.steps", str(STEPS), "--save.every-s", "1", "--stages", "pretrain")
+    run = Run(out, launch(2, "-m", "sobre", "run", "nano", "--out", str(out), *flags, errors=errors), errors)
+    run.wait_until(lambda: bool(saved_steps(out / "state" / "pretrain")), "a saved state")
+    left = workers(run.process)
+    try:
+        run.process.kill()
+        run.process.wait(timeout=60)
+        again = [sys.executable, "-m", "sobre", "run", "--out", str(out), "--resume"]
+        refused = subprocess.run(again, env=environment(), capture_output=True, text=True, timeout=60)
+        assert refused.returncode == 1
+        assert f"a process (pid {left[0]}) is working in {out}" in refused.stderr
+        deadline = time.monotonic() + 150
+        while any(Path(f"/proc/{pid}").exists() for pid in left):
+            assert time.monotonic() < deadline, run.errors()[-3000:]
+            time.sleep(0.1)
+    finally:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == list(range(STEPS))
+    assert load_model(out / "base").cfg.n_layers == 2
 
 
 def test_a_run_goes_on_with_the_processes_that_are_left_when_a_machine_disappears(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class Trainer:
             step = run_stage(self.stage, start=start, hooks=[self._log], after_step=self._after_step)
         finally:
             signal.signal(signal.SIGINT, before)
+            self.session.metrics.flush()  # of a run that fails, too: what was lost is billed by them
         self._commit()
         if step != self._saved_step:
             self._save(step)
@@ -138,9 +139,13 @@ class Trainer:
         self._show(record, tokens_per_s)
 
     def _compare(self) -> dict[str, Any]:
-        """How busy each process was since the last time."""
+        """How busy each process was since the last time, and how far the biases of its routers are apart."""
         busy_s, self._busy_s = time.process_time() - self._busy_s, time.process_time()
-        return self._health.compare(self.processes.gather(busy_s))
+        biases = [router.bias_E for router in self.stage.model.routers() if router.cfg.biased]
+        found = self.processes.gather((busy_s, [float(bias_E.max() - bias_E.min()) for bias_E in biases]))
+        spreads = [spread for _, its in found for spread in its]
+        health = self._health.compare([busy_s for busy_s, _ in found])
+        return health | (self._health.drifted(max(spreads)) if spreads else {})
 
     def _show(self, record: StepRecord, tokens_per_s: float | None) -> None:
         horizon, session = self.stage.horizon, self.session

@@ -52,7 +52,8 @@ class Rollouts:
     slow: int = 0
     """Answers that took too long to compare with their reference, and so count as wrong."""
     apart: Mapping[str, float] = field(default_factory=dict)
-    """With samplers apart from the learner: updates since the weights that sampled, and what dead samplers cost."""
+    """With samplers apart from the learner: updates since the weights that sampled, and what dead samplers cost; of an
+    engine that guesses ahead, the share of its guesses that was right."""
 
     @property
     def all(self) -> tuple[Group, ...]:
@@ -136,11 +137,13 @@ def collect(
     check([fault for fault in found if fault], len(found))
     flops, seconds = after.flops - before.flops, after.seconds - before.seconds
     flops += grader.flops - graded_before if grader else 0.0
-    apart = {}
+    apart: dict[str, float] = {}
     if cfg.samplers.workers:
         ages = [engine.weight_version - answer.weight_version for group in (*kept, *flat) for answer in group.rollouts]
         apart = {"staleness": sum(ages) / len(ages), "staleness_max": max(ages)}
         apart |= {"lost_answers": after.lost - before.lost, "lost_s": after.lost_s - before.lost_s}
+    if drafted := after.drafted_tokens - before.drafted_tokens:
+        apart["draft_acceptance"] = (after.accepted_tokens - before.accepted_tokens) / drafted
     return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before, apart)
 
 

@@ -1,4 +1,4 @@
-"""What a run says of its own health: experts that nobody visits any more, a process that holds the others up.
+"""What a run says of its own health: experts that nobody visits, biases that run away, a process that holds others up.
 
 Experts are judged over WINDOW steps: a step may be too small to reach all. Processes are compared by the
 processor's seconds that they used, since in a step all wait for the slowest and take as long.
@@ -18,6 +18,9 @@ WINDOW = 20
 SLOW = 1.3
 """A process is slow when it is busier than the others' median by this factor, twice in a row."""
 
+FAR = 1.0
+"""A score of a router is below 1 (sigmoid or softmax): biases this far apart decide alone who is chosen."""
+
 
 class Health:
     """Example: metrics |= health.see(load_LE, step); [print(text) for text in health.news()]"""
@@ -26,6 +29,7 @@ class Health:
         self._idle_LE: Tensor | None = None
         """Steps in a row without a token."""
         self._dead, self._slow, self._suspect = 0, -1, -1
+        self._is_far = False
         self._news: list[str] = []
 
     def see(self, load_LE: Tensor, step: int) -> dict[str, Any]:
@@ -60,6 +64,15 @@ class Health:
             self._news.append(busy if slow >= 0 else "no process is slow any more")
             self._slow = slow
         return {"slowest_process": slowest, "slowest_ratio": ratio}
+
+    def drifted(self, spread: float) -> dict[str, Any]:
+        """How far the biases of a layer's router, which begin equal, have come apart; the largest of all layers."""
+        is_far = spread >= FAR
+        if is_far != self._is_far:
+            far = f"the biases of a router are {spread:.2f} apart: they outweigh its scores, which are below {FAR:g}"
+            self._news.append(far if is_far else f"router biases are less than {FAR:g} apart again")
+            self._is_far = is_far
+        return {"bias_drift": spread}
 
     def news(self) -> list[str]:
         """What has changed since it was asked last, in words."""

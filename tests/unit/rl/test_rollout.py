@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,20 @@ def test_requests_sample_the_whole_distribution_with_seeds_of_their_own(make: Si
     assert len({p.seed for p in params}) == len({r.id for r in engine.requests}) == 12
     other = roll(make, lambda request: ([make.tokenizer.WRONG, make.eos], True), seed=5)[1]
     assert not {p.seed for p in params} & {request.params.seed for request in other.requests}
+
+
+def test_of_an_engine_that_guesses_the_share_that_was_right_is_logged(make: SimpleNamespace) -> None:
+    class Guessing(make.engine):
+        @property
+        def stats(self):
+            return replace(super().stats, drafted_tokens=8 + 4 * self.n_tokens, accepted_tokens=3 * self.n_tokens)
+
+    def answer(request: Request) -> tuple[list[int], bool]:
+        return [make.tokenizer.WRONG, make.eos], True
+
+    found = collect(Guessing(answer), make.tokenizer, Drawer(), CFG, TasksConfig(), seed=4).metrics()
+    assert found["draft_acceptance"] == 0.75
+    assert "draft_acceptance" not in roll(make, answer)[0].metrics()
 
 
 def test_flat_groups_are_replaced_once_and_what_was_thrown_away_is_counted(make: SimpleNamespace) -> None:

@@ -50,3 +50,14 @@ def test_a_process_that_is_busier_than_the_others_is_named_once() -> None:
 
 def test_one_process_is_compared_with_nobody() -> None:
     assert Health().compare([1.0]) == {}
+
+
+def test_biases_that_outweigh_every_score_are_said_once_and_when_they_are_back() -> None:
+    health = Health()
+    assert health.drifted(0.4) == {"bias_drift": 0.4}
+    assert health.news() == []
+    health.drifted(1.25)
+    health.drifted(1.5)
+    assert health.news() == ["the biases of a router are 1.25 apart: they outweigh its scores, which are below 1"]
+    health.drifted(0.5)
+    assert health.news() == ["router biases are less than 1 apart again"]
