@@ -50,6 +50,7 @@ QUESTIONS = """sobre plan: what would this budget buy, what would that model cos
   sobre plan engines demo                       who else could run a model of this shape
   sobre plan validate                           predicted against published
   sobre plan schedule dualpipe                  a pipeline schedule, played out
+  sobre plan trace --model deepseek-v3 --chip h800 --chips 2048    a step as its trace would be
   sobre plan page --model deepseek-v3           the same as a page with pictures
 
 --help behind any of them shows its flags; --json answers with one document."""
@@ -76,6 +77,7 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
         "compare": (_compare, ask.CompareOptions),
         "engines": (_engines, ask.EnginesOptions),
         "schedule": (_schedule, ask.ScheduleOptions),
+        "trace": (_trace, ask.TrainOptions),
         "page": (_page, ask.PageOptions),
     }
     if first in questions:
@@ -426,6 +428,14 @@ def _schedule(options: "ScheduleOptions") -> None:
         return
     print(show.timeline(placed))
     print(f"idle {closed:g} of {whole:g}, in closed form")
+
+
+def _trace(options: "TrainOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.trace import trace
+
+    found = trace(training_plan(options, as_published(options)))
+    print(json.dumps(found.to_dict()) if options.json else show.step_trace(found))
 
 
 def _positive(chips: int) -> int:

@@ -10,6 +10,7 @@ from sobre.plan.schedule import Placed, idle
 if TYPE_CHECKING:
     from sobre.plan.reasoning import DistillPlan, ReasoningPlan
     from sobre.plan.serving import Serving
+    from sobre.plan.trace import Trace
     from sobre.plan.train import TrainingPlan
     from sobre.plan.validate import Validation
 
@@ -160,6 +161,19 @@ def comparison(plans: "Sequence[TrainingPlan]") -> str:
         "  ".join([row[0].ljust(widths[0]), *[cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]])
         for row in rows
     )
+
+
+def step_trace(found: "Trace") -> str:
+    """Predicted seconds of a step by kind of work, beside published ones."""
+    lines = [
+        f"layout       {found.plan.layout}",
+        "",
+        f"{'':<12} {'predicted':>9}" + "  published" * bool(found.published),
+    ]
+    for kind, seconds in found.seconds.items():
+        said = f"  {found.published[kind]:9.2f}" if kind in found.published else ""
+        lines.append(f"{kind:<12} {seconds:9.2f}{said}")
+    return "\n".join(lines)
 
 
 def timeline(placed: Sequence[Placed], width: int = 100) -> str:

@@ -94,8 +94,8 @@ def work(model: Outline, chip: Chip, layout: Layout, *, seq_len: int, batch_toke
     data_link, data_net = _data_bytes(model, layout, chip, n_micro)
     rest, expert_numbers = held(model, layout)
     shards = layout.data * layout.context if layout.zero else 1
-    share = 1.0 if layout.recompute != "full" else 4 / 3
-    idle = bubble(layout.schedule, layout.pipeline, Durations(1.0, share, 1.0), layout.chunks)
+    turn = turns(layout)
+    idle = bubble(layout.schedule, layout.pipeline, turn, layout.chunks)
     crosses = layout.expert * layout.tensor > chip.node and model.is_moe
     folded = layout.schedule in ("dualpipe", "dualpipev")
     return StepWork(
@@ -110,12 +110,17 @@ def work(model: Outline, chip: Chip, layout: Layout, *, seq_len: int, batch_toke
         data_link_bytes=data_link,
         data_network_bytes=data_net,
         optimizer_bytes=28.0 * (rest + expert_numbers) / shards,
-        bubble_share=idle / ((2.0 + share) * n_micro),
+        bubble_share=idle / ((turn.forward + turn.backward + turn.weight) * n_micro),
         units=1 - COMMUNICATION_UNITS if folded and crosses else 1.0,
         hidden_experts=folded,
         tensor_on_link=layout.tensor <= chip.node,
         waiting=layout.chips,
     )
+
+
+def turns(layout: Layout) -> Durations:
+    """What a micro-batch costs forward and backward, over a forward pass."""
+    return Durations(1.0, 1.0 if layout.recompute != "full" else 4 / 3, 1.0)
 
 
 def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:

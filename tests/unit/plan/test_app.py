@@ -12,8 +12,10 @@ from sobre.app.plan import main, read
 from sobre.errors import ConfigError
 from sobre.schemas import schema
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "planning.md"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE = DOCS / "planning.md"
 FENCE = re.compile(r"^```\n(sobre plan [^\n]*(?:\\\n[^\n]*)*)\n```\n\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOWN = [shown for page in (PAGE, DOCS / "scaling.md") if page.exists() for shown in FENCE.findall(page.read_text())]
 ASKED = {
     "training": "--model qwen3-8b --chip h100 --chips 8",
     "purchase": "--budget 20usd --chip h100",
@@ -23,6 +25,7 @@ ASKED = {
     "comparison": "compare qwen3-8b llama-3.1-8b --chips 64",
     "validation": "validate",
     "engines": "engines demo deepseek-v3",
+    "trace": "trace --model deepseek-v3 --chip h800 --chips 2048",
     "schedule": "schedule dualpipe --stages 4 --micro 12",
 }
 
@@ -30,7 +33,7 @@ ASKED = {
 def test_help_shows_every_question_and_each_of_them_can_be_asked(capsys):
     assert main(["--help"]) == 0
     shown = re.findall(r"^  (sobre plan .*?)(?:   |$)", capsys.readouterr().out, re.MULTILINE)
-    assert len(shown) == 12
+    assert len(shown) == 13
     asked = [read(shlex.split(line)[2:])[0].__name__ for line in shown]
     assert len(set(asked)) == len(asked)
 
@@ -103,7 +106,7 @@ def test_a_recipe_is_written_where_asked(tmp_path, capsys):
         main(["--budget", "10m", "--chip", "h100", "--write", str(tmp_path / "mine.yaml")])
 
 
-@pytest.mark.parametrize(("command", "shown"), FENCE.findall(PAGE.read_text()) if PAGE.exists() else [])
+@pytest.mark.parametrize(("command", "shown"), SHOWN)
 def test_the_page_about_planning_shows_what_the_command_prints(command, shown, capsys):
     assert main(shlex.split(command.replace("\\\n", " "))[2:]) == 0
     assert capsys.readouterr().out.strip() == shown.strip()
