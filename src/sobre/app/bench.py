@@ -4,6 +4,7 @@
     sobre bench decode                       batched generation against transformers.generate (and llama.cpp)
     sobre bench families                     each family's forward pass, and decoding at 1k, against transformers
     sobre bench load                         two gigabytes of weights against reading their bytes
+    sobre bench saves                        for how long a training step waits for a saved state
     sobre bench serve                        a started server: 32 streams against one, first tokens, page
     sobre bench soak --minutes 30            a started server under clients that leave: memory flat, no block left
     sobre bench rl                           a GRPO step against TRL
@@ -33,6 +34,7 @@ from sobre.bench.config import (
     LawsBench,
     LoadBench,
     RLBench,
+    SavesBench,
     ServeBench,
     SoakBench,
     StoryBench,
@@ -50,6 +52,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "rl": RLBench,
     "families": FamiliesBench,
     "load": LoadBench,
+    "saves": SavesBench,
     "serve": ServeBench,
     "soak": SoakBench,
     "twin": TwinBench,
@@ -126,6 +129,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import load
 
         return lambda cfg: load.bench(cfg, say).document()
+    if name == "saves":
+        from sobre.bench import saves
+
+        return lambda cfg: saves.bench(cfg, say).document()
     if name == "serve":
         from sobre.bench import serve
 

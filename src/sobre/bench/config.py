@@ -105,6 +105,20 @@ class LoadBench(TimedConfig):
 
 
 @config
+class SavesBench(TimedConfig):
+    """An optimizer step with and without a state on its way to the disk: for how long does training wait?"""
+
+    rows: int = 8
+    seq_len: int = 512
+    optimizer: Literal["muon", "adamw"] = "muon"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows < 1 or self.seq_len < 1:
+            raise ConfigError(f"rows={self.rows}, seq_len={self.seq_len}: at least 1")
+
+
+@config
 class FamiliesBench(TimedConfig):
     """The forward pass of each family and decoding at a long context, against transformers on the same weights."""
 
