@@ -54,6 +54,7 @@ def breach(package: str, module: str) -> bool:
     return not free and target != package and (package, target) not in ALLOWED and LEVEL[target] >= LEVEL[package]
 
 
+@pytest.mark.slow
 def test_imports_point_down_only() -> None:
     files = [path for path in SRC.rglob("*.py") if path != SRC / "__init__.py"]
     breaches = [
@@ -97,6 +98,7 @@ def test_what_must_be_light_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_help_of_every_verb_imports_no_torch() -> None:
     code = (
         "import sys\nfrom sobre.cli import main, verbs\n"

@@ -135,6 +135,7 @@ def test_the_lifecycle_follows_calls_that_are_there() -> None:
     assert not missing, ", ".join(missing)
 
 
+@pytest.mark.slow
 def test_every_letter_of_a_shape_is_explained() -> None:
     page = text_of(ROOT / "docs" / "shapes.md")
     alphabet = set(re.findall(r"^\| (\w) \|", page, re.MULTILINE))
@@ -191,6 +192,7 @@ def read(verb: str, argv: list[str]) -> object:
 
 @pytest.mark.usefixtures("in_a_folder_with_runs")
 @each_page
+@pytest.mark.slow
 def test_every_command_can_be_typed(page: Path) -> None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wrong = []

@@ -70,6 +70,7 @@ def losses(kind: str) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.slow
 def test_twenty_steps_give_the_stored_losses(kind):
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
     with ExitStack() as forced:

@@ -45,6 +45,7 @@ def engine_of(model, **sizes):
     return Engine(model, EngineConfig(deterministic=True, **sizes))
 
 
+@pytest.mark.slow
 def test_company_pieces_prefixes_and_guesses_change_no_bit(model):
     requests = requests_of(6)
     alone = bits(engine_of(model, max_batch=1, prefix_cache=False).generate([r])[0] for r in requests)

@@ -88,6 +88,7 @@ def full_logits(model, tokens):
 
 
 @pytest.mark.parametrize("prefill_tokens", [6, 4096])
+@pytest.mark.slow
 def test_sampled_log_probabilities_are_those_of_the_full_forward(model, prefill_tokens):
     requests = requests_for(10, temperature=0.8)
     outputs = Engine(model, EngineConfig(max_batch=4, prefill_tokens=prefill_tokens)).generate(requests)
@@ -107,6 +108,7 @@ def test_greedy_answers_equal_full_recomputation_step_by_step(model):
         assert got.token_ids == context[len(asked.prompt_ids) :]
 
 
+@pytest.mark.slow
 def test_the_size_of_the_batch_changes_no_token(model):
     requests = requests_for(10, seed=3)
     tokens = [
@@ -116,6 +118,7 @@ def test_the_size_of_the_batch_changes_no_token(model):
     assert tokens[0] == tokens[1] == tokens[2]
 
 
+@pytest.mark.slow
 def test_guesses_found_prefixes_and_little_memory_change_no_token(model):
     own = requests_for(
         8, seed=5, max_tokens=24, temperature=0.7, repetition_penalty=0.2

@@ -204,6 +204,7 @@ def by_family() -> list:
 
 
 @pytest.mark.parametrize("shape", by_family())
+@pytest.mark.slow
 def test_our_folder_loads_there_with_equal_logits_and_comes_back(shape, tokens_BT, tmp_path: Path):
     cfg, model_type = SHAPES[shape], shape.split()[0]
     ours = filled(cfg)

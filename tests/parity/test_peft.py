@@ -46,6 +46,7 @@ def adapted(shape: str, parts, stabilised: bool) -> Decoder:
 
 
 @pytest.mark.parametrize(("shape", "parts", "stabilised"), CASES)
+@pytest.mark.slow
 def test_our_adapter_loads_there_with_equal_logits(shape, parts, stabilised, tmp_path: Path):
     tokens_BT = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(1))
     model = adapted(shape, parts, stabilised)

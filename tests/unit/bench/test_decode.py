@@ -17,6 +17,7 @@ def tiny(nano_config):
     return DecodeBench(model=nano_config, rounds=1, warmup=0, batches=(2,), prompt=5, new=6, spread=(2, 9))
 
 
+@pytest.mark.slow
 def test_a_whole_result_follows_the_schema_and_pairs_like_with_like(tiny):
     document = decode.bench(tiny, lambda line: None).document()
     jsonschema.validate(document, schema("bench"))

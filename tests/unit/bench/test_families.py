@@ -22,6 +22,7 @@ def test_every_shape_is_one_that_its_family_accepts():
     assert all(by_type[name].accepts(shape) for name, shape in FAMILY_SHAPES.items())
 
 
+@pytest.mark.slow
 def test_a_result_follows_the_schema_and_has_both_sides(nano_config):
     cfg = FamiliesBench(
         families=("qwen3_moe", "llama"), rounds=1, warmup=0, seq_len=9, context=12, new=2, model=nano_config

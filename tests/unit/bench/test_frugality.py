@@ -60,6 +60,7 @@ def test_contestants_differ_in_model_and_optimizer_alone_and_are_equally_large(t
     assert max(active) / min(active) == pytest.approx(1, abs=0.005)
 
 
+@pytest.mark.slow
 def test_every_contestant_gets_its_own_best_rate_and_the_winner_its_recipe(tmp_path, monkeypatch, still):
     best = {"dense-adamw": 0.5, "ours": 2.0}
     quality = {"dense-adamw": 2.0, "dense-muon": 1.9, "ours": 1.8}

@@ -53,6 +53,7 @@ def test_a_cell_is_as_many_steps_as_its_flops_buy_and_one_out_of_proportion_is_n
         assert cell.settings["steps"] * 64 / laws.multiplied(model) <= 0.03
 
 
+@pytest.mark.slow
 def test_the_ladder_is_trained_once_and_fitted_and_a_second_start_repeats_nothing(cfg):
     said: list[str] = []
     document = laws.bench(cfg, said.append)

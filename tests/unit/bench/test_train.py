@@ -68,6 +68,7 @@ def test_both_sides_learn_alike_from_the_same_rows(tiny, tmp_path):
         assert a == pytest.approx(b, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_whole_result_follows_the_schema_and_the_table_shows_it(tiny):
     cfg = replace(tiny, contestants=("sobre", "transformers", "dense", "sobre muon", "dense muon"))
     document = train.bench(cfg, lambda line: None).document()

@@ -61,6 +61,7 @@ def _pretrained(base, _no_measuring):
         (["--parallel.pipeline", "2"], "parallel.pipeline=2 pretrains and fine-tunes; rl asks the model"),
     ],
 )
+@pytest.mark.slow
 def test_a_layout_that_no_size_of_the_model_can_have_is_refused_before_a_folder_is_taken(
     flags, message, tmp_path, monkeypatch
 ):
@@ -84,6 +85,7 @@ def test_the_layout_is_checked_against_the_model_that_the_run_goes_on_from(base)
         verb.check_layout(recipe)
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_from_the_model_that_it_is_given_and_examines_it_first(base, tmp_path):
     out = tmp_path / "out"
     assert (
@@ -117,6 +119,7 @@ def test_what_prepares_a_part_is_billed_to_it_and_what_was_before_a_resume_is_no
     assert bills == [("start", 3.0), ("sft", 6.0), ("rl", 1.0)]
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_takes_any_model_folder(base, tmp_path):
     out = tmp_path / "out"
     assert stage.run_stage("rl", ["nano", "--model", str(base / "base"), "--out", str(out), *SHORT]) == 0
@@ -136,6 +139,7 @@ def test_a_context_too_short_for_the_tasks_is_refused_with_both_lengths(base, tm
         )
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_takes_problems_from_a_file(base, tmp_path):
     """Real sets lie in files like this one; a model of two layers that learned one step solves none of it."""
     records = [{"question": f"{i}+{i % 7}?", "answer": f"so\n#### {i + i % 7}"} for i in range(300)]
@@ -193,6 +197,7 @@ def adapted(base, runs):
     return out
 
 
+@pytest.mark.slow
 def test_adapters_are_what_a_stage_leaves_and_merged_on_request(base, runs):
     out = adapted(base, runs)
     assert not (out / "sft" / "config.json").exists()
@@ -221,6 +226,7 @@ def test_converting_an_adapter_writes_the_merged_model(base, runs, tmp_path):
     assert (tmp_path / "whole" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_goes_on_with_an_adapter_over_the_same_base(base, runs, tmp_path):
     made, out = adapted(base, runs), tmp_path / "out"
     flags = ["nano", "--model", str(made / "sft"), "--out", str(out), *LORA, *SHORT]

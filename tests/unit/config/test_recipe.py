@@ -42,6 +42,7 @@ def test_stages_come_once_and_in_order(stages: list[str]) -> None:
         decode(Recipe, [Layer("memory", {"stages": stages})])
 
 
+@pytest.mark.slow
 def test_the_shipped_schema_is_that_of_the_recipe_and_accepts_every_config() -> None:
     path = Path(__file__).resolve().parents[3] / "scripts" / "schema.py"
     spec = importlib.util.spec_from_file_location("schema_script", path)

@@ -31,6 +31,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_damaged_files_never_crash_and_never_lose_rows_in_silence(write, make_parquet, name):
     rng = random.Random(name)
     if ".parquet" in name:

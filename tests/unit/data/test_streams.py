@@ -9,6 +9,7 @@ from sobre.data import streams
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("block", [1, 3, 7, 1000])
+@pytest.mark.slow
 def test_lines_do_not_depend_on_the_blocks(write, monkeypatch, packed, block):
     monkeypatch.setattr(streams, "BLOCK_BYTES", block)
     monkeypatch.setattr(streams, "COMPRESSED_BYTES", block)

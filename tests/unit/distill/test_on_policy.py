@@ -95,6 +95,7 @@ def test_the_loss_is_the_divergence_of_the_two_models_at_the_tokens_of_the_answe
     assert info.n_trained == n_tokens == metrics["rollout_tokens"]
 
 
+@pytest.mark.slow
 def test_the_student_comes_to_say_what_the_teacher_would(build) -> None:
     source, optimizer = build(SMALL)
     losses = [step(source, optimizer, number, lr=3.0)[0].loss for number in range(20)]

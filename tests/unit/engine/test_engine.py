@@ -49,6 +49,7 @@ def alone(model, request, run_seed=0):
 
 @pytest.mark.parametrize("max_batch", [1, 3, 64])
 @pytest.mark.parametrize("prefill_tokens", [1, 7, 1000])
+@pytest.mark.slow
 def test_every_request_gets_what_it_would_get_alone(model, max_batch, prefill_tokens):
     requests = mixed_requests(40)
     outputs = engine_of(model, max_batch=max_batch, prefill_tokens=prefill_tokens).generate(requests)
@@ -164,6 +165,7 @@ def test_abort_works_in_every_phase_and_returns_what_the_request_got(model):
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.slow
 def test_a_thousand_random_additions_aborts_and_steps_leak_no_slot_and_disturb_nobody(model, seed):
     rng = random.Random(seed)
     engine = engine_of(model, max_batch=rng.randint(1, 6), prefill_tokens=rng.choice([4, 100]))
@@ -345,6 +347,7 @@ def test_a_request_that_comes_while_a_prefix_is_warmed_goes_first_and_nothing_is
 
 
 @pytest.mark.parametrize("cache_tokens", [48, 64, 100])
+@pytest.mark.slow
 def test_with_little_memory_requests_give_way_and_lose_nothing(model, cache_tokens):
     requests = [request(n, (n, 1), max_tokens=40, seed=n) for n in range(6)]
     engine = engine_of(model, max_batch=6, cache_tokens=cache_tokens)
@@ -355,6 +358,7 @@ def test_with_little_memory_requests_give_way_and_lose_nothing(model, cache_toke
     engine.check_integrity()
 
 
+@pytest.mark.slow
 def test_five_hundred_different_prompts_pass_a_small_cache_in_their_order(model):
     requests = [request(n, [n % 50, n // 50, *range(30)], max_tokens=4, seed=n) for n in range(500)]
     engine = engine_of(model, max_batch=4, cache_tokens=4 * 48, prefill_tokens=32)

@@ -56,6 +56,7 @@ def test_seeds_of_any_size_and_sign_are_taken():
 @pytest.mark.parametrize(
     "given", [{}, {"temperature": 0.6}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 1.5, "top_k": 6, "top_p": 0.9}]
 )
+@pytest.mark.slow
 def test_draws_follow_the_exact_distribution(vocab_size, given):
     n = 20_000
     logits_V = torch.randn(vocab_size, generator=torch.Generator().manual_seed(vocab_size)) * 2

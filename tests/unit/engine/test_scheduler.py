@@ -165,6 +165,7 @@ def test_removing_an_unknown_request_says_so():
 
 
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.slow
 def test_random_work_in_little_memory_reads_only_its_own_entries_and_leaks_nothing(seed):
     rng = random.Random(seed)
     max_batch, n_blocks = rng.randint(1, 6), rng.randint(6, 20)

@@ -212,6 +212,7 @@ def test_a_service_is_asked_in_its_dialect(service) -> None:
         (200, [], "list, not"),
     ],
 )
+@pytest.mark.slow
 def test_a_service_that_fails_stops_the_evaluation(service, status: int, found: object, message: str) -> None:
     url = service(lambda *_: (status, found))
     with pytest.raises(RunError, match=message):

@@ -87,6 +87,7 @@ def test_steps_are_never_paid_twice(tmp_path):
     assert ledger.append(entry("rl", 12, 15))
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_byte_loses_and_doubles_nothing(tmp_path):
     """State first, with the entry inside it, then the ledger; a resumed run appends the state's entry again."""
     path = tmp_path / "ledger.jsonl"

@@ -124,6 +124,7 @@ def test_gradients_of_adapters_are_those_of_the_merged_weights(kind):
         assert_close(up.grad, expected, rtol=2e-3, atol=2e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_the_folder_comes_back_with_and_without_merging(kind, tmp_path: Path):
     model = adapted(dataclasses.replace(kind, n_mtp=0), LoraConfig(rank=4, alpha=3, rank_stabilised=True))
     save_model(build(dataclasses.replace(kind, n_mtp=0)), tmp_path / "base")

@@ -48,6 +48,7 @@ def test_a_later_token_changes_nothing_before_it(kind):
 
 
 @pytest.mark.parametrize("chunks", [(16, 1, 1, 1, 1), (1,) * 20, (5, 15), (20,), (7, 6, 7)])
+@pytest.mark.slow
 def test_prefill_in_chunks_and_decode_equal_one_forward(kind, chunks):
     model, length = build(kind), 20
     tokens_RT = torch.stack([ragged((length,), seed=seed).tokens_N for seed in range(3)])

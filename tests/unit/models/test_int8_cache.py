@@ -72,6 +72,7 @@ def test_pieces_and_decoding_read_the_numbers_that_one_pass_computes_with(kind):
 
 
 @pytest.mark.parametrize("name", ["mla+moe", "gqa+dense", "mla+moe+memory"])
+@pytest.mark.slow
 def test_an_engine_shares_copies_rests_and_finds_in_8_bits_as_it_does_in_full(name):
     cfg = KINDS[name]
     model, prompt = build(cfg), tuple(ragged((23,)).tokens_N.tolist())

@@ -158,6 +158,7 @@ def test_a_machine_s_measured_rate_stands_and_a_data_sheet_s_is_brought_down():
     assert machine(replace(sheet, measured=True)).peak_flops == sheet.peak("bf16")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_bought_says_why():
     with pytest.raises(ConfigError, match="years on 1 h100: time breaks first; .* 1.1e22flop, or about 512 h100"):
         buy("3e24flop", chip("h100"), 1)

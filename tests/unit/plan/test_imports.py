@@ -27,6 +27,7 @@ def test_the_questions_of_the_planner_are_shown_without_a_library():
 
 
 @pytest.mark.parametrize("question", ["validate", "demo --budget 10m"])
+@pytest.mark.slow
 def test_a_plan_is_made_in_few_times_what_it_takes_to_import_the_libraries(question):
     """A ratio of the processor's clock, the better of two: the libraries need some 0.15 s on a machine at rest."""
     plan = ["-m", "sobre", "plan", *question.split()]

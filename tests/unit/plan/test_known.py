@@ -173,6 +173,7 @@ def test_a_file_that_is_no_model_says_what_is_missing(tmp_path: Path, tree, mess
         model(str(path))
 
 
+@pytest.mark.slow
 def test_a_config_with_wrong_values_is_counted_or_refused_by_name(tmp_path: Path):
     """Known models with one or two keys replaced, removed or added, at random: no fault ends in a traceback."""
     rng, path = random.Random(0), tmp_path / "config.json"

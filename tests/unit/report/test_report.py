@@ -61,6 +61,7 @@ def report(built):
     return json.loads((built / "report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_report_json_and_the_eval_files_follow_their_schemas(built, report):
     jsonschema.validate(report, schema("report"))
     for path in (built / "eval").glob("*.json"):

@@ -58,6 +58,7 @@ def test_a_decision_is_taken_once_and_never_in_the_past(tmp_path):
         log.append("sft", 4, "horizon", {})
 
 
+@pytest.mark.slow
 def test_a_torn_last_line_is_dropped_at_every_length(tmp_path):
     path = tmp_path / "events.jsonl"
     log = EventLog(path)

@@ -66,6 +66,7 @@ def run_stage(path, cost, *, budget, guess, seed=0, stop_after=None):
 @pytest.mark.parametrize("cost", [drift, slowdown, speedup, growing, saving, long_steps])
 @pytest.mark.parametrize("guess", [10, 1200, 100_000])
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.slow
 def test_a_stage_ends_within_three_percent_of_its_budget_whatever_the_speed_does(
     tmp_path, cost, guess, seed, monkeypatch
 ):
@@ -103,6 +104,7 @@ def test_flops_are_a_budget_like_seconds(tmp_path):
 
 
 @pytest.mark.parametrize("killed_at", [104, 233])
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_decisions_of_an_uninterrupted_one(tmp_path, killed_at):
     """State saved at step 100, killed later, resumed from 100 with the same clock: same events, same progress."""
     _, whole_log, whole = run_stage(tmp_path / "whole.jsonl", drift, budget=60.0, guess=100)

@@ -170,6 +170,7 @@ def test_the_source_is_known_in_its_own_clone_and_unknown_inside_another_s(tmp_p
 # --- device
 
 
+@pytest.mark.slow
 def test_calibration_measures_something_plausible_quickly():
     device = pytest.importorskip("sobre.runtime.device")
     measured = device.calibrate(device.pick_device("cpu"), seconds=0.15)
@@ -224,6 +225,7 @@ def test_the_console_speaks_on_standard_error_only_and_can_be_quiet(capsys):
 # --- schemas
 
 
+@pytest.mark.slow
 def test_every_schema_is_valid_and_versioned():
     for name in names():
         whole = schema(name)

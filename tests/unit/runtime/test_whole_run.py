@@ -41,6 +41,7 @@ def make_plan(amount):
 
 @pytest.mark.parametrize("amount", ["90s", "2m", "7m", "20m", "60m"])
 @pytest.mark.parametrize("speed", [0.4, 1.0, 2.5])
+@pytest.mark.slow
 def test_a_time_budget_is_met_within_five_percent_though_speed_and_evaluations_are_not_as_planned(
     tmp_path, amount, speed
 ):

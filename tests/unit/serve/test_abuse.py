@@ -52,6 +52,7 @@ def test_04_headers_beyond_measure_end_the_connection(live, connect):
     assert alive(live)
 
 
+@pytest.mark.slow
 def test_10_texts_that_cannot_fit_are_refused_before_they_are_read(live):
     started = time.perf_counter()
     response = post(live, messages=[{"role": "user", "content": "x" * 900_000}])
@@ -84,6 +85,7 @@ def test_11_an_error_is_short_whatever_came(live):
     ],
     ids=lambda schema: json.dumps(schema)[:40],
 )
+@pytest.mark.slow
 def test_41_to_45_schemas_that_are_none_are_refused(live, schema):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     response = post(live, response_format=form)

@@ -146,6 +146,7 @@ def guarded(serving, scripted):
 
 
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-7", "application/json;charset=utf-16", "text/json"])
+@pytest.mark.slow
 def test_08_other_encodings_of_json_are_refused(live, kind):
     assert live.http.post(PATH, content=json.dumps(HELLO), headers={"content-type": kind}).status_code == 415
     for same in ("application/json; charset=utf-8", 'application/json; charset="UTF-8"', "Application/JSON"):
@@ -180,6 +181,7 @@ def test_17_what_cannot_fit_is_refused_however_many_log_probabilities_it_wants(l
     )
 
 
+@pytest.mark.slow
 def test_18_biases_of_a_million_tokens_and_of_none_are_refused(live):
     for wrong in ({str(i): 1 for i in range(50_000)}, {"999999": 1}, {"5": None}, {"5": True}, {"05x": 1}, [1]):
         refused(post(live, logit_bias=wrong), "logit_bias")
@@ -276,12 +278,14 @@ def test_38_the_context_ends_exactly_where_it_says(live, tokenizer):
 
 
 @pytest.mark.parametrize("text", ["a" * 300_000, "🙂" * 50_000, "7" * 300_000, " \n" * 100_000, "</" * 100_000])
+@pytest.mark.slow
 def test_39_and_40_texts_without_end_are_counted_in_time(tokenizer, text):
     started = time.perf_counter()
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert time.perf_counter() - started < 10
 
 
+@pytest.mark.slow
 def test_21_and_27_extremes_of_sampling_are_answered_or_named(real):
     for wrong in (
         {"temperature": 1e-30},
@@ -316,6 +320,7 @@ NOTHING = [
 
 
 @pytest.mark.parametrize("schema", NOTHING, ids=json.dumps)
+@pytest.mark.slow
 def test_22_a_grammar_that_nothing_fits_is_an_error_and_no_hang(real, schema):
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     refused(post(real, response_format=form, max_tokens=20, reasoning_effort="none"), "response_format")
@@ -337,6 +342,7 @@ def test_48_calls_without_end_stop_where_the_answer_must(real):
     assert made.json()["usage"]["completion_tokens"] <= 60
 
 
+@pytest.mark.slow
 def test_58_turning_away_costs_little(serving, scripted, tokenizer):
     with serving(
         scripted(lambda request: tokenizer.encode("hm ") * 10_000, delay_s=0.01, max_context=100_000), max_open=1
@@ -364,6 +370,7 @@ def test_58_turning_away_costs_little(serving, scripted, tokenizer):
     ],
     ids=lambda head: head[:80],
 )
+@pytest.mark.slow
 def test_60_no_way_of_spelling_a_request_gets_past_the_key(guarded, connect, head):
     with connect(guarded.url) as sock:
         try:

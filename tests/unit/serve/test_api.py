@@ -235,6 +235,7 @@ def test_request_ids_are_kept_when_harmless_and_made_when_not(live):
         assert live.http.get("/healthz", headers={"x-request-id": bad}).headers["x-request-id"].startswith("req-")
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_its_policy_lets_nothing_else_in(live):
     page = live.http.get("/")
     policy = page.headers["content-security-policy"]

@@ -88,6 +88,7 @@ def test_74_the_other_endpoints_take_batches_too(client, eventually, url, body):
         (b"\n", None, None),
     ],
 )
+@pytest.mark.slow
 def test_74_a_file_with_faults_is_refused_whole_and_each_fault_has_its_line(
     client, live, eventually, content, number, param
 ):
@@ -100,6 +101,7 @@ def test_74_a_file_with_faults_is_refused_whole_and_each_fault_has_its_line(
     assert len(live.engine.asked) == before
 
 
+@pytest.mark.slow
 def test_74_a_batch_is_cancelled_and_expires_with_what_it_has(serving, scripted, tokenizer, eventually, monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", 2)
     slow = scripted(lambda request: tokenizer.encode("hm ") * request.params.max_tokens, delay_s=0.005)
@@ -124,6 +126,7 @@ def test_74_a_batch_is_cancelled_and_expires_with_what_it_has(serving, scripted,
         assert eventually(lambda: not slow.left and live.bridge.n_open == 0)
 
 
+@pytest.mark.slow
 def test_74_a_full_server_makes_lines_wait_and_others_are_served_beside(serving, scripted, answer_ids, eventually):
     with (
         serving(scripted(lambda request: answer_ids("a", "b")), max_open=2) as live,
@@ -184,6 +187,7 @@ def test_files_expire_and_nothing_is_dropped_for_want_of_room():
         ),
     ],
 )
+@pytest.mark.slow
 def test_what_is_no_form_is_refused(live, content, kind, status):
     answer = httpx.post(f"{live.url}/v1/files", content=content, headers={"content-type": kind})
     assert (answer.status_code, set(answer.json()["error"])) == (status, {"message", "type", "param", "code"})

@@ -200,6 +200,7 @@ def test_52_usage_while_it_streams_grows_to_the_total(live):
     assert counts[-1] == live.http.post(PATH, json=HELLO).json()["usage"]["completion_tokens"]
 
 
+@pytest.mark.slow
 def test_88_the_same_request_under_the_same_key_is_answered_once(serving, scripted, answer_ids, eventually):
     engine = scripted(lambda request: answer_ids("hm " * 20, "yes"), delay_s=0.01)
     with serving(engine) as live, concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -224,6 +225,7 @@ def test_88_the_same_request_under_the_same_key_is_answered_once(serving, script
         assert ask("d").status_code == 200
 
 
+@pytest.mark.slow
 def test_90_a_client_that_takes_nothing_is_dropped_and_disturbs_nobody(
     serving, scripted, tokenizer, connect, eventually
 ):
@@ -240,6 +242,7 @@ def test_90_a_client_that_takes_nothing_is_dropped_and_disturbs_nobody(
         sock.close()
 
 
+@pytest.mark.slow
 def test_91_a_deadline_ends_the_answer_with_what_there_is(serving, scripted, tokenizer, eventually):
     with serving(scripted(lambda request: tokenizer.encode("hm ") * 1000, delay_s=0.01)) as live:
         response = live.http.post(PATH, json=HELLO, headers={"x-request-timeout-s": "0.2"})

@@ -168,6 +168,7 @@ def test_anthropics_client_gets_text_thought_and_counts(claude, tokenizer):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.slow
 def test_tool_calls_reach_anthropics_client(calling, stream):
     tool = {"name": "add", "description": "adds", "input_schema": ADD["parameters"]}
     asked = {"model": "scripted", "max_tokens": 300, "messages": ASKED, "tools": [tool]}
@@ -201,6 +202,7 @@ def test_anthropics_errors_have_their_shape(claude, live):
         claude.messages.create(model="scripted", max_tokens=10, messages=[{"role": "user", "content": image}])
 
 
+@pytest.mark.slow
 def test_openais_responses_have_reasoning_and_text(client):
     made = client.responses.create(model="scripted", input="3+4?", instructions="Be brief.", store=False)
     assert (made.status, made.output_text) == ("completed", ANSWER)
@@ -221,6 +223,7 @@ def test_openais_responses_have_reasoning_and_text(client):
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.slow
 def test_function_calls_reach_the_responses_client(calling, stream):
     asked = {"model": "scripted", "input": "3+4?", "tools": [{"type": "function", "strict": True, **ADD}]}
     with openai.OpenAI(base_url=f"{calling.url}/v1", api_key="none", max_retries=0) as client:
@@ -239,6 +242,7 @@ def test_function_calls_reach_the_responses_client(calling, stream):
         assert client.responses.create(**asked).output
 
 
+@pytest.mark.slow
 def test_langchains_deepseek_wrapper_sees_the_thought(live, calling):
     langchain = pytest.importorskip("langchain_deepseek")
     chat = langchain.ChatDeepSeek(model="scripted", api_key="none", api_base=f"{live.url}/v1", max_retries=0)
@@ -253,6 +257,7 @@ def test_langchains_deepseek_wrapper_sees_the_thought(live, calling):
         wrapper.root_client.close()
 
 
+@pytest.mark.slow
 def test_answer_now_ends_the_thought_of_a_running_answer(serving, scripted, tokenizer, eventually):
     slow = scripted(lambda request: tokenizer.encode("hm ") * 1000, delay_s=0.005)
     with serving(slow, api_key=("mine", "yours")) as live:

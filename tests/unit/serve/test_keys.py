@@ -71,6 +71,7 @@ def test_requests_that_are_open_are_counted():
     one.admit()
 
 
+@pytest.mark.slow
 def test_keys_have_limits_of_their_own_and_an_administrator_sees_them_all(serving, scripted, answer_ids):
     engine = scripted(lambda request: answer_ids("a", "b"))
     keys = ("k1 requests_per_min=1", "k2", "boss admin name=boss")

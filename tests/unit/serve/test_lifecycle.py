@@ -36,6 +36,7 @@ def raw_post(connect, live, **fields):
 
 
 @pytest.mark.parametrize("fields", [{"stream": True}, {"stream": True, "n": 3}, {"stream": False}, {"n": 2}])
+@pytest.mark.slow
 def test_a_client_that_leaves_frees_the_engine_at_once_and_disturbs_nobody(serving, slow, connect, eventually, fields):
     with serving(slow) as live:
         other = {}
@@ -100,6 +101,7 @@ def test_a_client_that_leaves_is_noted_in_the_access_log_without_content(serving
     assert not any("\n" in line or "\x1b" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_keys_guard_everything_but_the_page_and_the_health(serving, slow):
     with serving(slow, api_key=("first-key", "second-key")) as live:
         http = live.http
@@ -159,6 +161,7 @@ def test_a_body_that_is_too_large_or_too_slow_is_refused(serving, slow, connect)
         sock.close()
 
 
+@pytest.mark.slow
 def test_two_hundred_bodies_that_never_end_keep_nobody_out_and_are_told_408(serving, slow, connect):
     with serving(slow, read_timeout_s=1.0) as live:
         sockets = [connect(live.url) for _ in range(200)]

@@ -73,6 +73,7 @@ def chats_of(urls, n):
     return [i for found in mine.values() for i in found]
 
 
+@pytest.mark.slow
 def test_chats_stay_move_and_come_back(pair, front, eventually, monkeypatch):
     monkeypatch.setattr(replicas, "CHECK_S", 0.1)
     http, service = front(*(live.url for live in pair))
@@ -107,6 +108,7 @@ def test_chats_stay_move_and_come_back(pair, front, eventually, monkeypatch):
     assert router.n_open == 0
 
 
+@pytest.mark.slow
 def test_one_that_is_full_or_gone_is_passed_over_before_the_client_sees_anything(pair, front, faulty):
     def gone(one):
         one.connection.close()
@@ -122,6 +124,7 @@ def test_one_that_is_full_or_gone_is_passed_over_before_the_client_sees_anything
         assert service.bridge.n_open == 0
 
 
+@pytest.mark.slow
 def test_what_an_engine_fails_at_is_not_tried_on_the_next_and_what_has_begun_not_again(pair, front, faulty):
     def broken(one):
         one.send_error(500)

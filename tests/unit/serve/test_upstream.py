@@ -27,6 +27,7 @@ def delta(index=0, finish=None, **fields):
     return {"choices": [{"index": index, "delta": fields, "finish_reason": finish}]}
 
 
+@pytest.mark.slow
 def test_the_official_clients_see_the_same_through_another_engine(live, front):
     http, service = front(live.url)
     with openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="-", max_retries=0) as client:
@@ -82,6 +83,7 @@ def test_a_client_that_leaves_the_front_leaves_the_engine(serving, scripted, tok
         (lambda one: threading.Event().wait(1.5), 504),
     ],
 )
+@pytest.mark.slow
 def test_what_goes_wrong_behind_is_said_in_the_usual_shape(front, faulty, answer, status):
     http, service = front(faulty(answer), read_timeout_s=0.5)
     response = http.post(PATH, json=HELLO)
@@ -93,6 +95,7 @@ def test_what_goes_wrong_behind_is_said_in_the_usual_shape(front, faulty, answer
     assert service.bridge.n_open == 0
 
 
+@pytest.mark.slow
 def test_either_name_of_the_thought_and_flat_errors_are_understood(front, faulty):
     def as_vllm(one):
         call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": "{"}}

@@ -44,6 +44,7 @@ def test_every_reference_answer_of_the_test_set_is_right(tests):
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.slow
 def test_every_task_has_a_test_set_and_a_validation_set_of_its_own(name):
     cfg = TasksConfig(names=(name,))
     held_out, validation = test_set(180, cfg), val_set(100, cfg)
@@ -59,6 +60,7 @@ def test_another_test_seed_is_another_test_set(tests):
     assert len({p.key for p in other} & {p.key for p in tests}) < 20
 
 
+@pytest.mark.slow
 def test_no_problem_is_in_two_splits(tests):
     keys = {split: set() for split in ("train", "val", "test")}
     for split, name, lang in itertools.product(keys, TASKS, LANGS):

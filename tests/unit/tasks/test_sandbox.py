@@ -89,6 +89,7 @@ READS = {
 
 
 @pytest.mark.parametrize("attack", READS)
+@pytest.mark.slow
 def test_it_cannot_read_what_lies_outside(attack: str, inside) -> None:
     assert outside(READS[attack]).stdout == "True\n"
     outcome = inside(READS[attack])
@@ -152,6 +153,7 @@ def test_it_cannot_kill_its_parent(code: str, inside) -> None:
     assert inside(code).status == "error"  # and we are still here
 
 
+@pytest.mark.slow
 def test_it_stops_an_infinite_loop(inside) -> None:
     code = "while True: pass"
     with pytest.raises(subprocess.TimeoutExpired):
@@ -194,6 +196,7 @@ def test_it_stops_huge_memory_and_huge_files(inside) -> None:
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**40, 2**40))",
     ],
 )
+@pytest.mark.slow
 def test_it_cannot_win_back_rights(code: str, inside) -> None:
     assert inside(code).status == "error"
 

@@ -64,6 +64,7 @@ def drawn() -> dict[str, list[tuple[Problem, str]]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_every_equation_of_every_thought_holds(name, drawn):
     checked = 0
     for problem, thought in drawn[name]:
@@ -138,6 +139,7 @@ def test_a_thought_holds_no_word_of_another_language(name, drawn):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_lower_levels_ask_for_less(name):
     lengths = [mean(len(thought) for _, thought in draw(name, 300, level)) for level in DIFFICULTIES]
     assert lengths[0] < lengths[2] < lengths[4]

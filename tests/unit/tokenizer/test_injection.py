@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from sobre.tokenizer.special import SPECIALS
 from sobre.tokenizer.stream import Detokenizer
 
@@ -22,6 +24,7 @@ def count_specials(tokenizer, ids) -> int:
     return sum(i in tokenizer.special_ids for i in ids)
 
 
+@pytest.mark.slow
 def test_encoding_never_makes_a_special_token(tokenizer):
     texts = injected(3000, seed=1)
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):

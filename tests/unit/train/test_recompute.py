@@ -108,6 +108,7 @@ def backward(model: Decoder, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.slow
 def test_recomputed_gradients_are_the_same_bits(name, lora):
     kept, again = built(name, recompute=False, lora=lora), built(name, recompute=True, lora=lora)
     batch = rows(3, 40)
@@ -135,6 +136,7 @@ def measured(name: str, n: int, length: int, *, recompute: bool, lora: bool = Fa
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("name", "n", "length"), list(zip(SHAPES, (12, 4, 12), (96, 256, 96), strict=True)))
+@pytest.mark.slow
 def test_the_planner_s_memory_is_what_a_step_takes_within_15_percent(name, n, length, recompute, monkeypatch):
     """With the experts' kernel of accelerators, and attention that keeps no probabilities, as fused ones do: a CPU's
     kernels keep less of experts, and more of attention where that is small."""
@@ -146,6 +148,7 @@ def test_the_planner_s_memory_is_what_a_step_takes_within_15_percent(name, n, le
         assert planned == pytest.approx(measured(name, n, length, recompute=recompute), rel=0.15)
 
 
+@pytest.mark.slow
 def test_recomputing_and_adapters_save_the_memory_that_they_should():
     name = "grouped queries, dense"
     full, again = (measured(name, 4, 256, recompute=recompute) for recompute in (False, True))

@@ -32,6 +32,7 @@ def steps(model: Decoder, optimizer: Optimizer, first: int, last: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.slow
 def test_going_on_from_a_state_equals_never_having_stopped_bit_for_bit(kind, tmp_path: Path):
     def build() -> tuple[Decoder, Optimizer]:
         model, _ = fresh()

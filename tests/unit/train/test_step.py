@@ -67,6 +67,7 @@ def test_second_targets_are_two_ahead_and_stop_at_the_end_of_each_sequence():
 
 @pytest.mark.parametrize("mtp_weight", [0.0, 0.3])
 @pytest.mark.parametrize("cuts", [[2, 2], [1, 3], [1, 1, 1, 1]])
+@pytest.mark.slow
 def test_accumulated_micro_batches_give_the_step_of_the_whole(cuts, mtp_weight):
     data = samples(9, 20, 5, 14)
     results = []
@@ -153,6 +154,7 @@ def test_a_batch_with_nothing_to_learn_is_refused():
         train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0)
 
 
+@pytest.mark.slow
 def test_training_learns_a_repeating_text():
     model, optimizer = fresh()
     batch = from_rows(torch.arange(31).repeat(4)[:100].unfold(0, 20, 16).contiguous())
