@@ -67,6 +67,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "pretraining, AdamW": {"optim": "adamw"},
     "fine-tuning": {"stage": "sft"},
     "RL": {"stage": "rl"},
+    "distillation": {"stage": "distill"},
     "float32, 20 steps": {"dtype": "float32"},
 }
 TABLE = re.compile(r"(<!-- make matrix -->\n)(.*?)(<!-- end -->)", re.S)
@@ -75,7 +76,7 @@ PROMISED = {"float64": 1e-9, "float32": 1e-4}
 
 def is_refused(sizes: dict[str, Any], case: dict[str, Any]) -> bool:
     """Whether a run in this layout refuses the stage (`ParallelConfig.check_stages`)."""
-    return bool({"pipeline", "context"} & sizes.keys()) and case.get("stage") == "rl"
+    return bool({"pipeline", "context"} & sizes.keys()) and case.get("stage") in ("rl", "distill")
 
 
 class Row(NamedTuple):

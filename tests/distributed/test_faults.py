@@ -111,7 +111,8 @@ def test_a_step_that_is_nan_in_one_process_is_refused_and_the_run_begins_again_f
     out, errors = tmp_path / "run", tmp_path / "errors"
     monkeypatch.setenv("SOBRE_TEST_STATES", str(out / "state" / "pretrain"))
     flags = ("--parallel.shards", "2", "--pretrain.steps", str(steps), "--save.every-s", "0.5", "--stages", "pretrain")
-    run = Run(out, launch(2, str(SPOILED), "run", "nano", "--out", str(out), *flags, restarts=1, errors=errors), errors)
+    story = (str(SPOILED), "run", "nano", "--out", str(out), *flags, "--trace", str(steps - 1))
+    run = Run(out, launch(2, *story, restarts=1, errors=errors), errors)
     assert run.process.wait(timeout=240) == 0, run.errors()[-3000:]
     refused = re.search(r"pretrain, step (\d+): loss=nan and gradient norm=nan must be finite; the step", run.errors())
     went_on = re.findall(r"resume: pretrain goes on after step (\d+)", run.errors())
@@ -127,6 +128,9 @@ def test_a_step_that_is_nan_in_one_process_is_refused_and_the_run_begins_again_f
     assert [entry["step_from"] for entry in trained] == [0, *(entry["step_to"] for entry in trained[:-1])]
     assert sum(entry["tokens"] for entry in trained) == steps * 512
     assert load_model(out / "base").cfg.n_layers == 2
+    for rank in range(2):
+        trace = json.loads((out / "state" / "trace" / "pretrain" / f"process-{rank}.json").read_text())
+        assert {"aten::mm", "gloo:all_gather"} <= {event["name"] for event in trace["traceEvents"]}
 
 
 def test_the_processes_of_an_agent_that_is_killed_finish_and_nobody_joins_them(

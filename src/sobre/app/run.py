@@ -34,6 +34,12 @@ class RunOptions:
     """Print the report as one JSON document on standard output; progress goes to standard error."""
     watch: tuple[Tracker, ...] = ()
     """Trackers that get the metrics, besides metrics.jsonl."""
+    trace: int | None = None
+    """Steps of a stage before the one that every process writes a trace of: state/trace/STAGE/process-N.json."""
+
+    def __post_init__(self) -> None:
+        if self.trace is not None and self.trace < 0:
+            raise ConfigError(f"--trace {self.trace} must be 0 (the first step of each stage) or more")
 
 
 MODEL_FLAG = {"--model": "--start.model"}
@@ -72,7 +78,16 @@ def run(recipe: Recipe, options: RunOptions) -> int:
             opened(options.watch if processes.is_first else (), folder.path, to_dict(recipe)) as sinks,
         ):
             try:
-                tell(Session.open(recipe, folder, console, processes=processes, head_start_s=head_start_s, sinks=sinks))
+                session = Session.open(
+                    recipe,
+                    folder,
+                    console,
+                    processes=processes,
+                    head_start_s=head_start_s,
+                    sinks=sinks,
+                    traced=options.trace,
+                )
+                tell(session)
             except ConfigError:
                 if processes.is_first:
                     folder.give_back()

@@ -54,6 +54,8 @@ class Session:
     """Parts that are done, in order, and the meter at the end of each."""
     billed_s: float = 0.0
     """Where the last bill ended, on the meter."""
+    traced: int | None = None
+    """Steps done before the one that is traced, in each stage (runtime/trace.py)."""
 
     @classmethod
     def open(
@@ -66,6 +68,7 @@ class Session:
         clock: Clock | None = None,
         head_start_s: float = 0,
         sinks: Sequence[Sink] = (),
+        traced: int | None = None,
     ) -> "Session":
         """Begin, or go on where the folder's run stopped."""
         processes = processes or Processes()
@@ -85,6 +88,7 @@ class Session:
             energy=EnergyMeter(recipe.budget.price.watts or assumed_watts()),
             processes=processes,
             done=processes.decide(lambda: _done(folder)),
+            traced=traced,
         )
         if session.done:
             session.meter.restore(next(reversed(session.done.values())))

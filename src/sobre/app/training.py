@@ -23,6 +23,7 @@ from sobre.parallel.division import Division
 from sobre.plan.count import train_flops
 from sobre.runtime.horizon import Horizon
 from sobre.runtime.run_folder import resume_line
+from sobre.runtime.trace import StepTrace
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.config import Precision
@@ -53,6 +54,7 @@ class Trainer:
         self._saved_at, self._saved_step = time.monotonic(), -1
         self._interrupted = False
         self._health = Health()
+        self._trace = StepTrace(session.folder.state / "trace" / stage.name, self.processes.rank, session.traced)
         self._saving: tuple[Saving, Entry] | None = None
         """The state that is being written, and the bill that goes with it."""
         self._save_s = 0.0
@@ -68,6 +70,7 @@ class Trainer:
             dry_run(self.stage)
         self.session.console.stage(self.stage.name, self.stage.horizon.total)
         before = signal.signal(signal.SIGINT, self._interrupt)
+        self._trace.begin(start)
         try:
             step = run_stage(self.stage, start=start, hooks=[self._log], after_step=self._after_step)
         finally:
@@ -166,6 +169,11 @@ class Trainer:
         )
 
     def _after_step(self, step: int) -> None:
+        self._trace.end()
+        self._save_or_stop(step)
+        self._trace.begin(step)
+
+    def _save_or_stop(self, step: int) -> None:
         every_s, processes = self.session.recipe.save.every_s, self.processes
         is_due = self._saving is None and time.monotonic() - self._saved_at >= every_s
         writes = self._saving is not None and not self._saving[0].is_written()
