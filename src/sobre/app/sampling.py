@@ -11,7 +11,6 @@ from sobre.config.recipe import Recipe
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.errors import ConfigError
-from sobre.kernels import select
 from sobre.models.decoder import Decoder
 from sobre.rl.config import RLConfig, SamplersConfig
 from sobre.rl.remote_engine import RemoteEngine
@@ -32,9 +31,9 @@ def engine_for(
     On a CPU `as_saved` computes in float32, the dtype of the folder: an examination that `sobre eval` repeats.
     """
     is_exact = as_saved and model.device.type == "cpu"
-    dtype = torch.float32 if is_exact else select.decoding_dtype(model.device.type, model.dtype)
+    view = model.computing_in(torch.float32) if is_exact else model.for_decoding()
     cfg = _sizes(session, model, return_routes, return_kept)
-    return Engine(model.computing_in(dtype), cfg, run_seed=_run_seed(session))
+    return Engine(view, cfg, run_seed=_run_seed(session))
 
 
 def samplers_for(
@@ -49,9 +48,8 @@ def samplers_for(
     """The same engine in every worker on Ray, which follow the weights of `model`."""
     from sobre.rl.ray_pool import RayPool  # what needs Ray
 
-    view = model.computing_in(select.decoding_dtype(model.device.type, model.dtype))
     cfg = _sizes(session, model, return_routes, return_kept)
-    pool = RayPool(view, cfg, samplers, run_seed=_run_seed(session), say=session.console.say)
+    pool = RayPool(model.for_decoding(), cfg, samplers, run_seed=_run_seed(session), say=session.console.say)
     return RemoteEngine(pool, session.processes, lambda: weights_of(model), fetch=fetch)
 
 

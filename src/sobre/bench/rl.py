@@ -24,7 +24,6 @@ from sobre.config.load import to_dict
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
-from sobre.kernels import select
 from sobre.models.checkpoint import load_model, save_model
 from sobre.models.decoder import Decoder
 from sobre.optim.optimizer import Optimizer
@@ -67,8 +66,7 @@ class Ours:
         )
         room = self.cfg.prompt + self.cfg.new
         sizes = EngineConfig(max_batch=self.cfg.prompts * self.cfg.group_size, max_len=room, return_routes=True)
-        dtype = select.decoding_dtype(self.model.device.type, self.model.dtype)
-        self.engine = Engine(self.model.computing_in(dtype), sizes)
+        self.engine = Engine(self.model.for_decoding(), sizes)
         self.optimizer: Optimizer = ours.make_optimizer(self.model, "adamw", self.cfg.lr)
         self.loss_fn = policy_loss(self.rl, self.mismatch.see)
 

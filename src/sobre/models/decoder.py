@@ -218,6 +218,10 @@ class Decoder(nn.Module):
         view.dtype = dtype
         return view
 
+    def for_decoding(self) -> "Decoder":
+        """The view that decodes fastest where the weights lie."""
+        return self.computing_in(select.decoding_dtype(self.device.type, self.dtype))
+
     def routers(self) -> list[Router]:
         """Routers in the order of StepOutput.load_LE, the MTP module's last."""
         return [module for module in self.modules() if isinstance(module, Router)]
