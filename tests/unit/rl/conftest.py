@@ -1,4 +1,4 @@
-"""Groups and samples by hand, and an engine that answers from a script."""
+"""Groups and samples by hand, an engine that answers from a script, and a tokenizer."""
 
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -9,7 +9,11 @@ from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
+from sobre.tasks.config import TasksConfig
 from sobre.tasks.format import Reward
+from sobre.tasks.sampling import chat
+from sobre.tokenizer.config import TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
 
 EOS = 2
 
@@ -91,3 +95,11 @@ def make() -> SimpleNamespace:
     return SimpleNamespace(
         problem=problem, rollout=rollout, group=group, engine=ScriptedEngine, tokenizer=WordTokenizer(), eos=EOS
     )
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Learned from worked sorting problems."""
+    tasks = TasksConfig(names=("sorting",), langs=("en",))
+    texts = [message["content"] for i in range(50) for message in chat(tasks, "t", i)]
+    return Tokenizer.train(texts, TokenizerConfig(vocab_size=300))

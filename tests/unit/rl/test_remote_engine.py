@@ -26,8 +26,6 @@ from sobre.rl.worker import Weights, Worker, weights_of
 from sobre.runtime.processes import Processes
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.format import Reward
-from sobre.tasks.sampling import chat
-from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.step import train_step
 
@@ -65,12 +63,6 @@ class Here:
         return outputs, added(NONE, done)
 
     def close(self) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    texts = [message["content"] for i in range(50) for message in chat(TASKS, "t", i)]
-    return Tokenizer.train(texts, TokenizerConfig(vocab_size=300))
 
 
 @pytest.fixture(autouse=True)

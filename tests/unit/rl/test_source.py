@@ -23,20 +23,12 @@ from sobre.rl.source import RolloutSource
 from sobre.runtime.processes import Processes
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.format import Reward
-from sobre.tasks.sampling import chat
-from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.step import StepInfo, train_step
 
 TASKS = TasksConfig(names=("sorting",), langs=("en",))
 SMALL = {"n_prompts": 3, "group_size": 4, "max_tokens": 6, "curriculum": CurriculumConfig(difficulty=(1, 1))}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    texts = [message["content"] for i in range(50) for message in chat(TASKS, "t", i)]
-    return Tokenizer.train(texts, TokenizerConfig(vocab_size=300))
 
 
 @pytest.fixture(autouse=True)
