@@ -7,6 +7,7 @@ from sobre.report.curves import curves, load
 from sobre.report.run_files import Record, RunFiles
 from sobre.report.samples import samples
 from sobre.report.signs import signs
+from sobre.tasks.checking import n_checks
 
 SCHEMA = 1
 EVAL_FIELDS = (
@@ -62,7 +63,7 @@ def _stage(files: RunFiles, name: str) -> Record:
             "loss_last_tenth": _mean_of(lines[-tenth:], "loss"),
             "tokens_per_s": _mean_of(lines, "tokens_per_s"),
         }
-        for field in ("reward", "pass_rate", "answer_tokens", "flat_groups"):
+        for field in ("reward", "pass_rate", "answer_tokens", "checks", "flat_groups"):
             if any(line.get(field) is not None for line in lines):
                 metrics |= {f"{field}_first_tenth": _mean_of(lines[:tenth], field)}
                 metrics |= {f"{field}_last_tenth": _mean_of(lines[-tenth:], field)}
@@ -73,7 +74,10 @@ def _stage(files: RunFiles, name: str) -> Record:
         f"answers_{fate}": n for fate, n in files.answers.get(name, {}).items() if fate not in ("schema", "teacher")
     }
     result = files.evals.get(name, {})
-    return {"metrics": metrics, **{field: result[field] for field in EVAL_FIELDS if result.get(field) is not None}}
+    examined = {field: result[field] for field in EVAL_FIELDS if result.get(field) is not None}
+    if items := result.get("items"):
+        examined["mean_checks"] = sum(n_checks(item["completion"]) for item in items) / len(items)
+    return {"metrics": metrics, **examined}
 
 
 def _budget(files: RunFiles, spent: Record) -> Record:

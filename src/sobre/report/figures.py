@@ -17,6 +17,16 @@ Report = dict[str, Any]
 LEVELS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0)
 """Edges, as load over the mean, of the seven shades of the load picture; the middle one is left blank."""
 MAX_LAYERS = 6
+REINFORCED = ("rl", "rl2")
+MOVED = {"answer_tokens": "Response, tokens", "checks": "Checks in a response", "difficulty": "Difficulty asked"}
+"""What reinforcement learning moves beside the reward: fields of a curve and what a panel is called."""
+HEALTH = {
+    "format_rate": "In the agreed form",
+    "logp_gap_mean": "Sampler – trainer, nats",
+    "routes_differ": "Tokens routed otherwise",
+    "flat_groups": "Groups without variance",
+}
+"""Signs of sound learning, in the same form."""
 
 
 def draw_all(report: Report, *, alone: bool = False) -> dict[str, str]:
@@ -41,11 +51,12 @@ def _accuracy(report: Report, alone: bool) -> str | None:
     rows: list[tuple[str, str | None, str | None]] = [("all problems", None, None)]
     rows += [(task.replace("_", " "), "by_task", task) for task in last.get("by_task", {})]
     rows += [(_language(lang), "by_lang", lang) for lang in last.get("by_lang", {})]
+    many = len(judged) / 4  # how much room the dots of a row need, beside those of four stages
     with style("accuracy"):
-        drawing, [panel] = figure(7.6, 0.75 + 0.34 * len(rows))
+        drawing, [panel] = figure(7.6, 0.75 + 0.34 * len(rows) * max(1, many))
         positions = _row_positions([group for _, group, _ in rows])
         for i, (name, stage) in enumerate(judged.items()):
-            shift = (i - (len(judged) - 1) / 2) * 0.2
+            shift = (i - (len(judged) - 1) / 2) * 0.2 / max(1, many)
             for y, (_, group, key) in zip(positions, rows, strict=True):
                 share = stage if group is None else stage.get(group, {}).get(key)
                 if share is not None:
@@ -68,14 +79,14 @@ def _dot(panel: Axes, y: float, share: Report, shade: str) -> None:
 
 
 def _key(panel: Axes, shades: dict[str, str]) -> None:
-    """What the colours mean, in one line above the panel, where nothing can run into it."""
+    """What the colours mean, in lines of up to four above the panel, where nothing can run into it."""
     handles = [Line2D([], [], color=colour(shade), linewidth=2.4) for shade in shades.values()]
     panel.legend(
         handles,
         list(shades),
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=len(shades),
+        ncols=len(shades) if len(shades) <= 4 else 3,
         frameon=False,
         borderpad=0,
         borderaxespad=0.4,
@@ -130,29 +141,43 @@ def _one_argument(shown: Callable[[float], str]) -> Callable[[float, int | None]
 
 
 def _reinforcement(report: Report, alone: bool) -> str | None:
-    """What reinforcement learning moved: reward and pass rate, length, and the curriculum."""
-    curve = report["curves"].get("rl")
-    if curve is None or not {"reward", "pass_rate"} <= curve.keys():
+    """What reinforcement learning moved, a row for each of its stages: reward and pass rate, length, checks, levels."""
+    stages = [stage for stage in report["curves"] if stage in REINFORCED]
+    drawn = [stage for stage in stages if {"reward", "pass_rate"} <= report["curves"][stage].keys()]
+    if not drawn:
         return None
     with style("reinforcement"):
-        drawing, panels = figure(7.6, 2.7, columns=3)
-        panels[0].axhspan(*_band(report), color=colour("rule"), alpha=0.35, linewidth=0)
-        panels[0].plot(curve["step"], curve["reward"], color=colour("muted"), linewidth=1.1)
-        panels[0].plot(curve["step"], curve["pass_rate"], color=colour("rl"))
-        panels[0].set_ylim(0)
-        _key(panels[0], {"reward": "muted", "pass rate": "rl", **_test_accuracy(panels[0], report, curve["step"])})
-        _lengths_and_levels(panels[1], panels[2], curve)
-        for panel in panels:
-            panel.set_xlabel("step")
-            panel.grid(axis="x", visible=False)
-            panel.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
-        return to_svg(drawing, "Reward, response length and difficulty over reinforcement learning", alone=alone)
+        drawing, panels = figure(7.6, 2.6 * len(drawn), columns=1 + len(MOVED), rows=len(drawn))
+        for stage in drawn:
+            rewards, *moved = panels[: 1 + len(MOVED)]
+            del panels[: 1 + len(MOVED)]
+            curve = report["curves"][stage]
+            _rewards(rewards, report, stage)
+            for panel, (field, title) in zip(moved, MOVED.items(), strict=True):
+                panel.set_title(title, fontsize=9)
+                if field in curve:
+                    panel.plot(curve["step"], curve[field], color=colour(stage))
+            for panel in (rewards, *moved):
+                panel.set_ylim(0)
+                panel.set_xlabel("step")
+                panel.grid(axis="x", visible=False)
+                panel.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
+        return to_svg(drawing, "Reward, length, checks and difficulty over reinforcement learning", alone=alone)
 
 
-def _test_accuracy(panel: Axes, report: Report, steps: list[int]) -> dict[str, str]:
+def _rewards(panel: Axes, report: Report, stage: str) -> None:
+    curve = report["curves"][stage]
+    panel.axhspan(*_band(report, stage), color=colour("rule"), alpha=0.35, linewidth=0)
+    panel.plot(curve["step"], curve["reward"], color=colour("muted"), linewidth=1.1)
+    panel.plot(curve["step"], curve["pass_rate"], color=colour(stage))
+    shades = {"reward": "muted", "pass rate": stage}
+    _key(panel, {**shades, **_test_accuracy(panel, report, stage, curve["step"])})
+
+
+def _test_accuracy(panel: Axes, report: Report, stage: str, steps: list[int]) -> dict[str, str]:
     """Dots where the stage began and ended: accuracy on the test problems, which never change. Returns their key."""
     stages = list(report["stages"].values())
-    at = list(report["stages"]).index("rl")
+    at = list(report["stages"]).index(stage)
     before, after = (stages[at - 1] if at else {}), stages[at]
     ends = ((steps[0], before), (steps[-1], after))
     judged = [(step, stage["pass_at_1"]) for step, stage in ends if "pass_at_1" in stage]
@@ -161,40 +186,25 @@ def _test_accuracy(panel: Axes, report: Report, steps: list[int]) -> dict[str, s
     return {"test": "ink"} if judged else {}
 
 
-def _band(report: Report) -> tuple[float, float]:
+def _band(report: Report, stage: str) -> tuple[float, float]:
     """Pass rates between which the curriculum keeps the training."""
-    curriculum = (report["config"].get("rl") or {}).get("curriculum") or {}
+    curriculum = (report["config"].get(stage) or {}).get("curriculum") or {}
     return curriculum.get("low", 0.2), curriculum.get("high", 0.8)
-
-
-def _lengths_and_levels(lengths: Axes, levels: Axes, curve: Report) -> None:
-    for panel, field, title in (
-        (lengths, "answer_tokens", "Response length, tokens"),
-        (levels, "difficulty", "Difficulty asked"),
-    ):
-        panel.set_title(title)
-        if field in curve:
-            panel.plot(curve["step"], curve[field], color=colour("rl"))
-        panel.set_ylim(0)
 
 
 def _health(report: Report, alone: bool) -> str | None:
     """Signs that training is sound: the form, agreement of sampler and trainer, groups that teach nothing."""
-    curve = report["curves"].get("rl", {})
-    titles = {
-        "format_rate": "In the agreed form",
-        "logp_gap_mean": "Sampler – trainer, nats",
-        "routes_differ": "Tokens routed otherwise",
-        "flat_groups": "Groups without variance",
-    }
-    fields = [field for field in titles if field in curve]
+    curves = {stage: curve for stage, curve in report["curves"].items() if stage in REINFORCED}
+    fields = [field for field in HEALTH if any(field in curve for curve in curves.values())]
     if not fields:
         return None
     with style("health"):
         drawing, panels = figure(7.6, 1.75, columns=len(fields))
         for panel, field in zip(panels, fields, strict=True):
-            panel.plot(curve["step"], curve[field], color=colour("muted"), linewidth=1.2)
-            panel.set_title(titles[field], fontsize=8.5, color=colour("muted"))
+            for stage, curve in curves.items():
+                if field in curve:
+                    panel.plot(curve["step"], curve[field], color=colour(stage), linewidth=1.2)
+            panel.set_title(HEALTH[field], fontsize=8.5, color=colour("muted"))
             panel.set_ylim(0)
             panel.grid(axis="x", visible=False)
             panel.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))

@@ -37,6 +37,7 @@ def render(report: Report) -> str:
         "accuracy": claims.accuracy,
         "energy": claims.energy,
     }
+    judged = {name: stage for name, stage in report["stages"].items() if "pass_at_1" in stage}
     template = environment.from_string(folder.joinpath("page.html.jinja").read_text(encoding="utf-8"))
     return template.render(
         r=report,
@@ -48,7 +49,8 @@ def render(report: Report) -> str:
         taught=claims.taught(report),
         prices=[claims.carbon(report["bill"]["rows"]), *claims.prices(report)],
         shares=_shares(report),
-        judged={name: stage for name, stage in report["stages"].items() if "pass_at_1" in stage},
+        judged=judged,
+        sampled=next((stage["sampled"] for stage in judged.values() if "sampled" in stage), None),
         plan_rows=_plan_rows(report),
         facts_of_data=_flat(report["data"] or {}, leave_out=("schema", "generated")),
         facts_of_machine=_flat(report["environment"] or {}, leave_out=("schema",)),

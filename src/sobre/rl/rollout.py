@@ -17,6 +17,7 @@ from sobre.rl.grading import Grader, rewards
 from sobre.rl.turns import Spoken, converse, described
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
+from sobre.tasks.checking import n_checks
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.equality import n_timeouts
 from sobre.tasks.format import Reward, question, reward
@@ -90,6 +91,7 @@ class Rollouts:
             "language": sum(answer.reward.language for answer in answers) / n,
             "calls": sum(answer.n_calls for answer in answers) / n,
             "answer_tokens": sum(answer.n_tokens for answer in answers) / n,
+            "checks": sum(n_checks(answer.text) for answer in answers) / n,
             "difficulty": sum(group.problem.difficulty for group in self.all) / len(self.all),
             "n_answers": n,
             "unjudged": n_sampled - n,

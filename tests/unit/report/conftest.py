@@ -109,6 +109,7 @@ def make_metrics(stage: str, n: int, start_s: float, stop_s: float, n_experts: i
                 "pass_rate": min(0.95, 0.45 + 0.2 * x + rng.gauss(0, 0.06)),
                 "format_rate": 0.97,
                 "answer_tokens": 60 + 20 * x + rng.gauss(0, 2),
+                "checks": 1 + x,
                 "difficulty": 1.5 + 2 * x,
                 "truncated": 0.01,
                 "flat_groups": rng.randrange(5),

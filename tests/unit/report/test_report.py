@@ -14,6 +14,7 @@ from rich.console import Console
 from sobre.errors import RunError
 from sobre.report.build import build
 from sobre.report.card import model_card
+from sobre.report.claims import stage_name
 from sobre.report.facts import facts
 from sobre.report.figures import draw_all
 from sobre.report.run_files import read_run
@@ -98,6 +99,33 @@ def test_figures_take_their_colours_from_the_page(page, report):
         assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r'"#[^"]*"|url\(#[^)]*\)', "", svg))
         assert not re.search(r"font-family: ", svg)
     assert all(f"--{name}:" in page for name in re.findall(r"var\(--(\w+)\)", page))
+
+
+@pytest.mark.slow
+def test_the_second_stages_of_r1_are_drawn_beside_the_first_and_in_colours_that_the_page_has(
+    report, new_run, tmp_path, new_eval
+):
+    folder = new_run(tmp_path / "run", stages=("sft", "rl"))
+    config = json.loads((folder / "config.json").read_text())
+    config["recipe"]["stages"] = ["sft", "rl", "sft2", "rl2", "distill"]
+    (folder / "config.json").write_text(json.dumps(config))
+    for stage, rate in (("sft2", 0.7), ("rl2", 0.8), ("distill", 0.5)):
+        (folder / "eval" / f"{stage}.json").write_text(json.dumps(new_eval(rate, 1.9)))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    later = [{**line, "stage": f"{line['stage']}2"} for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, *later]))
+    build(folder)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    found = json.loads((folder / "report.json").read_text())
+    used = set(re.findall(r"var\(--(\w+)\)", page))
+    assert {"sft2", "rl2", "distill"} <= used
+    assert all(f"--{name}:" in page for name in used)
+    one, both = (draw_all(each)["reinforcement"] for each in (report, found))
+    assert both.count("Checks in a response") == 2 * one.count("Checks in a response") == 2
+    assert found["stages"]["rl2"]["metrics"]["checks_last_tenth"] == pytest.approx(1.95, abs=0.01)
+    rows = re.findall(r"<tr><td>([^<]*)</td><td>[\d.]+ % \([\d.–]+\)</td>\s*<td>97.5 %", page)
+    assert rows == [stage_name(name) for name in ("sft", "rl", "sft2", "rl2", "distill")]
+    assert found["stages"]["rl2"]["mean_checks"] == 1.0  # each thought of the fixture says "check" once
 
 
 def test_a_figure_that_stands_alone_has_colours_and_a_size_of_its_own(report):
