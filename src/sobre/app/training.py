@@ -77,6 +77,11 @@ class Trainer:
             signal.signal(signal.SIGINT, before)
             self.session.metrics.flush()  # of a run that fails, too: what was lost is billed by them
         self._commit()
+        if not step:
+            self.session.console.say(
+                f"{self.stage.name}: not one step, for what is left of the budget is kept for what follows; the model"
+                " stays as it was"
+            )
         if step != self._saved_step:
             self._save(step)
             self._commit()
@@ -153,7 +158,7 @@ class Trainer:
     def _show(self, record: StepRecord, tokens_per_s: float | None) -> None:
         horizon, session = self.stage.horizon, self.session
         if abs(horizon.total - self._said) > NEWS * self._said:
-            text = f"{self.stage.name}: {horizon.total:,} steps instead of {self._said:,}, by the speed of late"
+            text = f"{self.stage.name}: {horizon.total:,} steps instead of {self._said:,}, at its recent speed"
             session.console.say(text, style="dim")
             self._said = horizon.total
         left = None if session.budget.kind != "seconds" else session.meter.remaining()

@@ -91,7 +91,7 @@ class Horizon:
         self.news = ""
         horizon = self._log.decide(self.stage, step, "horizon", lambda: self._correct(step))
         if horizon is not None:
-            self.news = f"{self.stage}: {horizon['total']:,} steps instead of {self.total:,}, by the speed of late"
+            self.news = f"{self.stage}: {horizon['total']:,} steps instead of {self.total:,}, at its recent speed"
             self._apply(step, horizon)
         end = self._log.decide(self.stage, step, "end", lambda: self._end(step))
         if end is not None and end["reason"] == "budget":

@@ -18,6 +18,7 @@ from sobre.config.load import to_dict
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import CheckpointError, ConfigError, RunError
 from sobre.models.checkpoint import load_adapted, load_model
+from sobre.plan.plan import Plan
 from sobre.runtime.console import Console
 from sobre.runtime.device import Calibration
 from sobre.runtime.processes import Processes
@@ -101,6 +102,14 @@ def test_a_stage_goes_on_from_the_model_that_it_is_given_and_examines_it_first(b
     assert list(report["stages"]) == ["start", "sft"]
     assert report["stages"]["start"]["n"] == report["stages"]["sft"]["n"] == 12
     assert not (out / "state" / "corpus").exists()
+
+
+@pytest.mark.slow
+def test_a_stage_for_which_nothing_is_left_says_so(base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Plan, "allowance", lambda *_, **__: 0.0)
+    flags = ["nano", "--model", str(base / "base"), "--out", str(tmp_path / "out"), "--sft.steps", "0"]
+    assert stage.run_stage("sft", flags) == 0
+    assert "sft: not one step, for what is left of the budget is kept" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_prepares_a_part_is_billed_to_it_and_what_was_before_a_resume_is_not():

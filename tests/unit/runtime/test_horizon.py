@@ -180,4 +180,4 @@ def test_a_new_horizon_is_said_in_words(tmp_path):
         horizon.ended(step)
         said += [horizon.news] if horizon.news else []
         clock.time += 1.0
-    assert said == ["rl: 100 steps instead of 10, by the speed of late"]
+    assert said == ["rl: 100 steps instead of 10, at its recent speed"]
