@@ -19,6 +19,8 @@ from sobre.kernels.moe import by_expert
 Bits = Literal["int8", "int4"]
 GROUP = 32
 """Input weights that share a scale in int4."""
+BYTES_BLOCK = 128
+"""Inputs among which those that share a scale are found."""
 
 
 class Coded(NamedTuple):
@@ -48,6 +50,16 @@ def rounded(weight_OI: Tensor, bits: Bits) -> tuple[Tensor, Tensor]:
     scale_OX = (grouped_OXG.abs().amax(2) / 7).clamp_min(1e-12).bfloat16()
     codes_OXG = (grouped_OXG / scale_OX.float()[..., None]).round_().clamp_(-8, 7)
     return codes_OXG.flatten(1).to(torch.int8), scale_OX
+
+
+def in_bytes(x_NI: Tensor, bits: Bits) -> Tensor:
+    """x_NI as products of bytes take it (native/codes.h), in its own dtype widened to float32: eight numbers, which lie
+    in a block of `BYTES_BLOCK` as the weights' codes do, share a scale, largest / 127."""
+    padded_NI = F.pad(x_NI.float(), (0, -x_NI.shape[1] % BYTES_BLOCK))
+    sizes, halves = ((2, 16, 4), 2) if bits == "int8" else ((4, 2, 4, 4), 3)
+    parts = padded_NI.unflatten(1, (-1, *sizes))
+    largest = parts.abs().amax((halves, -1), keepdim=True).clamp_min(1e-30)
+    return ((parts * (127 / largest)).round_() * (largest / 127)).flatten(1)[:, : x_NI.shape[1]]
 
 
 def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:

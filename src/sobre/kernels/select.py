@@ -180,6 +180,16 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("cached_attention", "reference", reference.cached_attention),
     Kernel("cached_attention", "tiled", tiled.cached_attention, reason="the same bits in every batch"),
     Kernel("tail_attention", "sdpa", tail.fused, ACCELERATORS, reason="torch's fused attention"),
+    Kernel("tail_attention", "native", native_attention.tail_attention, ("cpu",), (torch.float32,), IN_C, native.lacks),
+    Kernel(
+        "tail_attention",
+        "native",
+        native_attention.tail_attention,
+        ("cpu",),
+        (torch.bfloat16,),
+        IN_C,
+        native.lacks_bfloat16_products,
+    ),
     Kernel("tail_attention", "block", tail.block, reason="no key after a block of queries is read"),
     Kernel("tail_attention", "reference", reference.tail_attention),
     Kernel(

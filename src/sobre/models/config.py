@@ -4,6 +4,7 @@ Names follow DeepSeek-V3 (arXiv 2412.19437, 2.1); the Hugging Face key stands in
 The unions `Attention` and `FeedForward` are closed: the recipe chooses a variant by `kind`.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from sobre.config.base import by_kind, config
@@ -120,6 +121,15 @@ class MLAConfig:
         """The same as (how many, how wide) vectors, each of which has its own scale in an int8 cache."""
         index = ((1, self.indexer.dim),) if self.indexer else ()
         return ((1, self.kv_rank), (1, self.rope_dim), *index)
+
+    def widens(self, lengths: Sequence[int], starts: Sequence[int]) -> bool:
+        """Whether a step of `lengths` new tokens after `starts` cached ones multiplies less when it rebuilds the keys
+        and values of the cached latents than when all heads attend to the latents themselves (models/mla.py)."""
+        if self.indexer:
+            return False
+        pairs = sum(new * start + new * (new + 1) // 2 for new, start in zip(lengths, starts, strict=True))
+        saved = self.latent_dim + self.kv_rank - self.qk_dim - self.v_dim
+        return pairs * saved > sum(starts) * self.kv_rank * (self.nope_dim + self.v_dim)
 
 
 @config

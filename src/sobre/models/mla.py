@@ -2,10 +2,12 @@
 
 Keys and values of all heads are rebuilt from one latent c of width C per token, and one rotary key is shared by all
 heads; only the two are cached, after norm and rotation. Two forms of the same sums:
-  naive     training and prefill: rebuild k and v of every head, then ordinary attention;
-  absorbed  with a cache, and with sparse attention once the context outgrows its choice: fold the key map into the
-            query and the value map into the output, so that all heads attend to the latents themselves: multi-query
-            attention with one key of width C + rope and one value of width C.
+  naive     training, prefill and long pieces of a prompt: rebuild k and v of every head, those of cached tokens too,
+            then ordinary attention;
+  absorbed  few tokens after cached ones (`MLAConfig.widens` counts), and with sparse attention once the context
+            outgrows its choice: fold the key map into the query and the value map into the output, so that all heads
+            attend to the latents themselves: multi-query attention with one key of width C + rope and one value of
+            width C. An engine whose bits must not depend on the cut of a prompt takes no other form.
 Sparse attention (V3.2, models/indexer.py) is the absorbed form with one more mask.
 
 The norms of the two latents have their own epsilon, 1e-6 whatever the model's is, as in DeepSeek's released code.
@@ -28,6 +30,8 @@ from sobre.models.rope import softmax_factor
 from sobre.models.step import StepInput
 
 LATENT_EPS = 1e-6
+WIDE_NUMBERS = 1 << 24
+"""Numbers of the keys and values that are rebuilt at a time; those of one head at least."""
 
 
 class MLA(nn.Module):
@@ -72,6 +76,8 @@ class MLA(nn.Module):
             out_NHW = self._naive(q_NHP, q_rope_NHr, latent_NC, k_rope_Nr, step)
         elif cache is not None and not chooses and step.max_length == 1:
             out_NHW = self._decoded(q_NHP, q_rope_NHr, *cache.paged(self.layer, step))
+        elif cache is not None and not cache.reads_fresh and mla.widens(step.lengths, step.starts):
+            out_NHW = self._widened(q_NHP, q_rope_NHr, cache.read(self.layer, step).to(x_ND.dtype), step)
         else:
             entries_RSC = step.pad(entry_NC) if fresh or cache is None else cache.read(self.layer, step).to(x_ND.dtype)
             bias_RTS = step.later_RTS
@@ -91,6 +97,32 @@ class MLA(nn.Module):
         q_NHK = torch.cat([q_NHP, q_rope_NHr], -1)
         k_MHK = torch.cat([k_MHP, k_rope_Mr.unsqueeze(1).expand(-1, mla.n_heads, -1)], -1)
         return attend(q_NHK, k_MHK, v_MHW, step, self.scale)
+
+    def _widened(self, q_NHP: Tensor, q_rope_NHr: Tensor, entries_RSC: Tensor, step: StepInput) -> Tensor:
+        """The naive form over what is cached: one sequence after the other, as many heads at once as `WIDE_NUMBERS`
+        holds the keys and values of."""
+        mla = self.cfg
+        k_up_HPC, v_up_HWC = self._maps(q_NHP.dtype)
+        q_NHK = torch.cat([q_NHP, q_rope_NHr], -1)
+        outs = []
+        for q_THK, entries_SC, start in zip(q_NHK.split(step.lengths), entries_RSC, step.starts, strict=True):
+            latent_SC, k_rope_Sr = entries_SC[: start + len(q_THK), : mla.latent_dim].split(
+                [mla.kv_rank, mla.rope_dim], -1
+            )
+            n_heads = max(1, WIDE_NUMBERS // (len(latent_SC) * (mla.qk_dim + mla.v_dim)))
+            by_heads = zip(
+                *(x.split(n_heads, dim) for x, dim in ((q_THK, 1), (k_up_HPC, 0), (v_up_HWC, 0))), strict=True
+            )
+            parts = []
+            for q_ThK, k_up_hPC, v_up_hWC in by_heads:
+                k_ShP, v_ShW = (
+                    select.linear(latent_SC, up.flatten(0, 1), None).unflatten(-1, up.shape[:2])
+                    for up in (k_up_hPC, v_up_hWC)
+                )
+                k_ShK = torch.cat([k_ShP, k_rope_Sr.unsqueeze(1).expand(-1, len(k_up_hPC), -1)], -1)
+                parts.append(select.tail_attention(q_ThK, k_ShK, v_ShW, self.scale))
+            outs.append(torch.cat(parts, 1))
+        return torch.cat(outs)
 
     def _absorbed(
         self, q_NHP: Tensor, q_rope_NHr: Tensor, entries_RSC: Tensor, bias_RTS: Tensor, step: StepInput

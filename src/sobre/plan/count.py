@@ -6,7 +6,8 @@ Checked on DeepSeek-V3 (arXiv 2412.19437): 671,026,419,200 parameters without MT
 the 250 GFLOP per trained token of arXiv 2505.09343.
 
 Two forms of latent attention are counted as they run: naive where the step brings all its keys (training, prefill),
-absorbed where keys come from the cache. N-gram memory is a look-up too: only its key and value are products.
+absorbed where keys come from the cache, unless widening these first is less (`MLAConfig.widens`). N-gram memory is a
+look-up too: only its key and value are products.
 
 Shapes: D width, E experts, A active, L layers.
 """
@@ -81,11 +82,16 @@ def forward_flops(
     n_tokens = sum(lengths)
     heads = n_tokens if n_logits is None else n_logits
     matrices = 2.0 * (_active(cfg) * n_tokens + cfg.vocab_size * cfg.d_model * heads)
-    # a step that brings any cached keys attends in the absorbed form, as models/mla.py does
-    per_pair = _flops_per_pair(cfg, absorbed=any(starts))
+    # a step that brings cached keys attends to latents, or widens them first, as models/mla.py does
+    attn = cfg.attention
+    widens = any(starts) and isinstance(attn, MLAConfig) and attn.widens(lengths, starts)
+    per_pair = _flops_per_pair(cfg, absorbed=any(starts) and not widens)
     pairs = sum(new * start + new * (new + 1) // 2 for new, start in zip(lengths, starts, strict=True))
     states = 0.0 if any(starts) else _recurrent(cfg) * n_tokens
-    return matrices + states + per_pair * cfg.n_layers * pairs
+    widening = 0.0
+    if widens and isinstance(attn, MLAConfig):
+        widening = 2.0 * attn.n_heads * attn.kv_rank * (attn.nope_dim + attn.v_dim) * sum(starts)
+    return matrices + states + cfg.n_layers * (per_pair * pairs + widening)
 
 
 def train_flops(

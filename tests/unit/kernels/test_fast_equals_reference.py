@@ -85,6 +85,22 @@ def test_attention_of_the_last_tokens_is_that_part_of_attention(dtype, kernel, n
     assert_close(reference.tail_attention(q[-n:], *keys, qk**-0.5), whole[-n:])
 
 
+@compiled
+@pytest.mark.parametrize("dtype", IN_MEMORY)
+@pytest.mark.parametrize(
+    ("n", "n_keys", "heads", "groups", "qk", "v"),
+    [(1, 3, 2, 1, 8, 8), (5, 5, 4, 2, 6, 3), (7, 40, 2, 2, 13, 8), (130, 300, 4, 2, 8, 18), (2, 161, 3, 3, 16, 16)],
+)
+def test_attention_of_the_last_tokens_in_c_is_that_attention(dtype, n, n_keys, heads, groups, qk, v):
+    q, *keys = ragged((n_keys,), heads, groups, qk, v, dtype)
+    exact = reference.tail_attention(*(x.double() for x in (q[-n:], *keys)), qk**-0.5)
+    found = native_attention.tail_attention(q[-n:], *keys, qk**-0.5)
+    assert (found.double() - exact).norm() / exact.norm() < TOLERANCE[dtype]
+    learning = [x.clone().requires_grad_() for x in (q[-n:], *keys)]
+    native_attention.tail_attention(*learning, qk**-0.5).sum().backward()
+    assert all(x.grad is not None for x in learning)
+
+
 def test_like_lengths_share_a_group_and_far_ones_do_not():
     lengths = [30, 400, 17, 31, 390, 32]
     groups = attention.group_lengths(lengths, n_heads=4)
@@ -492,7 +508,34 @@ def test_a_product_with_codes_is_that_of_what_they_stand_for(page, bits, n, n_in
     got = page.linear(x_NI, page.pack(scales, codes_OI, bits))
     wanted = x_NI.double() @ widened(codes_OI, scales).T
     assert got.dtype == torch.bfloat16
-    assert (got - wanted).norm() / wanted.norm() < 5e-3
+    assert (got - wanted).norm() / wanted.norm() < 8e-3
+
+
+@multiplies_pairs
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("n_in", [32, 96, 128, 352, 1024])
+def test_few_rows_in_bytes_lose_what_rounding_the_inputs_loses_and_no_more(bits, n, n_in):
+    codes_OI, scales = coded.rounded(randn(256, n_in, dtype=F32), bits)
+    x_NI = randn(n, n_in, dtype=torch.bfloat16, seed=1)
+    x_NI[0, ::7] = 0
+    got = native_coded.linear(x_NI, native_coded.pack(scales, codes_OI, bits))
+    wanted = coded.in_bytes(x_NI, bits).double() @ widened(codes_OI, scales).T
+    assert (got - wanted).norm() < 2.3e-3 * wanted.norm()  # the output's own rounding
+    lost = (coded.in_bytes(x_NI, bits) - x_NI).norm() / x_NI.float().norm()
+    assert 1e-3 < lost < 4.5e-3
+
+
+@multiplies_pairs
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_none_in_bytes(bits, wrong):
+    codes_OI, scales = coded.rounded(randn(16, 160, dtype=F32), bits)
+    x_NI = randn(2, 160, dtype=torch.bfloat16, seed=1)
+    x_NI[1, 150] = wrong
+    got = native_coded.linear(x_NI, native_coded.pack(scales, codes_OI, bits))
+    assert got[0].isfinite().all()
+    assert got[1].isnan().all()
 
 
 @multiplies_pairs
@@ -502,7 +545,7 @@ def test_eight_bits_take_any_width_and_no_row():
     for n in (0, 1, 5, 33):
         x_NI = randn(n, 45, dtype=torch.bfloat16, seed=1)
         wanted = x_NI.double() @ widened(codes_OI, scales).T
-        assert (native_coded.linear(x_NI, weight) - wanted).norm() <= 5e-3 * wanted.norm()
+        assert (native_coded.linear(x_NI, weight) - wanted).norm() <= 8e-3 * wanted.norm()
 
 
 @pytest.mark.parametrize("page", IN_CODES)

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from sobre.errors import ConfigError
+from sobre.models import mla
 from sobre.models.cache import BlockTables, PagedCache
 from sobre.models.config import BLOCK, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
@@ -62,6 +63,31 @@ def test_prefill_in_chunks_and_decode_equal_one_forward(kind, chunks):
         start += size
     whole = logits(model, StepInput(tokens_RT.flatten(), (length,) * 3)).unflatten(0, (3, length))
     assert_close(torch.cat(parts, 1), whole, **CLOSE)
+
+
+@pytest.mark.parametrize("wide_numbers", [mla.WIDE_NUMBERS, 1])
+@pytest.mark.parametrize("reads_fresh", [False, True])
+def test_a_long_piece_widens_cached_latents_unless_there_is_one_way_for_all(reads_fresh, wide_numbers, monkeypatch):
+    cfg, lengths, starts = KINDS["mla+moe"], (15, 24), (5, 2)
+    assert cfg.attention.widens(lengths, starts)
+    assert not cfg.attention.widens((1, 2), starts)
+    model, cache = build(cfg), scattered_cache(cfg, n_slots=2, max_len=26)
+    cache.reads_fresh = reads_fresh
+    wholes = [ragged((start + new,), seed=new).tokens_N for start, new in zip(starts, lengths, strict=True)]
+    begins = [whole[:start] for whole, start in zip(wholes, starts, strict=True)]
+    ends = [whole[start:] for whole, start in zip(wholes, starts, strict=True)]
+    logits(model, StepInput(torch.cat(begins), starts, (0, 0), slots=(0, 1)), cache)
+    forms: list[str] = []
+    for name in ("_widened", "_absorbed"):
+        form = getattr(mla.MLA, name)
+        monkeypatch.setattr(mla.MLA, name, lambda *given, name=name, form=form: (forms.append(name), form(*given))[1])
+    monkeypatch.setattr(mla, "WIDE_NUMBERS", wide_numbers)
+    found = logits(model, StepInput(torch.cat(ends), lengths, starts, slots=(0, 1)), cache)
+    assert forms == ["_absorbed" if reads_fresh else "_widened"] * cfg.n_layers
+    expected = [
+        logits(model, StepInput(whole, (len(whole),)))[start:] for whole, start in zip(wholes, starts, strict=True)
+    ]
+    assert_close(found, torch.cat(expected), **CLOSE)
 
 
 def test_decoding_sequences_of_different_ages_in_scattered_slots_equals_the_full_forward(kind):

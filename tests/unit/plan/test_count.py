@@ -164,6 +164,22 @@ def test_absorbed_decoding_attends_to_the_latent():
     assert one_more_key == 2 * cfg.n_layers * attn.n_heads * (2 * attn.kv_rank + attn.rope_dim)
 
 
+def test_a_piece_of_a_prompt_costs_what_the_cheaper_form_of_latent_attention_multiplies():
+    cfg = SMALL["mla"]
+    attn, fresh = cfg.attention, forward_flops(cfg, [9])
+    per_pair = 2 * cfg.n_layers * attn.n_heads
+    widening = per_pair * 50 * attn.kv_rank * (attn.nope_dim + attn.v_dim)
+    for new in (1, 9, 200):
+        pairs, alone = new * 50, forward_flops(cfg, [new])
+        own = new * (new + 1) // 2
+        widened = alone + per_pair * pairs * (attn.qk_dim + attn.v_dim) + widening
+        absorbed = alone + per_pair * (
+            (pairs + own) * (attn.latent_dim + attn.kv_rank) - own * (attn.qk_dim + attn.v_dim)
+        )
+        assert forward_flops(cfg, [new], starts=[50]) == pytest.approx(min(widened, absorbed))
+    assert fresh < forward_flops(cfg, [9], starts=[50])
+
+
 def test_generation_is_a_prefill_and_one_decode_step_less_than_tokens():
     cfg = SMALL["mla"]
     assert generate_flops(cfg, 5, 1) == forward_flops(cfg, [5], n_logits=1)

@@ -7,7 +7,8 @@
    summed (lanes.h); sums are float32.
 
    Shapes: n tokens, h query heads, g key heads, k query/key width, w value width; contiguous. Inside one sequence and
-   head: T tokens, S its keys rounded up to TILE, K and W widths rounded up to TILE, kp and wp widths in pairs. */
+   head: T tokens, S its keys rounded up to TILE, K and W widths rounded up to TILE, kp and wp widths in pairs. Forward,
+   the tokens may be the last T of `keys` positions. */
 #include "lanes.h"
 
 enum { ROWS = 6, TILE = 16, BLOCK = 4 * ROWS, KEYS = 4 };
@@ -141,21 +142,21 @@ static size forward_room(const job *x, size S) {
   return kp * S + S / PAIR * W + ROWS * kp + ROWS * S + ROWS * S / PAIR;
 }
 
-/* One sequence and key head. */
-static void forward_one(const job *x, size first, size T, size group, float *buffer) {
-  size kw = x->k_width, ww = x->w_width, kp = pairs_of(kw), S = stride_of(T), W = rounded(ww, TILE);
-  size each = x->h / x->g;
+/* One sequence and key head; `first` of its queries, `first_key` of its keys. */
+static void forward_tail(const job *x, size first, size T, size first_key, size keys, size group, float *buffer) {
+  size kw = x->k_width, ww = x->w_width, kp = pairs_of(kw), S = stride_of(keys), W = rounded(ww, TILE);
+  size each = x->h / x->g, before = keys - T;
   pair *k_t = (pair *)buffer, *v = k_t + kp * S, *q_rows = v + S / PAIR * W;
   float *p = (float *)(q_rows + ROWS * kp);
   number *weights = (number *)(p + ROWS * S);
   memset(buffer, 0, (size_t)((float *)weights - buffer) * sizeof(float));
-  transpose(x->k + (first * x->g + group) * kw, T, kw, x->g * kw, k_t, S);
-  across(x->v + (first * x->g + group) * ww, T, ww, x->g * ww, v, W);
+  transpose(x->k + (first_key * x->g + group) * kw, keys, kw, x->g * kw, k_t, S);
+  across(x->v + (first_key * x->g + group) * ww, keys, ww, x->g * ww, v, W);
   for (size head = group * each; head < (group + 1) * each; head++)
     for (size i = 0; i < T; i += ROWS) {
       number *o[ROWS];
       float shares[ROWS];
-      size end = rounded(smaller(i + ROWS, T), TILE);
+      size end = rounded(before + smaller(i + ROWS, T), TILE);
       for (size r = 0; r < ROWS; r++) {
         size at = (first + smaller(i + r, T - 1)) * x->h + head;
         memcpy(q_rows + r * kp, x->q + at * kw, (size_t)kw * sizeof(number));
@@ -163,13 +164,17 @@ static void forward_one(const job *x, size first, size T, size group, float *buf
       products(q_rows, k_t, kp, S, end, x->scale, p);
       for (size r = 0; r < ROWS; r++) {
         size at = (first + i + r) * x->h + head;
-        float total, top = weigh(p + r * S, smaller(i + r + 1, T), end, &total);
+        float total, top = weigh(p + r * S, before + smaller(i + r + 1, T), end, &total);
         shares[r] = 1.0f / total;
         o[r] = i + r < T ? x->out + at * ww : NULL;
         if (o[r] && x->logsum) x->logsum[at] = top + logf(total);
       }
       mixtures(along(p, S, end, weights), v, W, S, end, o, ww, shares);
     }
+}
+
+static void forward_one(const job *x, size first, size T, size group, float *buffer) {
+  forward_tail(x, first, T, first, T, group, buffer);
 }
 
 static size back_room(const job *x, size S) {
@@ -275,6 +280,25 @@ int NAMED(causal_attention)(const number *q, const number *k, const number *v, n
   job x = {q, k, v, out, logsum, NULL, NULL, NULL, NULL, h, g, k_width, w_width, scale};
   size S = stride_of(longest(lengths, n_sequences));
   return over_all(&x, starts, lengths, n_sequences, forward_room(&x, S), forward_one);
+}
+
+/* The same of one sequence, whose queries are the last T of its `keys` positions. */
+int NAMED(tail_attention)(const number *q, const number *k, const number *v, number *out, size T, size keys, size h,
+                          size g, size k_width, size w_width, float scale) {
+  job x = {q, k, v, out, NULL, NULL, NULL, NULL, NULL, h, g, k_width, w_width, scale};
+  int failed = 0;
+#pragma omp parallel if (g > 1)
+  {
+    float *buffer = room(forward_room(&x, stride_of(keys)));
+#pragma omp for schedule(dynamic)
+    for (size group = 0; group < g; group++)
+      if (buffer)
+        forward_tail(&x, 0, T, 0, keys, group, buffer);
+      else
+        failed = 1;
+    free(buffer);
+  }
+  return failed;
 }
 
 int NAMED(causal_attention_back)(const number *q, const number *k, const number *v, float *logsum, const number *dout,

@@ -1,6 +1,7 @@
 """Causal attention of ragged sequences through `attention.c`: on a CPU, no padding, no copies of the scores.
 
-Shapes: N tokens, H query heads, G key/value heads, K query/key width, W value width, R sequences.
+Shapes: N tokens, H query heads, G key/value heads, K query/key width, W value width, R sequences; T queries, the last
+of S positions of one.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sobre.kernels.native.build import call
+from sobre.kernels import tail
+from sobre.kernels.native.build import call, learns
 
 
 def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """The same function as `reference.causal_attention`."""
     return _Causal.apply(q_NHK, k_NGK, v_NGW, tuple(lengths), scale)
+
+
+def tail_attention(q_THK: Tensor, k_SGK: Tensor, v_SGW: Tensor, scale: float) -> Tensor:
+    """The same function as `reference.tail_attention`; in blocks of torch's products where it learns."""
+    if learns(q_THK, k_SGK, v_SGW):
+        return tail.block(q_THK, k_SGK, v_SGW, scale)
+    out_THW = q_THK.new_empty(*q_THK.shape[:2], v_SGW.shape[2])
+    numbers = (len(q_THK), len(k_SGK), q_THK.shape[1], *k_SGK.shape[1:], v_SGW.shape[2])
+    given = (q_THK.contiguous(), k_SGK.contiguous(), v_SGW.contiguous(), out_THW)
+    if call("tail_attention", *given, *numbers, float(scale)):
+        raise MemoryError(f"attention to {len(k_SGK):,} positions found no memory for its buffers")
+    return out_THW
 
 
 @lru_cache(maxsize=8)

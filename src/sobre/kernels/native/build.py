@@ -78,6 +78,11 @@ def call(name: str, *arguments: Tensor | float | None) -> int:
     return int(function(*[_address(argument) if isinstance(argument, Tensor) else argument for argument in arguments]))
 
 
+def learns(*tensors: Tensor) -> bool:
+    """Whether a gradient is asked for: what is forward only then leaves the work to torch."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def _kind(argument: Tensor | float | None) -> Any:
     if isinstance(argument, Tensor) or argument is None:
         return ctypes.c_void_p

@@ -1,5 +1,5 @@
-"""Products with weights in 8 or 4 bits through `linear.c` and `experts.c`, on a CPU; many rows go to the library's
-product, with the weights widened to bfloat16.
+"""Products with weights in 8 or 4 bits through `linear.c` and `experts.c`, on a CPU: of few rows in bytes, which rounds
+the inputs too (`coded.in_bytes`); many rows go to the library's product, with the weights widened to bfloat16.
 
 Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, X groups of
 inputs, H half the inputs of one, M rows of one expert.
@@ -12,7 +12,8 @@ from torch import Tensor
 from sobre.kernels.coded import Bits, Coded
 from sobre.kernels.moe import FEW, by_expert
 from sobre.kernels.native.build import call
-from sobre.kernels.native.experts import run
+from sobre.kernels.native.experts import run as run_experts
+from sobre.kernels.native.linear import run as run_rows
 
 MOST_ROWS = 16
 """The library is faster beyond, the widening included."""
@@ -34,7 +35,7 @@ def linear(x_NI: Tensor, weight: Coded) -> Tensor:
         call(f"widen_{weight.bits}", weight_OI, weight.codes, weight.scales, n_out, n_in)
         return F.linear(x_NI, weight_OI)
     y_NO = x_NI.new_empty(n, n_out)
-    call(f"few_rows_{weight.bits}", x_NI.contiguous(), weight.codes, weight.scales, None, y_NO, n, n_in, n_out)
+    run_rows(f"few_rows_{weight.bits}", x_NI.contiguous(), weight.codes, weight.scales, None, y_NO, n, n_in, n_out)
     return y_NO
 
 
@@ -44,7 +45,7 @@ def experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, u
     if experts_NA.numel() > FEW * n_experts:
         return by_expert(x_ND, experts_NA, weights_NA, lambda e, x_MD: _expert(x_MD, gate.of(e), up.of(e), down.of(e)))
     parts = [part for coded in (gate, up, down) for part in (coded.codes, coded.scales)]
-    return run(f"few_experts_{gate.bits}", x_ND, experts_NA, weights_NA, parts, n_experts, d_expert)
+    return run_experts(f"few_experts_{gate.bits}", x_ND, experts_NA, weights_NA, parts, n_experts, d_expert)
 
 
 def _expert(x_MD: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:

@@ -30,13 +30,21 @@ static inline matrix of(size e, const weight *codes, const number *scales, size 
   return (matrix){codes + e * o * n / PER_BYTE, scales ? scales + e * o * (GROUP ? n / GROUP : 1) : NULL};
 }
 
-/* inner has n * active * f numbers, parts n * active * d, order all + 1 + n * active; y has n * d. */
-void NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const weight *gate,
-                        const number *gate_scales, const weight *up, const number *up_scales, const weight *down,
-                        const number *down_scales, number *inner, float *parts, int64_t *order, number *y, size n,
-                        size active, size all_experts, size d, size f) {
+/* inner has n * active * f numbers, parts n * active * d, order all + 1 + n * active; y has n * d. Returns 0, or 1 when
+   memory is short. */
+int NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const weight *gate,
+                       const number *gate_scales, const weight *up, const number *up_scales, const weight *down,
+                       const number *down_scales, number *inner, float *parts, int64_t *order, number *y, size n,
+                       size active, size all_experts, size d, size f) {
   size copies = n * active, in_blocks = rounded(f, COLUMNS) / COLUMNS, out_blocks = rounded(d, COLUMNS) / COLUMNS;
   int64_t *begin = order, *sorted = order + all_experts + 1;
+  given *given_x = given_room(x, n, d), *given_inner = given_room(inner, copies, f);
+  if (copies && (!given_x || !given_inner)) {
+    free_given(given_x);
+    free_given(given_inner);
+    return 1;
+  }
+  for (size i = 0; i < n; i++) prepare(x + i * d, d, given_x + i * given_of(d));
   sort(experts, copies, all_experts, begin, sorted);
 #pragma omp parallel if (copies * d * f > MANY)
   {
@@ -46,9 +54,9 @@ void NAMED(few_experts)(const number *x, const int64_t *experts, const float *we
       matrix gate_e = of(e, gate, gate_scales, f, d), up_e = of(e, up, up_scales, f, d);
       for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
         size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
-        const number *from[ROWS];
+        const given *from[ROWS];
         float gates[COLUMNS * ROWS], ups[COLUMNS * ROWS];
-        for (size r = 0; r < rows; r++) from[r] = x + sorted[top + r] / active * d;
+        for (size r = 0; r < rows; r++) from[r] = given_x + sorted[top + r] / active * given_of(d);
         products(from, rows, gate_e.codes, gate_e.scales, first, columns, d, gates);
         products(from, rows, up_e.codes, up_e.scales, first, columns, d, ups);
         for (size r = 0; r < rows; r++)
@@ -58,15 +66,17 @@ void NAMED(few_experts)(const number *x, const int64_t *experts, const float *we
           }
       }
     }
+#pragma omp for
+    for (size i = 0; i < copies; i++) prepare(inner + i * f, f, given_inner + i * given_of(f));
 #pragma omp for schedule(dynamic, 16)
     for (size one = 0; one < all_experts * out_blocks; one++) {
       size e = one / out_blocks, first = one % out_blocks * COLUMNS, columns = first + COLUMNS < d ? COLUMNS : d - first;
       matrix down_e = of(e, down, down_scales, d, f);
       for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
         size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
-        const number *from[ROWS];
+        const given *from[ROWS];
         float found[COLUMNS * ROWS];
-        for (size r = 0; r < rows; r++) from[r] = inner + sorted[top + r] * f;
+        for (size r = 0; r < rows; r++) from[r] = given_inner + sorted[top + r] * given_of(f);
         products(from, rows, down_e.codes, down_e.scales, first, columns, f, found);
         for (size r = 0; r < rows; r++)
           for (size c = 0; c < columns; c++) parts[sorted[top + r] * d + first + c] = found[c * ROWS + r];
@@ -80,5 +90,8 @@ void NAMED(few_experts)(const number *x, const int64_t *experts, const float *we
         y[i * d + j] = narrow(total);
       }
   }
+  free_given(given_x);
+  free_given(given_inner);
+  return 0;
 }
 #endif

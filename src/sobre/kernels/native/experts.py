@@ -34,5 +34,6 @@ def run(
     sums_MD = x_ND.new_empty(n * n_active, d_model, dtype=torch.float32)
     order = experts_NA.new_empty(n_experts + 1 + n * n_active)
     given = (x_ND.contiguous(), experts_NA.contiguous(), weights_NA.float().contiguous(), *parts)
-    call(name, *given, inner_MF, sums_MD, order, y_ND, n, n_active, n_experts, d_model, d_expert)
+    if call(name, *given, inner_MF, sums_MD, order, y_ND, n, n_active, n_experts, d_model, d_expert):
+        raise MemoryError(f"the experts of {n:,} tokens found no memory for their inputs in bytes")
     return y_ND

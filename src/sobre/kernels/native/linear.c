@@ -7,7 +7,7 @@
 
 #define MANY 100000 /* products that are worth a second thread */
 
-#if defined(INT8) || defined(INT4)
+#ifdef CODES
 /* What the codes stand for, rounded to bfloat16: y (o, d). */
 void NAMED(widen)(number *y, const weight *matrix, const number *scales, size o, size d) {
 #pragma omp parallel for if (o * d > MANY)
@@ -19,21 +19,27 @@ void NAMED(widen)(number *y, const weight *matrix, const number *scales, size o,
 }
 #endif
 
-void NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
-                     size d, size o) {
+/* Returns 0, or 1 when memory is short. */
+int NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
+                    size d, size o) {
+  given *rows_of_x = given_room(x, n, d);
+  if (n && !rows_of_x) return 1;
+  for (size i = 0; i < n; i++) prepare(x + i * d, d, rows_of_x + i * given_of(d));
 #pragma omp parallel for if (n * d * o > MANY)
   for (size first = 0; first < o; first += COLUMNS) {
     size columns = first + COLUMNS < o ? COLUMNS : o - first;
     for (size top = 0; top < n; top += ROWS) {
       size rows = top + ROWS < n ? ROWS : n - top;
-      const number *from[ROWS];
+      const given *from[ROWS];
       float found[COLUMNS * ROWS];
-      for (size r = 0; r < rows; r++) from[r] = x + (top + r) * d;
+      for (size r = 0; r < rows; r++) from[r] = rows_of_x + (top + r) * given_of(d);
       products(from, rows, matrix, scales, first, columns, d, found);
       for (size r = 0; r < rows; r++)
         for (size c = 0; c < columns; c++)
           y[(top + r) * o + first + c] = narrow(found[c * ROWS + r] + (bias ? wide(bias[first + c]) : 0));
     }
   }
+  free_given(rows_of_x);
+  return 0;
 }
 #endif

@@ -3,11 +3,10 @@
 Shapes: N rows, I input and O output width, leading dimensions free; H heads, K and W widths of a head's matrix.
 """
 
-import torch
 from torch import Tensor
 
 from sobre.kernels import reference
-from sobre.kernels.native.build import call
+from sobre.kernels.native.build import call, learns
 
 MOST_ROWS = 16
 """The library, which lays the weights out anew for more of them, is faster beyond."""
@@ -19,11 +18,17 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """The same function as `reference.linear`; the library's where it learns, or multiplies many rows."""
     n_out, n_in = weight_OI.shape
     n = x.numel() // n_in
-    if n > MOST_ROWS or _learns(x, weight_OI) or not weight_OI.is_contiguous():
+    if n > MOST_ROWS or learns(x, weight_OI) or not weight_OI.is_contiguous():
         return reference.linear(x, weight_OI, bias_O)
     y = x.new_empty(*x.shape[:-1], n_out)
-    call("few_rows", x.contiguous(), weight_OI, None, bias_O, y, n, n_in, n_out)
+    run("few_rows", x.contiguous(), weight_OI, None, bias_O, y, n, n_in, n_out)
     return y
+
+
+def run(name: str, *arguments: Tensor | int | None) -> None:
+    """One of the page's products of few rows."""
+    if call(name, *arguments):
+        raise MemoryError("a product of few rows found no memory for its inputs in bytes")
 
 
 def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
@@ -33,7 +38,7 @@ def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
     of_head, of_row, of_column = weight_HKW.stride()
     is_turned = of_row == 1 and of_column == k_width
     fits = (is_turned and n <= MOST_ROWS) or (of_column == 1 and n <= MOST_SUMMED)
-    if not fits or _learns(x_NHK, weight_HKW):
+    if not fits or learns(x_NHK, weight_HKW):
         return reference.heads_linear(x_NHK, weight_HKW)
     x_NHK = x_NHK if x_NHK.stride(2) == 1 else x_NHK.contiguous()
     y_NHW = x_NHK.new_empty(n, n_heads, width)
@@ -43,7 +48,3 @@ def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
     elif call("heads_sums", x_NHK, weight_HKW, y_NHW, *places, of_row):
         raise MemoryError(f"a product of heads {width:,} wide found no memory for its sums")
     return y_NHW
-
-
-def _learns(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
