@@ -27,8 +27,39 @@ from sobre.kernels import reference
 PAD = 32
 FEW = 16
 """Copies for each expert, on average, up to which reading the weights takes the time."""
-FewTokens = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF) to y_ND."""
+
+
+class Parts(NamedTuple):
+    """What may be written in C; torch's operations where there is no compiler."""
+
+    gated: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """As `weighted_swiglu`."""
+    gated_back: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+    """As `weighted_swiglu_back`."""
+    few_tokens: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
+    """`moe_ffn` of few tokens without gradients."""
+
+
+def weighted_swiglu(gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor) -> Tensor:
+    """silu(gate) * up times one weight for each row."""
+    return F.silu(gate_UF).mul_(up_UF).mul_(weights_U.unsqueeze(1))
+
+
+def weighted_swiglu_back(
+    dinner_UF: Tensor, gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of gate, up and weights, and what `weighted_swiglu` returned; overwrites `dinner_UF`."""
+    weights_U1 = weights_U.unsqueeze(1)
+    act_UF = F.silu(gate_UF)
+    inner_UF = act_UF * up_UF
+    dweights_U = (dinner_UF * inner_UF).sum(-1)
+    dinner_UF.mul_(weights_U1)
+    dup_UF = act_UF.mul_(dinner_UF)
+    dgate_UF = torch.ops.aten.silu_backward(dinner_UF.mul_(up_UF), gate_UF)
+    return dgate_UF, dup_UF, dweights_U, inner_UF.mul_(weights_U1)
+
+
+IN_TORCH = Parts(weighted_swiglu, weighted_swiglu_back, None)
 
 
 class Plan(NamedTuple):
@@ -58,7 +89,8 @@ def plan_rows(experts_NA: Tensor, n_experts: int, pad: int) -> Plan:
     shift_E = ends_E - padded_E - (counts_E.cumsum(0) - counts_E)
     place_M = torch.arange(order_M.numel(), device=order_M.device).add_(shift_E[chosen_M])
     ends = ends_E.tolist()
-    token_P = order_M.new_zeros(ends[-1]).index_copy_(0, place_M, order_M // experts_NA.shape[1])
+    token_M = torch.arange(len(experts_NA), device=order_M.device).repeat_interleave(experts_NA.shape[1])
+    token_P = order_M.new_zeros(ends[-1]).index_copy_(0, place_M, token_M.index_select(0, order_M))
     place_NA = torch.empty_like(order_M).index_copy_(0, order_M, place_M).view_as(experts_NA)
     begins = [0, *ends[:-1]]
     rows = [(e, slice(begins[e], ends[e])) for e in range(n_experts) if begins[e] < ends[e]]
@@ -72,22 +104,19 @@ def moe_ffn(
     gate_EFD: Tensor,
     up_EFD: Tensor,
     down_EDF: Tensor,
-    few_tokens: FewTokens | None = None,
+    parts: Parts = IN_TORCH,
 ) -> Tensor:
-    """The same function as `reference.moe_ffn`; in bfloat16 the routing weights are rounded to it.
-
-    `few_tokens` is what few tokens go through without gradients, torch's products unless given.
-    """
+    """The same function as `reference.moe_ffn`; in bfloat16 the routing weights are rounded to it."""
     tensors = (x_ND, weights_NA, gate_EFD, up_EFD, down_EDF)
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if not learns and few_tokens is not None and experts_NA.numel() <= FEW * gate_EFD.shape[0]:
-        return few_tokens(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+    if not learns and parts.few_tokens is not None and experts_NA.numel() <= FEW * gate_EFD.shape[0]:
+        return parts.few_tokens(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
     weights_NA = weights_NA.to(x_ND.dtype)
     if not learns and experts_NA.shape[0] == 1 and experts_NA.device.type == "cpu":  # elsewhere the host would wait
         return _one_token(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
     if not learns and experts_NA.numel() <= PAD * gate_EFD.shape[0]:
         return _few_tokens(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
-    return _RoutedExperts.apply(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF)
+    return _RoutedExperts.apply(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, parts)
 
 
 def _one_token(
@@ -173,47 +202,43 @@ class _RoutedExperts(torch.autograd.Function):
         gate_EFD: Tensor,
         up_EFD: Tensor,
         down_EDF: Tensor,
+        parts: Parts,
     ) -> Tensor:
         plan = plan_rows(experts_NA, gate_EFD.shape[0], PAD)
         n_rows, d_expert = plan.token_P.numel(), gate_EFD.shape[1]
         x_PD = x_ND.index_select(0, plan.token_P)
-        weights_P1 = x_ND.new_zeros(n_rows).index_copy_(0, plan.place_NA.flatten(), weights_NA.flatten()).unsqueeze(1)
+        weights_P = x_ND.new_zeros(n_rows).index_copy_(0, plan.place_NA.flatten(), weights_NA.flatten())
         gate_PF, up_PF = x_ND.new_empty(n_rows, d_expert), x_ND.new_empty(n_rows, d_expert)
         y_PD = torch.empty_like(x_PD)
         for expert, rows in plan.rows:
             gate_UF = torch.mm(x_PD[rows], gate_EFD[expert].t(), out=gate_PF[rows])
             up_UF = torch.mm(x_PD[rows], up_EFD[expert].t(), out=up_PF[rows])
-            inner_UF = F.silu(gate_UF).mul_(up_UF).mul_(weights_P1[rows])
+            inner_UF = parts.gated(gate_UF, up_UF, weights_P[rows])
             torch.mm(inner_UF, down_EDF[expert].t(), out=y_PD[rows])
         # the input is kept for the gradients of gate and up, which frozen experts do without
         kept_PD = x_PD if any(ctx.needs_input_grad[3:5]) else None
-        ctx.save_for_backward(kept_PD, weights_P1, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF)
-        ctx.plan = plan
+        ctx.save_for_backward(kept_PD, weights_P, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF)
+        ctx.plan, ctx.parts = plan, parts
         return _sum_copies(y_PD, plan.place_NA)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_PD, weights_P1, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF = ctx.saved_tensors
+        x_PD, weights_P, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF = ctx.saved_tensors
         plan: Plan = ctx.plan
         dy_PD = dy_ND.index_select(0, plan.token_P)
-        dx_PD, dweights_P = torch.empty_like(dy_PD), torch.empty_like(weights_P1[:, 0])
+        dx_PD, dweights_P = torch.empty_like(dy_PD), torch.empty_like(weights_P)
         dgate_EFD, dup_EFD, ddown_EDF = (
             torch.zeros_like(weight) if needed else None
-            for weight, needed in zip((gate_EFD, up_EFD, down_EDF), ctx.needs_input_grad[3:], strict=True)
+            for weight, needed in zip((gate_EFD, up_EFD, down_EDF), ctx.needs_input_grad[3:6], strict=True)
         )
         for expert, rows in plan.rows:
-            dy_UD, weights_U1 = dy_PD[rows], weights_P1[rows]
-            gate_UF, up_UF = gate_PF[rows], up_PF[rows]
+            dy_UD = dy_PD[rows]
             dinner_UF = torch.mm(dy_UD, down_EDF[expert])
-            act_UF = F.silu(gate_UF)
-            inner_UF = act_UF * up_UF
-            torch.sum(dinner_UF * inner_UF, -1, out=dweights_P[rows])
+            found = ctx.parts.gated_back(dinner_UF, gate_PF[rows], up_PF[rows], weights_P[rows])
+            dgate_UF, dup_UF, dweights_P[rows], inner_UF = found
             if ddown_EDF is not None:
-                torch.mm(dy_UD.t(), inner_UF.mul_(weights_U1), out=ddown_EDF[expert])
-            dinner_UF.mul_(weights_U1)
-            dup_UF = act_UF.mul_(dinner_UF)
-            dgate_UF = torch.ops.aten.silu_backward(dinner_UF.mul_(up_UF), gate_UF)
+                torch.mm(dy_UD.t(), inner_UF, out=ddown_EDF[expert])
             if dgate_EFD is not None:
                 torch.mm(dgate_UF.t(), x_PD[rows], out=dgate_EFD[expert])
             if dup_EFD is not None:
@@ -221,4 +246,4 @@ class _RoutedExperts(torch.autograd.Function):
             torch.mm(dgate_UF, gate_EFD[expert], out=dx_PD[rows]).addmm_(dup_UF, up_EFD[expert])
         dx_ND = _sum_copies(dx_PD, plan.place_NA)
         dweights_NA = dweights_P[plan.place_NA]
-        return dx_ND, None, dweights_NA, dgate_EFD, dup_EFD, ddown_EDF
+        return dx_ND, None, dweights_NA, dgate_EFD, dup_EFD, ddown_EDF, None

@@ -56,6 +56,23 @@ def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> 
     return out_NHR.to(x_NHR.dtype)
 
 
+def latent_heads(
+    q_NHK: Tensor, kv_MHX: Tensor, k_rope_MR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of latent attention (arXiv 2405.04434, 2.1.3): the last R numbers of each query are
+    rotated; a head's key is what kv begins with and the rotary key of all heads, rotated before; its value the rest.
+    """
+    n_rotary, n_heads = k_rope_MR.shape[1], kv_MHX.shape[1]
+    n_plain = q_NHK.shape[2] - n_rotary
+    rotated_NHR = rope(q_NHK[..., n_plain:], cos_NR2, sin_NR2, interleaved)
+    k_rope_MHR = k_rope_MR.unsqueeze(1).expand(-1, n_heads, -1)
+    return (
+        torch.cat([q_NHK[..., :n_plain], rotated_NHR], -1),
+        torch.cat([kv_MHX[..., :n_plain], k_rope_MHR], -1),
+        kv_MHX[..., n_plain:],
+    )
+
+
 def causal_attention(q_NHK: Tensor, k_NGK: Tensor, v_NGW: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
     """softmax(scale * q k^T) v over a sequence's earlier positions and one's own, for each of R ragged sequences.
 

@@ -45,6 +45,7 @@ from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import paged as native_paged
 from sobre.kernels.native import pointwise as native_pointwise
+from sobre.kernels.native import rotary as native_rotary
 from sobre.kernels.paged import Places
 
 log = logging.getLogger(__name__)
@@ -130,8 +131,9 @@ def _native_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kept_NB
 def _native_moe(
     x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
 ) -> Tensor:
-    few_tokens = native_experts.few_tokens
-    return moe.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, few_tokens)
+    gated, gated_back = native_pointwise.weighted_swiglu, native_pointwise.weighted_swiglu_back
+    parts = moe.Parts(gated, gated_back, native_experts.few_tokens)
+    return moe.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, parts)
 
 
 def _grouped_moe(
@@ -157,9 +159,12 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("swiglu", "fused", pointwise.swiglu, reason="no float32 copies"),
     Kernel("swiglu", "reference", reference.swiglu),
     Kernel("swiglu", "tiled", tiled.swiglu, reason="the same bits in every batch"),
-    Kernel("rope", "native", native_pointwise.rope, ("cpu",), IN_MEMORY, IN_C, native.lacks),
+    Kernel("rope", "native", native_rotary.rope, ("cpu",), IN_MEMORY, IN_C, native.lacks),
     Kernel("rope", "fused", pointwise.rope, reason="one complex product, one autograd node"),
     Kernel("rope", "reference", reference.rope),
+    Kernel("latent_heads", "native", native_rotary.latent_heads, ("cpu",), IN_MEMORY, IN_C, native.lacks),
+    Kernel("latent_heads", "joined", pointwise.latent_heads, reason="the rotation in one node, and copies"),
+    Kernel("latent_heads", "reference", reference.latent_heads),
     Kernel(
         "linear",
         "native",
@@ -220,7 +225,7 @@ KERNELS: tuple[Kernel, ...] = (
         _native_moe,
         ("cpu",),
         IN_MEMORY,
-        "as routed, and few tokens in C",
+        "as routed; few tokens, and what lies between the products, in C",
         native.lacks,
     ),
     Kernel("moe_ffn", "routed", moe.moe_ffn, ("cpu",), reason="one sort, one autograd node, padded row counts"),
@@ -398,6 +403,13 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
     """Rotate pairs of the last dimension by the angle of each token."""
     return _kernel("rope", x_NHR)(x_NHR, cos_NR2, sin_NR2, interleaved)
+
+
+def latent_heads(
+    q_NHK: Tensor, kv_MHX: Tensor, k_rope_MR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (rotated), keys and values of latent attention from its products."""
+    return _kernel("latent_heads", q_NHK)(q_NHK, kv_MHX, k_rope_MR, cos_NR2, sin_NR2, interleaved)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -58,10 +58,9 @@ class MLA(nn.Module):
         mla = self.cfg
         q_latent_N = self.q_norm(self.q_down(x_ND)) if mla.q_rank else x_ND
         q_N = self.q_up(q_latent_N) if mla.q_rank else self.q(x_ND)
-        q_NHP, q_rope_NHr = q_N.unflatten(-1, (mla.n_heads, mla.qk_dim)).split([mla.nope_dim, mla.rope_dim], -1)
+        q_NHK = q_N.unflatten(-1, (mla.n_heads, mla.qk_dim))
         latent_NC, k_rope_Nr = self.kv_down(x_ND).split([mla.kv_rank, mla.rope_dim], -1)
         latent_NC = self.kv_norm(latent_NC)
-        q_rope_NHr = select.rope(q_rope_NHr, *rope, self.interleaved)
         k_rope_Nr = select.rope(k_rope_Nr.unsqueeze(1), *rope, self.interleaved).squeeze(1)
         entry_NC = torch.cat([latent_NC, k_rope_Nr], -1)
         if mla.indexer:
@@ -73,29 +72,31 @@ class MLA(nn.Module):
         fresh = cache is None or (step.is_fresh and not cache.reads_fresh)
         chooses = mla.indexer is not None and step.context > mla.indexer.n_keys
         if fresh and not chooses:
-            out_NHW = self._naive(q_NHP, q_rope_NHr, latent_NC, k_rope_Nr, step)
+            out_NHW = self._naive(q_NHK, latent_NC, k_rope_Nr, rope, step)
         elif cache is not None and not chooses and step.max_length == 1:
-            out_NHW = self._decoded(q_NHP, q_rope_NHr, *cache.paged(self.layer, step))
+            out_NHW = self._decoded(*self._rotated(q_NHK, rope), *cache.paged(self.layer, step))
         elif cache is not None and not cache.reads_fresh and mla.widens(step.lengths, step.starts):
-            out_NHW = self._widened(q_NHP, q_rope_NHr, cache.read(self.layer, step).to(x_ND.dtype), step)
+            out_NHW = self._widened(*self._rotated(q_NHK, rope), cache.read(self.layer, step).to(x_ND.dtype), step)
         else:
             entries_RSC = step.pad(entry_NC) if fresh or cache is None else cache.read(self.layer, step).to(x_ND.dtype)
             bias_RTS = step.later_RTS
             if chooses:
                 keys_RSI = entries_RSC[..., mla.latent_dim :]
                 bias_RTS = self.index.unseen(x_ND, q_latent_N, keys_RSI, rope, step)
-            out_NHW = self._absorbed(q_NHP, q_rope_NHr, entries_RSC[..., : mla.latent_dim], bias_RTS, step)
+            out_NHW = self._absorbed(*self._rotated(q_NHK, rope), entries_RSC[..., : mla.latent_dim], bias_RTS, step)
         return self.o(out_NHW.flatten(1))
 
+    def _rotated(self, q_NHK: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The two parts of every query, the rotary one rotated."""
+        q_NHP, q_rope_NHr = q_NHK.split([self.cfg.nope_dim, self.cfg.rope_dim], -1)
+        return q_NHP, select.rope(q_rope_NHr, *rope, self.interleaved)
+
     def _naive(
-        self, q_NHP: Tensor, q_rope_NHr: Tensor, latent_NC: Tensor, k_rope_Nr: Tensor, step: StepInput
+        self, q_NHK: Tensor, latent_NC: Tensor, k_rope_Nr: Tensor, rope: tuple[Tensor, Tensor], step: StepInput
     ) -> Tensor:
-        mla = self.cfg
         latent_MC, k_rope_Mr = whole(step, latent_NC, k_rope_Nr)
-        kv_MH = self.kv_up(latent_MC).unflatten(-1, (mla.n_heads, mla.nope_dim + mla.v_dim))
-        k_MHP, v_MHW = kv_MH.split([mla.nope_dim, mla.v_dim], -1)
-        q_NHK = torch.cat([q_NHP, q_rope_NHr], -1)
-        k_MHK = torch.cat([k_MHP, k_rope_Mr.unsqueeze(1).expand(-1, mla.n_heads, -1)], -1)
+        kv_MHX = self.kv_up(latent_MC).unflatten(-1, (self.cfg.n_heads, -1))
+        q_NHK, k_MHK, v_MHW = select.latent_heads(q_NHK, kv_MHX, k_rope_Mr, *rope, self.interleaved)
         return attend(q_NHK, k_MHK, v_MHW, step, self.scale)
 
     def _widened(self, q_NHP: Tensor, q_rope_NHr: Tensor, entries_RSC: Tensor, step: StepInput) -> Tensor:

@@ -6,8 +6,9 @@ Shapes: N tokens, L routing layers, A active experts.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,15 +99,18 @@ def from_samples(samples: Sequence[tuple[Sequence[int], Sequence[int]]], *, fill
     """
     lengths = tuple(len(ids) - 1 for ids, _ in samples)
     filler = -sum(lengths) % fill_unit
-    zeros = [0] * filler
+
+    def joined(parts: list[Any], dtype: type[np.generic]) -> Tensor:
+        """As one array: number by number, a step of 1,024 tokens would wait for a tenth of its time."""
+        return torch.from_numpy(np.concatenate([*(np.asarray(part, dtype) for part in parts), np.zeros(filler, dtype)]))
+
     step = StepInput(
-        torch.tensor([token for ids, _ in samples for token in ids[:-1]] + zeros),
+        joined([ids[:-1] for ids, _ in samples], np.int64),
         lengths=(*lengths, filler) if filler else lengths,
         n_filler=filler,
     )
-    targets_N = torch.tensor([token for ids, _ in samples for token in ids[1:]] + zeros)
-    weights_N = torch.tensor([float(weight) for _, mask in samples for weight in mask[1:]] + zeros)
-    return Batch(step, targets_N, weights_N)
+    targets_N = joined([ids[1:] for ids, _ in samples], np.int64)
+    return Batch(step, targets_N, joined([mask[1:] for _, mask in samples], np.float32))
 
 
 def second_targets(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import pointwise as native_pointwise
+from sobre.kernels.native import rotary as native_rotary
 from sobre.kernels.paged import Places
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1.5e-2}
@@ -462,6 +463,7 @@ def test_a_number_draws_the_first_token_whose_sum_exceeds_it(n_words):
     [
         ((5, 5), 4, 2, 6, 3),
         ((1,), 2, 2, 8, 8),
+        ((1,), 2, 2, 48, 32),
         ((4, 16, 17, 3), 3, 3, 16, 16),
         ((300,), 4, 2, 12, 40),
         ((7, 130, 1, 16, 17, 2), 6, 1, 48, 32),
@@ -595,13 +597,53 @@ def test_norm_and_swiglu_in_c_are_theirs(dtype, shape):
 @compiled
 @pytest.mark.parametrize("dtype", IN_MEMORY)
 @pytest.mark.parametrize("interleaved", [True, False])
-def test_rope_in_c_turns_pairs_and_its_gradient_turns_them_back(dtype, interleaved):
-    angles_NR2 = randn(5, 3, dtype=torch.float64)
+@pytest.mark.parametrize("width", [6, 38])
+def test_rope_in_c_turns_pairs_and_its_gradient_turns_them_back(dtype, interleaved, width):
+    angles_NR2 = randn(5, width // 2, dtype=torch.float64)
 
     def of(call):
         return lambda x: call(x, angles_NR2.cos().to(x.dtype), angles_NR2.sin().to(x.dtype), interleaved)
 
-    assert_same(of(native_pointwise.rope), of(reference.rope), [randn(5, 2, 6, dtype=dtype)])
+    assert_same(of(native_rotary.rope), of(reference.rope), [randn(5, 2, width, dtype=dtype)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [pointwise.latent_heads, pytest.param(native_rotary.latent_heads, marks=compiled)])
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize(("n", "m"), [(5, 5), (2, 7)])
+def test_heads_of_latent_attention_are_put_together_as_written(dtype, kernel, interleaved, n, m):
+    if kernel is native_rotary.latent_heads and dtype not in IN_MEMORY:
+        pytest.skip("the pages in C read float32 and bfloat16")
+    plain, rotary, value = 11, 18, 9
+    angles_NR2 = randn(n, rotary // 2, dtype=torch.float64)
+
+    def of(call):
+        def flat(q: Tensor, kv: Tensor, k_rope: Tensor) -> Tensor:
+            made = call(q, kv, k_rope, angles_NR2.cos().to(q.dtype), angles_NR2.sin().to(q.dtype), interleaved)
+            return torch.cat([part.flatten() for part in made])
+
+        return flat
+
+    shapes = ((n, 3, plain + rotary), (m, 3, plain + value), (m, rotary))
+    tensors = [randn(*shape, dtype=dtype, seed=i) for i, shape in enumerate(shapes)]
+    assert_same(of(kernel), of(reference.latent_heads), tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(0, 3), (5, 8), (3, 21)])
+@pytest.mark.parametrize("page", [moe, pytest.param(native_pointwise, marks=compiled)])
+def test_weighted_swiglu_of_an_expert_and_its_gradients(dtype, shape, page):
+    if page is native_pointwise and dtype not in IN_MEMORY:
+        pytest.skip("the pages in C read float32 and bfloat16")
+    dinner, gate, up = (randn(*shape, dtype=dtype, seed=i) * 3 for i in range(3))
+    weights = randn(shape[0], dtype=dtype, seed=3)
+    leaves = [x.double().requires_grad_() for x in (gate, up, weights)]
+    inner = reference.weighted_swiglu(*leaves)
+    inner.backward(dinner.double())
+    assert_close(page.weighted_swiglu(gate, up, weights).double(), inner.detach(), rtol=0.02, atol=TOLERANCE[dtype])
+    found = page.weighted_swiglu_back(dinner.clone(), gate, up, weights)
+    for got, exact in zip(found, [*(leaf.grad for leaf in leaves), inner.detach()], strict=True):
+        assert (got.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
 
 
 @compiled

@@ -2,20 +2,24 @@
 
    Scores of ROWS queries are computed in registers, TILE keys at a time, from a transposed copy of the keys; the
    probabilities of these rows lie in the innermost cache, and only the log of their sum is kept. Back, they are made
-   again, as in FlashAttention (arXiv 2307.08691, 2.3); dk and dv are summed over the queries of a key head in order, so
-   that threads, which divide sequences and key heads, change no bit. What is multiplied lies in pairs along what is
-   summed (lanes.h); sums are float32.
+   again, as in FlashAttention (arXiv 2307.08691, 2.3), whose mean of a row of d(probabilities), out . d(out), is taken from
+   the output; dk and dv are summed over the queries of a key head in order, so that threads, which divide sequences and
+   key heads, change no bit. What is multiplied lies in pairs along what is summed (lanes.h); sums are float32.
 
    Shapes: n tokens, h query heads, g key heads, k query/key width, w value width; contiguous. Inside one sequence and
    head: T tokens, S its keys rounded up to TILE, K and W widths rounded up to TILE, kp and wp widths in pairs. Forward,
    the tokens may be the last T of `keys` positions. */
+#ifdef __AVX512F__
+#define LANES 16
+#endif
 #include "lanes.h"
 
-enum { ROWS = 6, TILE = 16, BLOCK = 4 * ROWS, KEYS = 4 };
+/* SIDES registers hold a tile; ROWS and KEYS keep twelve and eight sums in flight. */
+enum { TILE = 16, SIDES = TILE / LANES, ROWS = 12 / SIDES, BLOCK = 24, KEYS = 8 / SIDES };
 
 typedef struct {
   const number *q, *k, *v;
-  number *out;   /* forward */
+  number *out;   /* written forward, read back */
   float *logsum; /* kept for the way back; NULL when there is none */
   const number *dout;
   number *dq, *dk, *dv;
@@ -52,18 +56,14 @@ static void across(const number *from, size rows, size width, size stride, pair 
 /* out[r][s] = scale * a[r] . b_t[.][s], for ROWS rows of `width` pairs and s below `end` (a multiple of TILE). */
 static void products(const pair *a, const pair *b_t, size width, size S, size end, float scale, float *out) {
   for (size s = 0; s < end; s += TILE) {
-    lanes sums[ROWS][2] = {{all(0)}};
-    for (size j = 0; j < width; j++) {
-      pairs left = load_pairs(b_t + j * S + s), right = load_pairs(b_t + j * S + s + LANES);
-      for (int r = 0; r < ROWS; r++) {
-        sums[r][0] = multiply(sums[r][0], a[r * width + j], left);
-        sums[r][1] = multiply(sums[r][1], a[r * width + j], right);
+    lanes sums[ROWS][SIDES] = {{all(0)}};
+    for (size j = 0; j < width; j++)
+      for (int side = 0; side < SIDES; side++) {
+        pairs b = load_pairs(b_t + j * S + s + side * LANES);
+        for (int r = 0; r < ROWS; r++) sums[r][side] = multiply(sums[r][side], a[r * width + j], b);
       }
-    }
-    for (int r = 0; r < ROWS; r++) {
-      store(out + r * S + s, sums[r][0] * scale);
-      store(out + r * S + s + LANES, sums[r][1] * scale);
-    }
+    for (int r = 0; r < ROWS; r++)
+      for (int side = 0; side < SIDES; side++) store(out + r * S + s + side * LANES, sums[r][side] * scale);
   }
 }
 
@@ -71,20 +71,17 @@ static void products(const pair *a, const pair *b_t, size width, size S, size en
 static void mixtures(const pair *weights, const pair *b, size stride, size S, size end, number *const *out, size width,
                      const float *factors) {
   for (size j = 0; j < stride; j += TILE) {
-    lanes sums[ROWS][2] = {{all(0)}};
-    for (size s = 0; s < end / PAIR; s++) {
-      pairs left = load_pairs(b + s * stride + j), right = load_pairs(b + s * stride + j + LANES);
-      for (int r = 0; r < ROWS; r++) {
-        sums[r][0] = multiply(sums[r][0], weights[r * (S / PAIR) + s], left);
-        sums[r][1] = multiply(sums[r][1], weights[r * (S / PAIR) + s], right);
+    lanes sums[ROWS][SIDES] = {{all(0)}};
+    for (size s = 0; s < end / PAIR; s++)
+      for (int side = 0; side < SIDES; side++) {
+        pairs row = load_pairs(b + s * stride + j + side * LANES);
+        for (int r = 0; r < ROWS; r++) sums[r][side] = multiply(sums[r][side], weights[r * (S / PAIR) + s], row);
       }
-    }
     for (int r = 0; r < ROWS; r++) {
       if (!out[r]) continue;
-      number both_halves[TILE];
-      put(both_halves, sums[r][0] * factors[r]);
-      put(both_halves + LANES, sums[r][1] * factors[r]);
-      memcpy(out[r] + j, both_halves, (size_t)smaller(TILE, width - j) * sizeof(number));
+      number tile[TILE];
+      for (int side = 0; side < SIDES; side++) put(tile + side * LANES, sums[r][side] * factors[r]);
+      memcpy(out[r] + j, tile, (size_t)smaller(TILE, width - j) * sizeof(number));
     }
   }
 }
@@ -93,22 +90,16 @@ static void mixtures(const pair *weights, const pair *b, size stride, size S, si
 static void spread(const pair *weights, const pair *a, size n, size stride, size S, size end, float *to) {
   for (size s = 0; s < end; s += KEYS)
     for (size j = 0; j < stride; j += TILE) {
-      lanes sums[KEYS][2];
-      for (int t = 0; t < KEYS; t++) {
-        sums[t][0] = load(to + (s + t) * stride + j);
-        sums[t][1] = load(to + (s + t) * stride + j + LANES);
-      }
-      for (size r = 0; r < n; r++) {
-        pairs left = load_pairs(a + r * stride + j), right = load_pairs(a + r * stride + j + LANES);
-        for (int t = 0; t < KEYS; t++) {
-          sums[t][0] = multiply(sums[t][0], weights[r * S + s + t], left);
-          sums[t][1] = multiply(sums[t][1], weights[r * S + s + t], right);
+      lanes sums[KEYS][SIDES];
+      for (int t = 0; t < KEYS; t++)
+        for (int side = 0; side < SIDES; side++) sums[t][side] = load(to + (s + t) * stride + j + side * LANES);
+      for (size r = 0; r < n; r++)
+        for (int side = 0; side < SIDES; side++) {
+          pairs row = load_pairs(a + r * stride + j + side * LANES);
+          for (int t = 0; t < KEYS; t++) sums[t][side] = multiply(sums[t][side], weights[r * S + s + t], row);
         }
-      }
-      for (int t = 0; t < KEYS; t++) {
-        store(to + (s + t) * stride + j, sums[t][0]);
-        store(to + (s + t) * stride + j + LANES, sums[t][1]);
-      }
+      for (int t = 0; t < KEYS; t++)
+        for (int side = 0; side < SIDES; side++) store(to + (s + t) * stride + j + side * LANES, sums[t][side]);
     }
 }
 
@@ -124,17 +115,36 @@ static const pair *along(const float *rows, size S, size end, number *room) {
 #endif
 }
 
-/* The same as pairs of rows, 0 from `end` to `beyond`. */
-static void by_rows(const float *rows, size S, size end, size beyond, pair *to) {
-  for (size r = 0; r < ROWS; r += PAIR, to += S) {
-#ifdef BFLOAT16
-    for (size s = 0; s < end; s += LANES)
-      store_pairs(to + s, both(load(rows + r * S + s), load(rows + (r + PAIR - 1) * S + s)));
-#else
-    (void)rows; /* made there */
-#endif
-    memset(to + end, 0, (size_t)(beyond - end) * sizeof(pair));
+/* Rows of scores and of dout . v, `low` the logs (base 2) of their sums and `mean` the means of what comes back, to probabilities
+   and d(scores) as pairs of rows, 0 from `end` to `beyond`; the latter along each row, too, where pairs are not rows. */
+static void weigh_back(const float *scores, const float *back, const float *low, const float *mean, size S, size end,
+                       size beyond, pair *p_by_rows, pair *ds_by_rows, number *ds_along) {
+  for (size r = 0; r < ROWS; r += PAIR, p_by_rows += S, ds_by_rows += S) {
+    size second = r + PAIR - 1;
+    for (size s = 0; s < end; s += LANES) {
+      lanes p = power_of_two(load(scores + r * S + s) * LOG2_E - low[r]), ds = p * (load(back + r * S + s) - mean[r]);
+      lanes p_next = p, ds_next = ds;
+      if (PAIR > 1) {
+        p_next = power_of_two(load(scores + second * S + s) * LOG2_E - low[second]);
+        ds_next = p_next * (load(back + second * S + s) - mean[second]);
+        put(ds_along + r * S + s, ds);
+        put(ds_along + second * S + s, ds_next);
+      }
+      store_pairs(p_by_rows + s, both(p, p_next));
+      store_pairs(ds_by_rows + s, both(ds, ds_next));
+    }
+    memset(p_by_rows + end, 0, (size_t)(beyond - end) * sizeof(pair));
+    memset(ds_by_rows + end, 0, (size_t)(beyond - end) * sizeof(pair));
   }
+}
+
+static float dot(const number *a, const number *b, size n) {
+  lanes sums = all(0);
+  float rest = 0;
+  size i = 0;
+  for (; i + LANES <= n; i += LANES) sums += get(a + i) * get(b + i);
+  for (; i < n; i++) rest += wide(a[i]) * wide(b[i]);
+  return sum(sums) + rest;
 }
 
 static size forward_room(const job *x, size S) {
@@ -180,7 +190,7 @@ static void forward_one(const job *x, size first, size T, size group, float *buf
 static size back_room(const job *x, size S) {
   size kp = pairs_of(x->k_width), wp = pairs_of(x->w_width);
   size K = rounded(x->k_width, TILE), W = rounded(x->w_width, TILE);
-  size rows = ROWS * (kp + wp) + BLOCK / PAIR * (K + W + 2 * S) + ROWS * S * 2 + ROWS / PAIR * S;
+  size rows = ROWS * (kp + wp) + BLOCK / PAIR * (K + W + 2 * S) + ROWS * S * 2 + ROWS * S / PAIR;
   return S * (kp + wp + K / PAIR + K + W) + rows;
 }
 
@@ -191,10 +201,10 @@ static void back_one(const job *x, size first, size T, size group, float *buffer
   pair *k_t = (pair *)buffer, *v_t = k_t + kp * S, *k = v_t + wp * S, *q_rows = k + S / PAIR * K;
   pair *do_rows = q_rows + ROWS * kp, *q_across = do_rows + ROWS * wp, *do_across = q_across + BLOCK / PAIR * K;
   float *dk_sum = (float *)(do_across + BLOCK / PAIR * W), *dv_sum = dk_sum + S * K;
-  float *p_rows = dv_sum + S * W, *ds_rows = p_rows + ROWS * S;
-  pair *p_by_rows = (pair *)(ds_rows + ROWS * S), *ds_by_rows = p_by_rows + BLOCK / PAIR * S;
+  float *scores = dv_sum + S * W, *back = scores + ROWS * S;
+  pair *p_by_rows = (pair *)(back + ROWS * S), *ds_by_rows = p_by_rows + BLOCK / PAIR * S;
   number *ds_along = (number *)(ds_by_rows + BLOCK / PAIR * S);
-  memset(buffer, 0, (size_t)(p_rows - buffer) * sizeof(float));
+  memset(buffer, 0, (size_t)(scores - buffer) * sizeof(float));
   const number *keys = x->k + (first * x->g + group) * kw, *values = x->v + (first * x->g + group) * ww;
   transpose(keys, T, kw, x->g * kw, k_t, S);
   transpose(values, T, ww, x->g * ww, v_t, S);
@@ -208,36 +218,25 @@ static void back_one(const job *x, size first, size T, size group, float *buffer
       across(do_block, last - begin, ww, x->h * ww, do_across, W);
       for (size i = begin; i < last; i += ROWS, done += ROWS / PAIR) {
         size end = rounded(smaller(i + ROWS, T), TILE);
-        float *p = PAIR > 1 ? p_rows : (float *)p_by_rows + done * S;
-        float *ds = PAIR > 1 ? ds_rows : (float *)ds_by_rows + done * S;
         number *to[ROWS];
-        float scales[ROWS];
+        float scales[ROWS], low[ROWS], mean[ROWS];
         for (size r = 0; r < ROWS; r++) {
           size at = (first + smaller(i + r, T - 1)) * x->h + head;
           memcpy(q_rows + r * kp, x->q + at * kw, (size_t)kw * sizeof(number));
           memcpy(do_rows + r * wp, x->dout + at * ww, (size_t)ww * sizeof(number));
           to[r] = i + r < T ? x->dq + at * kw : NULL;
           scales[r] = x->scale;
+          low[r] = x->logsum[at] * LOG2_E;
+          mean[r] = dot(x->out + at * ww, x->dout + at * ww, ww);
         }
-        products(q_rows, k_t, kp, S, end, x->scale, p);
-        products(do_rows, v_t, wp, S, end, 1.0f, ds);
-        for (size r = 0; r < ROWS; r++) {
-          size valid = i + r < T ? i + r + 1 : 0;
-          float low = valid ? x->logsum[(first + i + r) * x->h + head] : 0;
-          for (size s = valid; s < end; s++) p[r * S + s] = -INFINITY;
-          lanes sums = all(0);
-          for (size s = 0; s < end; s += LANES) {
-            lanes share = exponential(load(p + r * S + s) - low);
-            store(p + r * S + s, share);
-            sums += share * load(ds + r * S + s);
-          }
-          float mean = sum(sums);
-          for (size s = 0; s < end; s += LANES)
-            store(ds + r * S + s, load(p + r * S + s) * (load(ds + r * S + s) - mean));
-        }
-        mixtures(along(ds, S, end, ds_along), k, K, S, end, to, kw, scales);
-        by_rows(ds, S, end, beyond, ds_by_rows + done * S);
-        by_rows(p, S, end, beyond, p_by_rows + done * S);
+        products(q_rows, k_t, kp, S, end, x->scale, scores);
+        products(do_rows, v_t, wp, S, end, 1.0f, back);
+        if (i == 0) mean[0] = back[0]; /* the only key that it sees: d(score) is 0, whatever the order of sums */
+        for (size r = 0; r < ROWS; r++)
+          for (size s = i + r < T ? i + r + 1 : 0; s < end; s++) scores[r * S + s] = -INFINITY;
+        pair *p = p_by_rows + done * S, *ds = ds_by_rows + done * S;
+        weigh_back(scores, back, low, mean, S, end, beyond, p, ds, ds_along);
+        mixtures(PAIR > 1 ? (pair *)ds_along : ds, k, K, S, end, to, kw, scales);
       }
       spread(ds_by_rows, q_across, done, K, S, beyond, dk_sum);
       spread(p_by_rows, do_across, done, W, S, beyond, dv_sum);
@@ -301,17 +300,18 @@ int NAMED(tail_attention)(const number *q, const number *k, const number *v, num
   return failed;
 }
 
-int NAMED(causal_attention_back)(const number *q, const number *k, const number *v, float *logsum, const number *dout,
-                                 number *dq, number *dk, number *dv, const int64_t *starts, const int64_t *lengths,
-                                 size n_sequences, size h, size g, size k_width, size w_width, float scale) {
-  job x = {q, k, v, NULL, logsum, dout, dq, dk, dv, h, g, k_width, w_width, scale};
+int NAMED(causal_attention_back)(const number *q, const number *k, const number *v, number *out, float *logsum,
+                                 const number *dout, number *dq, number *dk, number *dv, const int64_t *starts,
+                                 const int64_t *lengths, size n_sequences, size h, size g, size k_width, size w_width,
+                                 float scale) {
+  job x = {q, k, v, out, logsum, dout, dq, dk, dv, h, g, k_width, w_width, scale};
   size S = stride_of(longest(lengths, n_sequences));
   return over_all(&x, starts, lengths, n_sequences, back_room(&x, S), back_one);
 }
 
 #ifdef BFLOAT16
 int multiplies_bfloat16(void) {
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#ifdef ROUNDS
   return 1;
 #else
   return 0;

@@ -59,14 +59,14 @@ class _Causal(torch.autograd.Function):
             logsum_NH = q_NHK.new_empty(q_NHK.shape[:2], dtype=torch.float32)
         ctx.lengths, ctx.scale, ctx.n_heads, ctx.w_width = lengths, scale, q_NHK.shape[1], v_NGW.shape[2]
         _attend("causal_attention", (q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH), k_NGK, ctx)
-        ctx.save_for_backward(q_NHK, k_NGK, v_NGW, logsum_NH)
+        ctx.save_for_backward(q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH)
         return out_NHW
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout_NHW: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q_NHK, k_NGK, v_NGW, logsum_NH = ctx.saved_tensors
+        q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH = ctx.saved_tensors
         grads = torch.empty_like(q_NHK), torch.empty_like(k_NGK), torch.empty_like(v_NGW)
-        given = (q_NHK, k_NGK, v_NGW, logsum_NH, dout_NHW.contiguous())
+        given = (q_NHK, k_NGK, v_NGW, out_NHW, logsum_NH, dout_NHW.contiguous())
         _attend("causal_attention_back", (*given, *grads), k_NGK, ctx)
         return *grads, None, None

@@ -1,27 +1,48 @@
-/* Eight float lanes in one register, as gcc and clang both spell them, and what the other pages need of them.
+/* Float lanes in one register, as gcc and clang both spell them, and what the other pages need of them: eight, or the
+   sixteen of AVX-512 where a page says so before this one.
 
    Pages about activations are compiled twice, for the `number` that lies in memory: float, or bfloat16 when
    BFLOAT16 is defined. Registers always hold floats; `get` and `put` widen and round to nearest even. Pages that read
    weights have two more forms, for INT8 and INT4 weights beside bfloat16 activations (products.h).
 
-   Loads and stores take any address. exp is 2^n times a polynomial on [-ln2/2, ln2/2] (Cody and Waite's reduction, the
-   degree that leaves float32's rounding); below -87 it is 0, and NaN stays NaN. */
+   Loads and stores take any address. exp is a power of two: 2^n times a polynomial on [-1/2, 1/2], of those of degree 6 that
+   are 1 at 0 the one whose largest relative error is least (2e-9; float32's rounding is 6e-8). Below 2^-126 it is 0 (below
+   2^-150 where the processor scales by itself, which makes the numbers in between, too), above 2^126 it is that, and NaN
+   stays NaN. */
 #ifndef LANES_H
 #define LANES_H
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+#if defined(__AVX512F__) && defined(__AVX512VL__)
 #include <immintrin.h>
+#define SCALES
+#if defined(__AVX512BF16__)
+#define ROUNDS
+#endif
 #endif
 
+#ifndef LANES
 #define LANES 8
-typedef float lanes __attribute__((vector_size(32)));
-typedef int32_t ints __attribute__((vector_size(32)));
-typedef uint32_t words __attribute__((vector_size(32)));
-typedef uint16_t shorts __attribute__((vector_size(16)));
+#endif
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t shorts __attribute__((vector_size(2 * LANES)));
 typedef long size;
+
+#ifdef SCALES
+#if LANES == 16
+#define OF_LANES(name) _mm512_##name
+#define ROUND_LANES _mm512_roundscale_ps
+typedef __m512bh pairs_of_lanes;
+#else
+#define OF_LANES(name) _mm256_##name
+#define ROUND_LANES _mm256_roundscale_ps
+typedef __m256bh pairs_of_lanes;
+#endif
+#endif
 
 #ifdef BFLOAT16
 typedef uint16_t number;
@@ -45,7 +66,7 @@ static inline lanes load(const float *from) {
 
 static inline void store(float *to, lanes x) { memcpy(to, &x, sizeof x); }
 
-static inline lanes all(float x) { return (lanes){x, x, x, x, x, x, x, x}; }
+static inline lanes all(float x) { return x - (lanes){0}; }
 
 static inline lanes where(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
 
@@ -56,14 +77,18 @@ static inline lanes get(const number *from) {
   return (lanes)(__builtin_convertvector(x, words) << 16);
 }
 
-static inline void put(number *to, lanes x) {
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-  __m128bh rounded = _mm256_cvtneps_pbh((__m256)x);
+static inline shorts round_lanes(lanes x) {
+#ifdef ROUNDS
+  return (shorts)OF_LANES(cvtneps_pbh)(x);
 #else
   words bits = (words)x;
   bits = (words)where(x != x, (lanes)(bits | 0x400000), (lanes)(bits + 0x7FFF + (bits >> 16 & 1))); /* a NaN stays one */
-  shorts rounded = __builtin_convertvector(bits >> 16, shorts);
+  return __builtin_convertvector(bits >> 16, shorts);
 #endif
+}
+
+static inline void put(number *to, lanes x) {
+  shorts rounded = round_lanes(x);
   memcpy(to, &rounded, sizeof rounded);
 }
 
@@ -97,20 +122,14 @@ typedef uint32_t pair;
 typedef words pairs;
 
 static inline pairs both(lanes low, lanes high) {
-  number lows[LANES], highs[LANES];
-  shorts x, y;
-  put(lows, low);
-  put(highs, high);
-  memcpy(&x, lows, sizeof x);
-  memcpy(&y, highs, sizeof y);
-  return __builtin_convertvector(x, words) | __builtin_convertvector(y, words) << 16;
+  return __builtin_convertvector(round_lanes(low), words) | __builtin_convertvector(round_lanes(high), words) << 16;
 }
 
 static inline lanes multiply(lanes sums, pair a, pairs b) {
-#if defined(__AVX512BF16__) && defined(__AVX512VL__)
-  return (lanes)_mm256_dpbf16_ps((__m256)sums, (__m256bh)_mm256_set1_epi32((int)a), (__m256bh)b);
+#ifdef ROUNDS
+  return OF_LANES(dpbf16_ps)(sums, (pairs_of_lanes)OF_LANES(set1_epi32)((int)a), (pairs_of_lanes)b);
 #else
-  words left = {a, a, a, a, a, a, a, a};
+  words left = a - (words){0};
   return sums + (lanes)(left << 16) * (lanes)(b << 16) + (lanes)(left & 0xFFFF0000) * (lanes)(b & 0xFFFF0000);
 #endif
 }
@@ -138,14 +157,20 @@ static inline void store_pairs(pair *to, pairs x) { memcpy(to, &x, sizeof x); }
 typedef float half __attribute__((vector_size(16)));
 
 static inline float sum(lanes x) {
-  half low, high;
-  memcpy(&low, &x, sizeof low);
-  memcpy(&high, (const char *)&x + sizeof low, sizeof high);
-  low += high;
-  return (low[0] + low[2]) + (low[1] + low[3]);
+  half parts[LANES / 4];
+  memcpy(parts, &x, sizeof x);
+  for (int i = LANES / 8; i; i /= 2)
+    for (int j = 0; j < i; j++) parts[j] += parts[j + i];
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
-static inline lanes larger(lanes a, lanes b) { return where(a > b, a, b); }
+static inline lanes larger(lanes a, lanes b) {
+#ifdef SCALES
+  return OF_LANES(max_ps)(a, b);
+#else
+  return where(a > b, a, b);
+#endif
+}
 
 static inline float largest(lanes x) {
   float found = x[0];
@@ -153,22 +178,50 @@ static inline float largest(lanes x) {
   return found;
 }
 
+#define LOG2_E 1.44269504f
+
+#ifdef SCALES
+static inline lanes between(float low, float high, lanes x) { /* the second where one is NaN */
+  return OF_LANES(min_ps)(all(high), OF_LANES(max_ps)(all(low), x));
+}
+
+static inline lanes whole_of(lanes x) { return ROUND_LANES(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+enum { LOWEST = -151 };
+#else
+static inline lanes between(float low, float high, lanes x) {
+  return where(x > high, all(high), where(x < low, all(low), x));
+}
+
+static inline lanes whole_of(lanes x) { return (x + 12582912.0f) - 12582912.0f; } /* the low bits have no more room */
+
+enum { LOWEST = -127 };
+#endif
+
+/* 2^(n + f), n whole. */
+static inline lanes raise(lanes n, lanes f) {
+  lanes p = all(0.00015353362f);
+  p = p * f + 0.00133988744f;
+  p = p * f + 0.00961843736f;
+  p = p * f + 0.0555033247f;
+  p = p * f + 0.240226479f;
+  p = p * f + 0.693147203f;
+  p = p * f + 1.0f;
+#ifdef SCALES
+  return OF_LANES(scalef_ps)(p, n);
+#else
+  return p * (lanes)((__builtin_convertvector(n, ints) + 127) << 23); /* of LOWEST, 0 */
+#endif
+}
+
+static inline lanes power_of_two(lanes x) {
+  lanes bounded = between(LOWEST, 126, x), n = whole_of(bounded);
+  return raise(n, bounded - n);
+}
+
 static inline lanes exponential(lanes x) {
-  ints tiny = x < -87.0f;
-  lanes bounded = where(x > 88.0f, all(88.0f), where(tiny, all(0.0f), x));
-  lanes shifted = bounded * 1.44269504f + 12582912.0f; /* rounds to an integer, kept in the low bits */
-  lanes n = shifted - 12582912.0f;
-  lanes f = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
-  lanes p = all(1.0f / 5040);
-  p = p * f + 1.0f / 720;
-  p = p * f + 1.0f / 120;
-  p = p * f + 1.0f / 24;
-  p = p * f + 1.0f / 6;
-  p = p * f + 0.5f;
-  p = p * f + 1.0f;
-  p = p * f + 1.0f;
-  ints power = ((ints)shifted - 0x4B400000 + 127) << 23;
-  return where(tiny, all(0.0f), p * (lanes)power);
+  lanes bounded = between(LOWEST / LOG2_E, 126 / LOG2_E, x), n = whole_of(bounded * LOG2_E);
+  return raise(n, ((bounded - n * 0.693359375f) + n * 2.12194440e-4f) * LOG2_E); /* Cody and Waite's ln 2 */
 }
 
 /* Scores of a row, `valid` of them and room up to `end` (a multiple of LANES), to e^(score - top), 0 beyond the valid ones.
@@ -179,7 +232,7 @@ static inline float weigh(float *row, size valid, size end, float *total) {
   for (size s = 0; s < end; s += LANES) tops = larger(load(row + s), tops);
   float top = largest(tops);
   for (size s = 0; s < end; s += LANES) {
-    lanes e = exponential(load(row + s) - top);
+    lanes e = power_of_two((load(row + s) - top) * LOG2_E);
     sums += e;
     store(row + s, e);
   }

@@ -1,7 +1,6 @@
-/* RMSNorm, rotary embedding, SwiGLU and the softmax of the output head: one pass over memory each, forward and back.
+/* RMSNorm, SwiGLU and the softmax of the output head: one pass over memory each, forward and back.
 
-   Shapes: n rows, d width, h heads, r rotary width, v vocabulary; all contiguous. Weights, angles, losses and what is
-   kept for the way back are float32. */
+   Shapes: n rows, d width, v vocabulary; all contiguous. Weights, losses and what is kept for the way back are float32. */
 #include "lanes.h"
 
 #define MANY 16384 /* numbers that are worth a second thread */
@@ -89,33 +88,47 @@ void NAMED(swiglu_back)(const number *dy, const number *gate, const number *up, 
   }
 }
 
-/* Pairs (0, 1), (2, 3), ... when interleaved, else (0, r / 2), (1, r / 2 + 1), ...; `turn` is 1, or -1 for back. */
-void NAMED(rope)(const number *restrict x, const float *restrict cosines, const float *restrict sines,
-                 number *restrict y, size n, size h, size r, size interleaved, float turn) {
-  size half = r / 2;
-#pragma omp parallel for if (n * h * r > MANY)
+/* y = silu(gate) * up * the row's weight, for n rows of f. */
+void NAMED(weighted_swiglu)(const number *gate, const number *up, const number *weights, number *y, size n, size f) {
+#pragma omp parallel for if (n * f > MANY)
   for (size i = 0; i < n; i++) {
-    const float *c = cosines + i * half, *s = sines + i * half;
-    for (size j = 0; j < h; j++) {
-      const number *a = x + (i * h + j) * r, *b = a + half;
-      number *to = y + (i * h + j) * r, *to_b = to + half;
-      size t = 0;
-      for (; interleaved && t < half; t++) {
-        float even = wide(a[2 * t]), odd = wide(a[2 * t + 1]), sine = turn * s[t];
-        to[2 * t] = narrow(even * c[t] - odd * sine);
-        to[2 * t + 1] = narrow(even * sine + odd * c[t]);
-      }
-      for (; t + LANES <= half; t += LANES) {
-        lanes first = get(a + t), second = get(b + t), cosine = load(c + t), sine = load(s + t) * turn;
-        put(to + t, first * cosine - second * sine);
-        put(to_b + t, first * sine + second * cosine);
-      }
-      for (; t < half; t++) {
-        float first = wide(a[t]), second = wide(b[t]), sine = turn * s[t];
-        to[t] = narrow(first * c[t] - second * sine);
-        to_b[t] = narrow(first * sine + second * c[t]);
-      }
+    float weight = wide(weights[i]);
+    size j = i * f, end = j + f;
+    for (; j + LANES <= end; j += LANES) {
+      lanes g = get(gate + j);
+      put(y + j, g / (1.0f + exponential(-g)) * get(up + j) * weight);
     }
+    for (; j < end; j++) {
+      float g = wide(gate[j]);
+      y[j] = narrow(g / (1.0f + expf(-g)) * wide(up[j]) * weight);
+    }
+  }
+}
+
+/* Its gradients from dy, and y itself once more. */
+void NAMED(weighted_swiglu_back)(const number *dy, const number *gate, const number *up, const number *weights,
+                                 number *dgate, number *dup, number *dweights, number *y, size n, size f) {
+#pragma omp parallel for if (n * f > MANY)
+  for (size i = 0; i < n; i++) {
+    float weight = wide(weights[i]), rest = 0;
+    lanes dots = all(0);
+    size j = i * f, end = j + f;
+    for (; j + LANES <= end; j += LANES) {
+      lanes g = get(gate + j), u = get(up + j), d = get(dy + j);
+      lanes s = 1.0f / (1.0f + exponential(-g)), inner = g * s * u;
+      dots += d * inner;
+      put(y + j, inner * weight);
+      put(dup + j, d * weight * g * s);
+      put(dgate + j, d * weight * u * s * (1.0f + g * (1.0f - s)));
+    }
+    for (; j < end; j++) {
+      float g = wide(gate[j]), u = wide(up[j]), d = wide(dy[j]), s = 1.0f / (1.0f + expf(-g)), inner = g * s * u;
+      rest += d * inner;
+      y[j] = narrow(inner * weight);
+      dup[j] = narrow(d * weight * g * s);
+      dgate[j] = narrow(d * weight * u * s * (1.0f + g * (1.0f - s)));
+    }
+    dweights[i] = narrow(sum(dots) + rest);
   }
 }
 

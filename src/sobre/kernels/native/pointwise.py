@@ -1,6 +1,6 @@
-"""RMSNorm, rotary embedding, SwiGLU and the output head's softmax through `pointwise.c`, on a CPU.
+"""RMSNorm, SwiGLU and the output head's softmax through `pointwise.c`, on a CPU.
 
-Shapes: N rows, D width, H heads, R rotary width, R2 its half, V vocabulary; leading dimensions are free.
+Shapes: N rows, D width, V vocabulary; leading dimensions are free. U rows of an expert, F its width.
 """
 
 from typing import Any
@@ -22,16 +22,26 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _RMSNorm.apply(x, weight, eps)
 
 
-def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
-    """The same function as `reference.rope`; cos and sin are constants."""
-    if not torch.is_grad_enabled():
-        return _turned(x_NHR, cos_NR2, sin_NR2, interleaved, 1.0)
-    return _Rope.apply(x_NHR, cos_NR2, sin_NR2, interleaved)
-
-
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """The same function as `reference.swiglu`."""
     return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else _gated(gate.contiguous(), up.contiguous())
+
+
+def weighted_swiglu(gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor) -> Tensor:
+    """As `moe.weighted_swiglu`."""
+    inner_UF = torch.empty_like(gate_UF)
+    call("weighted_swiglu", gate_UF, up_UF, weights_U, inner_UF, *gate_UF.shape)
+    return inner_UF
+
+
+def weighted_swiglu_back(
+    dinner_UF: Tensor, gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `moe.weighted_swiglu_back`."""
+    dgate_UF, dup_UF, inner_UF = (torch.empty_like(gate_UF) for _ in range(3))
+    made = (dgate_UF, dup_UF, torch.empty_like(weights_U), inner_UF)
+    call("weighted_swiglu_back", dinner_UF, gate_UF, up_UF, weights_U, *made, *gate_UF.shape)
+    return made
 
 
 def logits_to_errors(logits_NV: Tensor, targets_N: Tensor, nll_N: Tensor) -> Tensor:
@@ -47,13 +57,6 @@ def _norm(x: Tensor, weight: Tensor, eps: float, inverse_N: Tensor | None) -> Te
     y, d = torch.empty_like(x), x.shape[-1]
     call("rms_norm", x, weight.float(), y, inverse_N, x.numel() // d, d, float(eps))
     return y
-
-
-def _turned(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool, turn: float) -> Tensor:
-    x_NHR, y_NHR = x_NHR.contiguous(), torch.empty_like(x_NHR, memory_format=torch.contiguous_format)
-    cos_NR2, sin_NR2 = cos_NR2.float().contiguous(), sin_NR2.float().contiguous()
-    call("rope", x_NHR, cos_NR2, sin_NR2, y_NHR, *x_NHR.shape, int(interleaved), turn)
-    return y_NHR
 
 
 def _gated(gate: Tensor, up: Tensor) -> Tensor:
@@ -95,17 +98,3 @@ class _SwiGLU(torch.autograd.Function):
         dgate, dup = torch.empty_like(gate), torch.empty_like(up)
         call("swiglu_back", dy.contiguous(), gate, up, dgate, dup, gate.numel())
         return dgate, dup
-
-
-class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> Tensor:
-        ctx.save_for_backward(cos_NR2, sin_NR2)
-        ctx.interleaved = interleaved
-        return _turned(x_NHR, cos_NR2, sin_NR2, interleaved, 1.0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy_NHR: Tensor) -> tuple[Tensor, None, None, None]:
-        cos_NR2, sin_NR2 = ctx.saved_tensors
-        return _turned(dy_NHR, cos_NR2, sin_NR2, ctx.interleaved, -1.0), None, None, None
