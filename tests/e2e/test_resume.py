@@ -104,6 +104,56 @@ CLOCKED = {"time_s", "used", "tokens_per_s", "rollout_s", "save_s"}
 """What a metric line says of real seconds."""
 
 
+DIES = '''
+import os
+import signal
+
+from sobre.engine.engine import Engine
+from sobre.optim.optimizer import Optimizer
+from sobre.rl import rollout
+from sobre.tasks.format import Reward
+from sobre.train.state import Saving
+
+place, times = os.environ.get("DIES_AT", "nowhere 0").split()
+left, rolling = int(times), False
+
+
+def dies(owner, name, where, *, when=lambda: True, first=lambda true, *args: None):
+    """In the process that is told this place, so many calls end well, and the last one with kill -9 after `first`."""
+    true = getattr(owner, name)
+
+    def call(*args, **kwargs):
+        global left
+        if where == place and when():
+            left -= 1
+            if left == 0:
+                first(true, *args)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return true(*args, **kwargs)
+
+    setattr(owner, name, call)
+
+
+def converse(*args):
+    global rolling
+    rolling = True
+    spoken = true_converse(*args)
+    rolling = False
+    return spoken
+
+
+def halve(true, saving, path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+true_converse, rollout.converse = rollout.converse, converse
+rollout.reward = lambda problem, text, finished, **_: Reward(0.0, 0.0, sum(map(str.islower, text)) / 100)
+dies(Engine, "_advance", "rollout", when=lambda: rolling)
+dies(Optimizer, "step", "update", first=lambda true, *args: true(*args))
+dies(Saving, "_seal", "save", first=halve)
+dies(Saving, "finish", "bill", first=lambda true, *args: true(*args))
+'''
+"""Answers half sampled; weights changed and not saved; a state half written; a state published and not yet billed."""
 MARKERS = ["state/tokenizer/*", "state/pretrain/step-*", "base/config.json", "state/sft/step-*2", "state/rl/step-*"]
 PATH_MARKERS = [*MARKERS[3:], "state/answers/sft2/part-0001*", "state/sft2/step-*2", "state/distill/step-*"]
 """A kill comes a random moment after each of these appears: in the preparation, in every stage, and between stages."""
@@ -117,8 +167,9 @@ def wait_for(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> No
         time.sleep(0.01)
 
 
-def start(script: Path, out: Path, mode: str, flags: list[str]) -> subprocess.Popen[bytes]:
+def start(script: Path, out: Path, mode: str, flags: list[str], dies_at: str = "") -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SOBRE_NO_REEXEC": "1"}
+    environment |= {"DIES_AT": dies_at} if dies_at else {}
     command = [sys.executable, str(script), str(out), mode, *flags]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -206,3 +257,29 @@ def test_adapters_killed_as_they_train_end_like_those_left_alone(tmp_path: Path)
     assert one == other
     assert metrics(killed) == metrics(alone)
     assert useful_tokens(killed) == useful_tokens(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rl_killed_in_a_rollout_an_update_a_save_and_before_the_bill_ends_like_one_left_alone(tmp_path: Path):
+    script = tmp_path / "child.py"
+    script.write_text(CHILD.replace("recipe, _ =", f"{DIES}\nrecipe, _ =", 1))
+    flags = ["--stages", "pretrain", "rl", "--pretrain.steps", "2", "--rl.steps", "6", "--save.every-s", "0.0"]
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    finish(start(script, alone, "new", flags))
+    assert [line["grad_norm"] > 0 for line in metrics(alone) if line["stage"] == "rl"] == [True] * 6
+    reached = []
+    for dies_at in ("rollout 40", "update 1", "save 1", "bill 1"):
+        process = start(script, killed, "resume" if (killed / "config.json").is_file() else "new", flags, dies_at)
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == -signal.SIGKILL, f"{dies_at}: {errors.decode()[-2000:]}"
+        reached.append(max(int(path.name[5:13]) for path in (killed / "state" / "rl").glob("step-*[0-9]")))
+    assert reached[0] >= 1  # in a later rollout than the first
+    assert reached == [reached[0], reached[0], reached[0], reached[0] + 1]
+    finish(start(script, killed, "resume", flags))
+    one, other = ((out / "rl" / "model.safetensors").read_bytes() for out in (alone, killed))
+    assert one == other
+    assert metrics(killed) == metrics(alone)
+    assert useful_tokens(killed) == useful_tokens(alone)
+    lost = [json.loads(line) for line in (killed / "ledger.jsonl").read_text().splitlines() if "lost" in line]
+    assert lost
