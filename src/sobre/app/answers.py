@@ -64,7 +64,12 @@ def gather(session: Session, stage: str, cfg: AnswersConfig, allowance: float) -
     """Ask what was not asked yet; decide on all replies."""
     name, folder = f"answers:{stage}", session.folder.state / "answers" / stage
     choice = Choice(cfg, session.recipe.tasks.judge_s)
-    start = session.events.decide(name, 0, "begin", lambda: {"end_at": session.meter.used() + cfg.share * allowance})
+    start = session.events.decide(
+        name,
+        0,
+        "begin",
+        lambda: {"used": session.meter.used(), "end_at": session.meter.used() + cfg.share * allowance},
+    )
     assert start is not None, "the log of a part begins with its begin event"
     parts = session.processes.decide(
         lambda: [json.loads(path.read_text()) for path in sorted(folder.glob("part-*.json"))]
@@ -79,6 +84,7 @@ def gather(session: Session, stage: str, cfg: AnswersConfig, allowance: float) -
     teacher = Teacher(session, cfg)
     spending = Spending(session, name, step=len(parts))
     index, took = len(parts), 0.0
+    session.console.stage(f"{stage} asks", cfg.n_problems or PART)
     while (n := _due(session, name, cfg, index, choice.problems, start["end_at"], took)) > 0:
         before, asked = session.meter.used(), problems(session, stage, index, n)
         replies, flops = session.processes.decide(partial(teacher.answer, asked, index))
@@ -91,8 +97,7 @@ def gather(session: Session, stage: str, cfg: AnswersConfig, allowance: float) -
             _keep(folder / f"part-{index:04d}.json", replies, session.meter.state(), entry)
         session.ledger.append(entry)
         took = session.meter.used() - before
-        said = f"{choice.counts['kept']:,} of {choice.counts.total():,} answers of {cfg.teacher} kept"
-        session.console.say(f"{stage}: {said}", style="dim")
+        _show(session, choice, cfg.n_problems or _expected(choice.problems, start, session.meter.used()))
     session.finish(name)
     return choice
 
@@ -126,6 +131,18 @@ def _due(session: Session, name: str, cfg: AnswersConfig, index: int, asked: int
         name, index, "end", lambda: {"reason": "budget", "used": used} if used + took / 2 >= end_at else None
     )
     return PART if end is None else 0
+
+
+def _expected(asked: int, start: Mapping[str, float], used: float) -> int:
+    """Problems that the share of the budget will have paid for, at what those so far took."""
+    spent, whole = used - start["used"], start["end_at"] - start["used"]
+    return max(asked, round(asked * whole / spent)) if spent > 0 else asked
+
+
+def _show(session: Session, choice: Choice, total: int) -> None:
+    left = session.meter.remaining() if session.budget.kind == "seconds" else None
+    kept = choice.counts["kept"] / choice.counts.total()
+    session.console.update(choice.problems, total, kept=kept, usd=session.usd(), left_s=left)
 
 
 class Teacher:

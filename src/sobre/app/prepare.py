@@ -198,12 +198,20 @@ def make_examples(session: Session, stage: str, cfg: FineTuneConfig, tokenizer: 
 
 def _check_context(recipe: Recipe, tokenizer: Tokenizer, model: ModelConfig, sets: tuple[ProblemSet, ...]) -> None:
     """A model that is there has the context that it has."""
-    needs = {"data.seq_len": recipe.data.seq_len if "pretrain" in recipe.stages else 0}
-    if recipe.has_tasks:
-        needs["questions and answers of the tasks"] = _chat_len(recipe, tokenizer, sets)
-    for what, need in needs.items():
-        if need > model.max_len:
-            raise ConfigError(f"{what} need {need:,} tokens, and {recipe.start.model} reads at most {model.max_len:,}")
+    length = recipe.data.seq_len if "pretrain" in recipe.stages else 0
+    if length > model.max_len:
+        raise ConfigError(
+            f"data.seq_len needs {length:,} tokens, and {recipe.start.model} reads at most {model.max_len:,}"
+        )
+    if not recipe.has_tasks:
+        return
+    need, answer = _chat_len(recipe, tokenizer, sets), _answer_len(recipe)
+    if need > model.max_len:
+        raise ConfigError(
+            f"questions and answers of the tasks need {need:,} tokens, {answer:,} of them for an answer, and"
+            f" {recipe.start.model} reads at most {model.max_len:,}: shorter answers (max_tokens of the stage,"
+            " eval.max_new_tokens) or, of a file, shorter questions (tasks.max_question, in characters) may fit"
+        )
 
 
 def _chat_len(recipe: Recipe, tokenizer: Tokenizer, sets: tuple[ProblemSet, ...]) -> int:
@@ -213,12 +221,15 @@ def _chat_len(recipe: Recipe, tokenizer: Tokenizer, sets: tuple[ProblemSet, ...]
     for each in sets:
         longest = sorted((*each.train, *each.test), key=lambda problem: -len(problem.prompt))[:N_LONGEST]
         question = max(question, *(len(prompt_ids(tokenizer, problem)) for problem in longest))
-    answer = max(recipe.eval.max_new_tokens, *map(partial(_longest_answer, recipe), recipe.stages))
     example = 0
     if recipe.tasks.names:
         chats = (chat(recipe.tasks, f"sft/{recipe.seed}", index) for index in range(200))
         example = int(max(len(tokenizer.render(each)) for each in chats) * LENGTH_MARGIN)
-    return max(question + answer, example)
+    return max(question + _answer_len(recipe), example)
+
+
+def _answer_len(recipe: Recipe) -> int:
+    return max(recipe.eval.max_new_tokens, *map(partial(_longest_answer, recipe), recipe.stages))
 
 
 def _longest_answer(recipe: Recipe, stage: str) -> int:

@@ -38,7 +38,7 @@ from sobre.train.step import train_step
 
 LOGP, GRADIENT = 1e-4, 1e-3
 """Largest differences in float32: of a log-probability, of a gradient relative to its norm."""
-TARGET = 2.5
+TARGET = 4.0
 NOBODY = Problem(task="bench", lang="en", difficulty=1, prompt="", answer="", key="bench", data={})
 
 

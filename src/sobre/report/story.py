@@ -18,6 +18,8 @@ KINDS = ("became right", "right", "stayed right", "stayed wrong", "wrong", "beca
 """Which sample is shown: the first of the first kind that there is."""
 WIDEST_THOUGHT = 16
 """Lines of a thought that are shown; the rest is counted."""
+WIDEST_TABLE = 3
+"""Stages whose full names fit side by side; more go by the recipe's names, which are short."""
 
 
 def story(report: Report, run_dir: Path) -> RenderableType:
@@ -48,7 +50,8 @@ def _accuracy(report: Report) -> Table | None:
     judged = {name: stage for name, stage in report["stages"].items() if "pass_at_1" in stage}
     if not judged:
         return None
-    table = _table("test problems right", *(claims.stage_name(name) for name in judged))
+    names = list(judged) if len(judged) > WIDEST_TABLE else [claims.stage_name(name) for name in judged]
+    table = _table("test problems right", *names)
     table.add_row("all", *(claims.accuracy(stage) for stage in judged.values()), style="bold")
     last = list(judged.values())[-1]
     for group in ("by_task", "by_lang"):
@@ -119,9 +122,12 @@ def _bill(report: Report) -> Table | None:
 
 
 def _next(report: Report, run_dir: Path) -> Group:
-    names = [name for name in report["stages"] if report["stages"][name]["metrics"]["steps"]]
+    made = [name for name, stage in report["stages"].items() if stage["metrics"]["steps"] or "pass_at_1" in stage]
+    names = [name for name in made if name != "start"]
     model = run_dir / ("base" if names[-1:] == ["pretrain"] else names[-1]) if names else run_dir
     commands = Table(box=None, pad_edge=False, show_header=False)
+    commands.add_column()
+    commands.add_column(overflow="fold")  # what is to be typed is shown whole
     commands.add_row("the report", str(run_dir / "report.html"))
     if names and names[-1] != "pretrain":
         commands.add_row("ask it something", f"sobre chat {model}")

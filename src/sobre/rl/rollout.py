@@ -135,8 +135,11 @@ def collect(
         for group in groups:
             (flat if replaces is not None and group.is_flat else kept).append(group)
     after = engine.stats
-    found = [answer.reward.fault for group in (*kept, *flat) for answer in group.rollouts]
-    check([fault for fault in found if fault], len(found))
+    asked = (*kept, *flat)
+    general = [group for group in asked if rubric_of(group.problem)]
+    for judged in (asked, general):  # a judge of a few questions among many problems must answer for these alone
+        found = [answer.reward.fault for group in judged for answer in group.rollouts]
+        check([fault for fault in found if fault], len(found))
     flops, seconds = after.flops - before.flops, after.seconds - before.seconds
     flops += grader.flops - graded_before if grader else 0.0
     apart: dict[str, float] = {}

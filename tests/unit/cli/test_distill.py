@@ -123,6 +123,12 @@ def test_every_answer_is_counted_and_the_chats_lie_there_to_be_read(r1: Path) ->
     assert report["stages"]["sft2"]["metrics"]["answers_kept"] == told["kept"]
 
 
+def test_what_the_share_of_the_budget_will_pay_for_is_told_from_what_it_has_paid_for() -> None:
+    assert answers._expected(64, {"used": 100.0, "end_at": 180.0}, used=120.0) == 256
+    assert answers._expected(64, {"used": 100.0, "end_at": 180.0}, used=200.0) == 64
+    assert answers._expected(0, {"used": 100.0, "end_at": 180.0}, used=100.0) == 0
+
+
 def test_the_report_tells_what_became_of_the_answers_and_calls_the_student_one(r1: Path) -> None:
     page = (r1 / "report.html").read_text(encoding="utf-8")
     told = json.loads((r1 / "answers" / "sft2.json").read_text())

@@ -141,7 +141,8 @@ def test_a_stage_without_a_model_says_what_it_needs():
 
 
 def test_a_context_too_short_for_the_tasks_is_refused_with_both_lengths(base, tmp_path):
-    with pytest.raises(ConfigError, match=r"need \d.* tokens, and .* reads at most"):
+    told = r"need [\d,]+ tokens, 9,999 of them for an answer, and .* reads at most.*tasks.max_question"
+    with pytest.raises(ConfigError, match=told):
         stage.run_stage(
             "sft",
             ["nano", "--model", str(base / "base"), "--out", str(tmp_path / "o"), "--eval.max-new-tokens", "9999"],

@@ -125,6 +125,10 @@ def test_the_second_stages_of_r1_are_drawn_beside_the_first_and_in_colours_that_
     assert found["stages"]["rl2"]["metrics"]["checks_last_tenth"] == pytest.approx(1.95, abs=0.01)
     rows = re.findall(r"<tr><td>([^<]*)</td><td>[\d.]+ % \([\d.–]+\)</td>\s*<td>97.5 %", page)
     assert rows == [stage_name(name) for name in ("sft", "rl", "sft2", "rl2", "distill")]
+    console = Console(width=80, file=io.StringIO())
+    console.print(story(found, folder))
+    assert re.search(r"right +sft +rl +sft2 +rl2 +distill", console.file.getvalue())
+    assert "…" not in console.file.getvalue()
     assert found["stages"]["rl2"]["mean_checks"] == 1.0  # each thought of the fixture says "check" once
 
 
@@ -316,6 +320,13 @@ def test_the_story_shows_accuracy_a_thought_the_bill_and_what_to_type(report):
     for expected in ("88.1 %", "58.3 %", "check:", "right", "the bill", "wasted", "sobre chat out/demo/rl"):
         assert expected in text
     assert "out/demo/report.html" in text
+
+
+def test_what_next_names_the_model_of_the_last_stage_though_no_step_fitted_the_budget(report):
+    stages = {**report["stages"], "rl": {**report["stages"]["rl"], "metrics": {"steps": 0}}}
+    console = Console(width=120, file=io.StringIO())
+    console.print(story({**report, "stages": stages}, Path("out/demo")))
+    assert "sobre serve out/demo/rl" in console.file.getvalue()
 
 
 def test_facts_are_plain_json_without_nan(run_folder):

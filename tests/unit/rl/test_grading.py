@@ -79,6 +79,11 @@ def test_a_judge_that_grades_nothing_ends_the_run(make: SimpleNamespace) -> None
         roll(make, Scripted(None, None, None, 0.1), problems=(GENERAL,))
 
 
+def test_a_judge_that_fails_on_its_questions_ends_the_run_though_most_answers_have_a_verifier(make) -> None:
+    with pytest.raises(RunError, match="3 of 4 answers could not be judged; the first: the judge gave no grade"):
+        roll(make, Scripted(None, None, None, 0.1), problems=(GENERAL, SORTING))
+
+
 def test_general_questions_are_drawn_alike_again_and_none_twice_while_there_are_others() -> None:
     known = [Problem("general", "en", 1, f"{i}?", "", f"general:{i}", {"rubric": "x"}) for i in range(3)]
     found = general_questions(known, 7, "key")
