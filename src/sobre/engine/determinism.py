@@ -22,6 +22,7 @@ KERNELS = {
         ("rms_norm", "linear", "heads_linear", "router_scores", "swiglu", "cached_attention", "moe_ffn"), "tiled"
     ),
     **dict.fromkeys(("latent_decode", "grouped_decode"), "gathered"),  # and then attended to by the tiled one
+    **dict.fromkeys(select.WHOLE, "parts"),
     "rope": "reference",  # products and sums one by one; a complex product adds in one step or two, as it comes
 }
 

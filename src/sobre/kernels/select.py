@@ -46,6 +46,7 @@ from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import paged as native_paged
 from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.native import rotary as native_rotary
+from sobre.kernels.native import whole as native_whole
 from sobre.kernels.paged import Places
 
 log = logging.getLogger(__name__)
@@ -134,6 +135,10 @@ def _native_moe(
     gated, gated_back = native_pointwise.weighted_swiglu, native_pointwise.weighted_swiglu_back
     parts = moe.Parts(gated, gated_back, native_experts.few_tokens)
     return moe.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, parts)
+
+
+def _no_call() -> None:
+    raise AssertionError("the caller has its own parts: `whole` returns None")
 
 
 def _grouped_moe(
@@ -310,10 +315,20 @@ KERNELS: tuple[Kernel, ...] = (
         Kernel(f"coded_{part}", name, getattr(page, part), ("cpu",), (torch.bfloat16,), reason, lacks)
         for part in ("pack", "linear", "experts")
         for name, page, reason, lacks in (
-            ("native", native_coded, "widened in registers, in C", native.lacks_bfloat16_products),
+            ("native", native_coded, "multiplied as bytes, in C", native.lacks_bfloat16_products),
             ("reference", coded, "torch's products in 8 and 4 bits", lambda: None),
         )
     ),
+)
+WHOLE = ("latent_step", "routed", "gated")
+"""Operations that stand for several others, or, as `parts`, for none."""
+KERNELS += tuple(
+    kernel
+    for op in WHOLE
+    for kernel in (
+        Kernel(op, "native", getattr(native_whole, op), ("cpu",), IN_MEMORY, "few tokens in one call", native.lacks),
+        Kernel(op, "parts", _no_call, reason="each part by itself"),
+    )
 )
 OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))
 
@@ -388,6 +403,12 @@ def _kernel(op: str, x: Tensor) -> Callable[..., Any]:
         found = _chosen[key] = _choose(*key)
         log.info("%s on %s in %s: %s (%s)", *key, found[0].name, found[1])
     return found[0].call
+
+
+def whole(op: str, x: Tensor) -> Callable[..., Any] | None:
+    """The function that runs an operation of `WHOLE`; None: the caller's own parts do."""
+    call = _kernel(op, x)
+    return None if _chosen[op, x.device.type, x.dtype][0].name == "parts" else call
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -516,6 +537,11 @@ def kept_linear(x_NI: Tensor, weight: Blocks) -> Tensor:
 def coded_pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
     """Rounded weights as the other two read them, who are chosen alike."""
     return _kernel("coded_pack", scales)(scales, codes_OI, bits)
+
+
+def packs_for_c(scales: Tensor) -> bool:
+    """Whether `coded_pack` packs as the pages in C read."""
+    return _kernel("coded_pack", scales) is native_coded.pack
 
 
 def coded_linear(x_NI: Tensor, weight: Coded) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sobre.kernels.int8_entries import from_int8, to_int8
+from sobre.kernels.native.whole import Cells
 from sobre.kernels.paged import Places, gather
 from sobre.models.config import BLOCK, ModelConfig
 from sobre.models.step import StepInput
@@ -46,6 +47,9 @@ class KVCache(Protocol):
 
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
         """cells_MC of a layer and where in them the entries of the step's sequences lie: for reading in place."""
+
+    def in_place(self, layer: int, step: StepInput) -> Cells | None:
+        """The same for what writes the step's entries itself; None where they are kept in another form."""
 
 
 class BlockTables:
@@ -135,6 +139,9 @@ class PagedCache:
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
         return self._cells("entries", layer), self.tables.places(step)
 
+    def in_place(self, layer: int, step: StepInput) -> Cells | None:
+        return Cells(self._cells("entries", layer), self.tables.cells_N(step), self.tables.places(step))
+
     def _cells(self, name: str, layer: int) -> Tensor:
         """(M, numbers of a token): what is kept under this name in a layer."""
         kept_LB = self.layers[name]
@@ -190,6 +197,9 @@ class Int8Cache(PagedCache):
         places = self.tables.places(step)
         codes_RSC, scales_RSP = (gather(self._cells(name, layer), places) for name in ("entries", "scales"))
         return from_int8(codes_RSC, scales_RSP, self.attention.cache_parts, self.dtype)
+
+    def in_place(self, layer: int, step: StepInput) -> None:
+        return None
 
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
         """The blocks of the step's sequences alone, widened, one after the other."""

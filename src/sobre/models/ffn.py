@@ -1,8 +1,10 @@
 """SwiGLU feed-forward (arXiv 2002.05202): down(silu(gate(x)) * up(x))."""
 
+import torch
 from torch import Tensor, nn
 
 from sobre.kernels import select
+from sobre.kernels.native.whole import FEW_ROWS, Matrix, of_one_form
 from sobre.models.layers import Linear
 
 
@@ -13,5 +15,14 @@ class SwiGLU(nn.Module):
         self.up = Linear(d_model, d_ff, bias)
         self.down = Linear(d_ff, d_model, bias)
 
+    def matrices(self, dtype: torch.dtype) -> tuple[Matrix | None, ...]:
+        """Gate, up and down, as `Linear.matrix` gives them."""
+        return self.gate.matrix(dtype), self.up.matrix(dtype), self.down.matrix(dtype)
+
     def forward(self, x_ND: Tensor) -> Tensor:
+        if len(x_ND) <= FEW_ROWS and not torch.is_grad_enabled() and (gated := select.whole("gated", x_ND)):
+            matrices = of_one_form(self.matrices(x_ND.dtype))
+            if matrices is not None:
+                y_ND: Tensor = gated(x_ND, *matrices)
+                return y_ND
         return self.down(select.swiglu(self.gate(x_ND), self.up(x_ND)))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sobre.kernels import select
 from sobre.kernels.fp8_linear import fp8_linear
 from sobre.kernels.kept import Blocks, multiplied_out
+from sobre.kernels.native.whole import Matrix
 from sobre.models.lora import LoRA
 from sobre.train.config import Precision
 
@@ -42,6 +43,13 @@ class Linear(nn.Module):
         else:
             return select.linear(x, self.weight.to(x.dtype), bias)
         return y if bias is None else y + bias
+
+    def matrix(self, dtype: torch.dtype) -> Matrix | None:
+        """W for a whole step in C (kernels/native/whole.py), where this is nothing but a product with it as it lies."""
+        adds = self.bias is not None or self.lora is not None or self.weight_factors is not None
+        if type(self) is not Linear or adds or (self.training and self.precision != "auto"):
+            return None
+        return Matrix(self.weight) if self.weight.dtype == dtype and self.weight.is_contiguous() else None
 
     def whole_weight(self, dtype: torch.dtype) -> Tensor:
         """W and what the adapter adds to it, as one matrix."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sobre.kernels import select
+from sobre.kernels.native.whole import FEW_ROWS, Latent, of_one_form
 from sobre.kernels.paged import Places
 from sobre.models.attention import attend, whole
 from sobre.models.cache import KVCache
@@ -56,6 +57,10 @@ class MLA(nn.Module):
 
     def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
         mla = self.cfg
+        if cache is not None and (layer := self._whole(x_ND, step)) is not None:
+            at, latent_step = cache.in_place(self.layer, step), select.whole("latent_step", x_ND)
+            if at is not None and at.cells_MC.dtype == x_ND.dtype and latent_step is not None:
+                return latent_step(x_ND, layer, rope, at)
         q_latent_N = self.q_norm(self.q_down(x_ND)) if mla.q_rank else x_ND
         q_N = self.q_up(q_latent_N) if mla.q_rank else self.q(x_ND)
         q_NHK = q_N.unflatten(-1, (mla.n_heads, mla.qk_dim))
@@ -90,6 +95,31 @@ class MLA(nn.Module):
         """The two parts of every query, the rotary one rotated."""
         q_NHP, q_rope_NHr = q_NHK.split([self.cfg.nope_dim, self.cfg.rope_dim], -1)
         return q_NHP, select.rope(q_rope_NHr, *rope, self.interleaved)
+
+    def _whole(self, x_ND: Tensor, step: StepInput) -> Latent | None:
+        """Attention as one call takes it for one new token of few sequences; None where it is other or more."""
+        mla, dtype = self.cfg, x_ND.dtype
+        if step.max_length > 1 or len(x_ND) > FEW_ROWS or mla.indexer or torch.is_grad_enabled():
+            return None
+        maps = self.kv_up.matrix(dtype)
+        q = (self.q_down.matrix(dtype), self.q_up.matrix(dtype)) if mla.q_rank else (self.q.matrix(dtype),)
+        matrices = of_one_form([*q, self.kv_down.matrix(dtype), self.o.matrix(dtype)])
+        if maps is None or matrices is None:
+            return None
+        return Latent(
+            matrices[0] if mla.q_rank else None,
+            self.q_norm.weight.float() if mla.q_rank else None,
+            matrices[-3],
+            matrices[-2],
+            self.kv_norm.weight.float(),
+            maps.weights.view(mla.n_heads, -1, mla.kv_rank),
+            matrices[-1],
+            mla.rope_dim,
+            mla.v_dim,
+            self.interleaved,
+            LATENT_EPS,
+            self.scale,
+        )
 
     def _naive(
         self, q_NHK: Tensor, latent_NC: Tensor, k_rope_Nr: Tensor, rope: tuple[Tensor, Tensor], step: StepInput

@@ -9,6 +9,7 @@ a group by its best expert, V3 by its two best. Without a bias the buffer stays 
 Shapes: N tokens, R sequences, D width, E experts, A active experts, F expert width, X groups of experts.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from sobre.kernels import select
 from sobre.kernels.fp8_linear import fp8_moe_ffn
 from sobre.kernels.kept import Blocks
 from sobre.kernels.moe import by_expert
+from sobre.kernels.native.whole import FEW_ROWS, Matrix, Routed, of_one_form
 from sobre.models.config import MoEConfig
 from sobre.models.ffn import SwiGLU
 from sobre.models.lora import ExpertsLoRA
@@ -41,6 +43,14 @@ class Dispatch(Protocol):
     def __call__(
         self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
     ) -> Tensor: ...
+
+
+class Packed:
+    """A dispatch over experts that lie packed (models/quantised.py)."""
+
+    def matrices(self) -> Sequence[Matrix | None]:
+        """Gate, up and down, as `Linear.matrix` gives them."""
+        raise NotImplementedError
 
 
 def local_dispatch(
@@ -130,6 +140,11 @@ class MoE(nn.Module):
         self.lora: ExpertsLoRA | None = None
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
+        if experts_NA is None and len(x_ND) <= FEW_ROWS and not torch.is_grad_enabled():
+            layer, routed = self._whole(x_ND.dtype), select.whole("routed", x_ND)
+            if layer is not None and routed is not None:
+                y_ND, weights_NA, experts_NA = routed(x_ND, layer)
+                return y_ND, Routing(weights_NA, experts_NA, None)
         routing = self.router(x_ND, step, experts_NA)
         dtype = x_ND.dtype
         if self.gate_EFD_factors is not None:
@@ -144,6 +159,31 @@ class MoE(nn.Module):
             experts = self.dispatch if self.lora is None else self.lora
             y_ND = experts(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
         return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
+
+    def _whole(self, dtype: torch.dtype) -> Routed | None:
+        """The layer as one call takes it; None where it is more than that, or other."""
+        router, cfg = self.router, self.router.cfg
+        if self.training or cfg.n_groups > 1 or self.lora is not None or self.gate_EFD_factors is not None:
+            return None
+        if self.dispatch is local_dispatch:
+            is_plain = self.gate_EFD.dtype == dtype and self.gate_EFD.is_contiguous()
+            experts = [Matrix(weight) if is_plain else None for weight in (self.gate_EFD, self.up_EFD, self.down_EDF)]
+        else:
+            experts = list(self.dispatch.matrices()) if isinstance(self.dispatch, Packed) else [None]
+        shared = () if self.shared is None else self.shared.matrices(dtype)
+        matrices = of_one_form([*experts, *shared])
+        if matrices is None:
+            return None
+        return Routed(
+            router.weight_ED.float(),
+            router.bias_E.float() if cfg.biased else None,
+            matrices[:3],
+            matrices[3:] or None,
+            cfg.n_active,
+            cfg.score == "softmax",
+            cfg.norm_weights,
+            float(cfg.route_scale),
+        )
 
     def _kept_expert(self, expert: int, x_MD: Tensor) -> Tensor:
         """An expert whose matrices stay in FP8."""

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from sobre.errors import ConfigError
 from sobre.kernels import select
 from sobre.kernels.coded import GROUP, Bits, Coded, rounded, stacked
+from sobre.kernels.native.whole import Matrix
 from sobre.models.decoder import Decoder
 from sobre.models.kept import refuse_kept
 from sobre.models.layers import Linear
-from sobre.models.moe import MoE
+from sobre.models.moe import MoE, Packed
 
 OUT_UNIT = 16
 """Output widths of int4 products are multiples of this."""
@@ -27,6 +28,11 @@ def quantise(weight_OI: Tensor, bits: Bits) -> Coded:
     """The matrix in `bits`, as the chosen kernel reads it."""
     codes_OI, scales = rounded(weight_OI, bits)
     return select.coded_pack(scales, codes_OI, bits)
+
+
+def matrix(coded: Coded) -> Matrix | None:
+    """The same for a whole step in C, where the chosen kernel reads what that does."""
+    return Matrix(coded.codes, coded.scales, f"_{coded.bits}") if select.packs_for_c(coded.scales) else None
 
 
 class QuantisedLinear(nn.Module):
@@ -44,12 +50,16 @@ class QuantisedLinear(nn.Module):
         self.register_buffer("scales", scales)
         self.register_buffer("bias", None if bias_O is None else bias_O.detach().bfloat16())
 
+    def matrix(self, dtype: torch.dtype) -> Matrix | None:
+        """As `Linear.matrix`."""
+        return matrix(Coded(self.codes, self.scales, self.bits)) if self.bias is None else None
+
     def forward(self, x: Tensor) -> Tensor:
         y = select.coded_linear(x.reshape(-1, x.shape[-1]), Coded(self.codes, self.scales, self.bits))
         return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
 
 
-class QuantisedExperts:
+class QuantisedExperts(Packed):
     """A dispatch (models/moe.py) over experts in 8 or 4 bits; the weights that a layer hands it are not looked at."""
 
     def __init__(self, moe: MoE, bits: Bits) -> None:
@@ -62,6 +72,9 @@ class QuantisedExperts:
         self, x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
     ) -> Tensor:
         return select.coded_experts(x_ND, experts_NA, weights_NA, self.gate, self.up, self.down)
+
+    def matrices(self) -> tuple[Matrix | None, ...]:
+        return matrix(self.gate), matrix(self.up), matrix(self.down)
 
 
 def quantised(model: Decoder, bits: Bits) -> Decoder:

@@ -123,9 +123,9 @@ def test_matrix_flops_of_a_dense_model_are_what_torch_counts(attention):
     model.init_weights(0)
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model.logits(model(StepInput(torch.arange(16), lengths=(16,))).hidden_ND)
+        model.logits(model(StepInput(torch.arange(24), lengths=(24,))).hidden_ND)
     counted = {str(op): flops for op, flops in counter.get_flop_counts()["Global"].items()}
-    assert counted["aten.mm"] == 2 * params(cfg).active * 16
+    assert counted["aten.mm"] == 2 * params(cfg).active * 24
 
 
 def test_a_token_that_waits_for_its_context_pays_for_every_earlier_one():

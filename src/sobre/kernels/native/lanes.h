@@ -53,9 +53,11 @@ typedef uint16_t number;
 #else
 #define NAMED(name) name##_bfloat16
 #endif
+#define PLAIN(name) name##_bfloat16 /* the form without codes */
 #else
 typedef float number;
 #define NAMED(name) name
+#define PLAIN(name) name
 #endif
 
 static inline lanes load(const float *from) {

@@ -1,0 +1,69 @@
+/* One new token of each of n sequences through latent attention in its absorbed form (models/mla.py), from its normed state
+   to what is added to it: the other pages' functions one after the other, without a look back at Python between them.
+
+   Shapes: x (n, d); `q_down` (q_rank, d) or NULL, `q` (h (p + r), q_rank or d); `kv_down` (c + r, d); `maps` (h, p + w, c),
+   from the latent to a head's key and value; `o` (d, h w); cosines and sines (n, r / 2); cells of `width` numbers, of which
+   number `cell` of each token is written before it is read; table, lengths, blocks, block and longest as in paged.c. */
+#include "products.h"
+#ifndef LACKS_FORM
+
+int NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
+                    size d, size o);
+void PLAIN(rms_norm)(const number *x, const float *weight, number *y, float *inverse, size n, size d, float eps);
+void PLAIN(rope)(const number *restrict x, const float *restrict cosines, const float *restrict sines,
+                 number *restrict y, size n, size h, size r, size interleaved, float turn);
+int PLAIN(heads_sums)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
+                      size x_head, size of_head, size of_row);
+void PLAIN(heads_products)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
+                           size x_head, size of_head);
+int PLAIN(paged_attention)(const number *q, const number *cells, const int64_t *table, const int64_t *lengths, number *out,
+                           size n, size blocks, size block, size longest, size width, size h, size g, size k, size w,
+                           size value_at, float scale);
+
+/* Copy `rows` rows of `n` numbers, `from_stride` and `to_stride` apart. */
+static void copy(const number *from, size from_stride, number *to, size to_stride, size rows, size n) {
+  for (size i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)n * sizeof(number));
+}
+
+/* Returns 0, or 1 when memory is short. */
+int NAMED(latent_step)(const number *x, const weight *q_down, const number *q_down_scales, const float *q_norm,
+                       const weight *q, const number *q_scales, const weight *kv_down, const number *kv_down_scales,
+                       const float *kv_norm, const number *maps, const weight *o, const number *o_scales,
+                       const float *cosines, const float *sines, number *cells, const int64_t *cell,
+                       const int64_t *table, const int64_t *lengths, number *y, size n, size d, size q_rank, size h,
+                       size p, size r, size w, size c, size width, size blocks, size block, size longest,
+                       size interleaved, float norm_eps, float scale) {
+  size entry = c + r, of_query = p + r, of_map = (p + w) * c;
+  number *latent_q = (number *)room(n * (q_rank + h * of_query + entry + 2 * (h + 1) * r + h * (c + entry) + h * (c + w)));
+  if (!latent_q) return 1;
+  number *queries = latent_q + n * q_rank, *entries = queries + n * h * of_query, *plain = entries + n * entry;
+  number *turned = plain + n * (h + 1) * r, *folded = turned + n * (h + 1) * r, *absorbed = folded + n * h * c;
+  number *mixed = absorbed + n * h * entry, *values = mixed + n * h * c;
+  int failed = 0;
+  if (q_down) {
+    failed |= NAMED(few_rows)(x, q_down, q_down_scales, NULL, latent_q, n, d, q_rank);
+    PLAIN(rms_norm)(latent_q, q_norm, latent_q, NULL, n, q_rank, norm_eps);
+  }
+  failed |= NAMED(few_rows)(q_down ? latent_q : x, q, q_scales, NULL, queries, n, q_down ? q_rank : d, h * of_query);
+  failed |= NAMED(few_rows)(x, kv_down, kv_down_scales, NULL, entries, n, d, entry);
+  for (size i = 0; i < n; i++) { /* the rotary key as one more head */
+    PLAIN(rms_norm)(entries + i * entry, kv_norm, entries + i * entry, NULL, 1, c, norm_eps);
+    copy(queries + i * h * of_query + p, of_query, plain + i * (h + 1) * r, r, h, r);
+    copy(entries + i * entry + c, r, plain + (i * (h + 1) + h) * r, r, 1, r);
+  }
+  PLAIN(rope)(plain, cosines, sines, turned, n, h + 1, r, interleaved, 1);
+  for (size i = 0; i < n; i++) {
+    copy(turned + (i * (h + 1) + h) * r, r, entries + i * entry + c, r, 1, r);
+    copy(entries + i * entry, entry, cells + cell[i] * width, width, 1, entry);
+  }
+  failed |= PLAIN(heads_sums)(queries, maps, folded, n, h, p, c, h * of_query, of_query, of_map, c);
+  copy(folded, c, absorbed, entry, n * h, c);
+  for (size i = 0; i < n; i++) copy(turned + i * (h + 1) * r, r, absorbed + i * h * entry + c, entry, h, r);
+  failed |= PLAIN(paged_attention)(absorbed, cells, table, lengths, mixed, n, blocks, block, longest, width, h, 1, entry, c,
+                                   0, scale);
+  PLAIN(heads_products)(mixed, maps + p * c, values, n, h, c, w, h * c, c, of_map);
+  failed |= NAMED(few_rows)(values, o, o_scales, NULL, y, n, h * w, d);
+  free(latent_q);
+  return failed;
+}
+#endif

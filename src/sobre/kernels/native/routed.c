@@ -1,0 +1,93 @@
+/* A feed-forward layer of few tokens in one call: the router's choice, the chosen experts, and the shared one that every
+   token visits (models/moe.py); or that one alone, a plain gated layer (models/ffn.py).
+
+   Scores are float32, as are the router's weights. Of experts that score alike the first wins.
+
+   Shapes: x and y (n, d), router (e, d), bias (e) or NULL, experts and weights (n, active); the shared expert's width is
+   `shared`, 0 without one. */
+#include "products.h"
+#ifndef LACKS_FORM
+
+int NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const weight *gate,
+                       const number *gate_scales, const weight *up, const number *up_scales, const weight *down,
+                       const number *down_scales, number *inner, float *parts, int64_t *order, number *y, size n,
+                       size active, size all_experts, size d, size f);
+
+/* The experts of one token, and what each counts for. */
+static void choose(const number *x, const float *router, const float *bias, float *scores, float *steered, int64_t *experts,
+                   float *weights, size e, size d, size active, size is_softmax, size is_normed, float scale) {
+  float top = -INFINITY, sum_of_all = 0, chosen = 0;
+  for (size i = 0; i < e; i++) {
+    lanes sums = all(0);
+    float rest = 0;
+    size j = 0;
+    for (; j + LANES <= d; j += LANES) sums += get(x + j) * load(router + i * d + j);
+    for (; j < d; j++) rest += wide(x[j]) * router[i * d + j];
+    scores[i] = sum(sums) + rest;
+    top = scores[i] > top ? scores[i] : top;
+  }
+  for (size i = 0; i < e; i++) {
+    scores[i] = is_softmax ? expf(scores[i] - top) : 1 / (1 + expf(-scores[i]));
+    sum_of_all += scores[i];
+  }
+  for (size i = 0; i < e; i++) {
+    if (is_softmax) scores[i] /= sum_of_all;
+    steered[i] = scores[i] + (bias ? bias[i] : 0);
+  }
+  for (size a = 0; a < active; a++) {
+    size best = 0;
+    for (size i = 1; i < e; i++)
+      if (steered[i] > steered[best] || steered[i] != steered[i]) best = i; /* what is no number wins, and is seen */
+    experts[a] = best, weights[a] = scores[best], chosen += scores[best];
+    steered[best] = -INFINITY;
+  }
+  for (size a = 0; a < active; a++) weights[a] *= scale / (is_normed ? chosen + 1e-20f : 1);
+}
+
+/* down (silu(gate x) * up x): an expert that every token visits. Returns 0, or 1 when memory is short. */
+int NAMED(gated)(const number *x, const weight *gate, const number *gate_scales, const weight *up, const number *up_scales,
+                 const weight *down, const number *down_scales, number *y, size n, size d, size f) {
+  float *parts = room(n * (d + f + 1));
+  int64_t *order = (int64_t *)room(4 * (n + 1));
+  int failed = !parts || !order;
+  if (!failed) {
+    float *weights = parts + n * d;
+    for (size i = 0; i < n; i++) weights[i] = 1;
+    failed = NAMED(few_experts)(x, order + n + 2, weights, gate, gate_scales, up, up_scales, down, down_scales,
+                                (number *)(weights + n), parts, order, y, n, 1, 1, d, f);
+  }
+  free(parts);
+  free(order);
+  return failed;
+}
+
+/* Returns 0, or 1 when memory is short. */
+int NAMED(routed)(const number *x, const float *router, const float *bias, const weight *gate, const number *gate_scales,
+                  const weight *up, const number *up_scales, const weight *down, const number *down_scales,
+                  const weight *shared_gate, const number *shared_gate_scales, const weight *shared_up,
+                  const number *shared_up_scales, const weight *shared_down, const number *shared_down_scales,
+                  int64_t *experts, float *weights, number *y, size n, size active, size all_experts, size d, size f,
+                  size shared, size is_softmax, size is_normed, float scale) {
+  size copies = n * active;
+  float *parts = room(2 * all_experts + copies * (d + f) + n * d);
+  int64_t *order = (int64_t *)room(2 * (all_experts + 1 + copies));
+  int failed = !parts || !order;
+  if (!failed) {
+    number *inner = (number *)(parts + copies * d), *of_all = (number *)(parts + copies * (d + f));
+    float *scores = parts + copies * (d + f) + n * d;
+    for (size i = 0; i < n; i++)
+      choose(x + i * d, router, bias, scores, scores + all_experts, experts + i * active, weights + i * active, all_experts, d,
+             active, is_softmax, is_normed, scale);
+    failed = NAMED(few_experts)(x, experts, weights, gate, gate_scales, up, up_scales, down, down_scales, inner, parts, order,
+                                y, n, active, all_experts, d, f);
+    if (!failed && shared) {
+      failed = NAMED(gated)(x, shared_gate, shared_gate_scales, shared_up, shared_up_scales, shared_down, shared_down_scales,
+                            of_all, n, d, shared);
+      for (size i = 0; i < n * d; i++) y[i] = narrow(wide(y[i]) + wide(of_all[i]));
+    }
+  }
+  free(parts);
+  free(order);
+  return failed;
+}
+#endif
