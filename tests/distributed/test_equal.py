@@ -33,6 +33,9 @@ TWO: dict[str, dict[str, Any]] = {
         "layout": {"context": 2},
         "then": {**BOTH, "context": 2},
     },
+    "context, RL, ratios of answers": {"layout": {"context": 2}, "stage": "rl", "answers": True},
+    "context, experts and shards, RL, replay": {"layout": {**BOTH, "context": 2}, "stage": "rl", "replay": True},
+    "context, shards, distillation on-policy": {"layout": {**SHARDS, "context": 2}, "stage": "distill"},
     "context, dense, fine-tuning, AdamW": {
         "layout": {"context": 2},
         "dense": True,
@@ -41,6 +44,17 @@ TWO: dict[str, dict[str, Any]] = {
     },
     "pipeline, saved, then experts and shards": {"layout": {"pipeline": 2}, "then": BOTH},
     "pipeline, zero-bubble V, AdamW": {"layout": {"pipeline": 2, "schedule": "zbv"}, "optim": "adamw"},
+    "pipeline, RL": {"layout": {"pipeline": 2}, "stage": "rl"},
+    "pipeline, zero-bubble, RL, ratios of answers, replay": {
+        "layout": {"pipeline": 2, "schedule": "zero-bubble"},
+        "stage": "rl",
+        "answers": True,
+        "replay": True,
+    },
+    "pipeline, interleaved, distillation on-policy": {
+        "layout": {"pipeline": 2, "schedule": "interleaved"},
+        "stage": "distill",
+    },
     "copies, saved, then pipeline, DualPipeV, fine-tuning": {
         "layout": COPIES,
         "then": {"pipeline": 2, "schedule": "dualpipev"},
@@ -51,6 +65,10 @@ TWO: dict[str, dict[str, Any]] = {
 REFUSED: dict[str, dict[str, Any]] = {
     "NaN with experts and shards": {"layout": BOTH, "poisoned": 0},
     "NaN at the end of a pipeline": {"layout": {"pipeline": 2}, "poisoned": 1},
+}
+ROLLOUTS: dict[str, dict[str, Any]] = {
+    "pipeline, zero-bubble V": {"layout": {"pipeline": 2, "schedule": "zbv"}, "rollouts": True},
+    "context and shards": {"layout": {**SHARDS, "context": 2}, "rollouts": True},
 }
 FULL: dict[str, dict[str, Any]] = {
     "full disk of the second process, experts and shards": {"layout": BOTH, "full": 1},
@@ -67,8 +85,8 @@ def found(
     def of(n_processes: int, case: str) -> dict[str, Any]:
         if n_processes not in results:
             folder = tmp_path_factory.mktemp("equal")
-            (folder / "cases.json").write_text(json.dumps({2: {**TWO, **REFUSED, **FULL}}[n_processes]))
-            torchrun(n_processes, str(WORKER), str(folder / "cases.json"), str(folder / "found.json"))
+            (folder / "cases.json").write_text(json.dumps({2: {**TWO, **REFUSED, **ROLLOUTS, **FULL}}[n_processes]))
+            torchrun(n_processes, str(WORKER), str(folder / "cases.json"), str(folder / "found.json"), timeout_s=290)
             results[n_processes] = json.loads((folder / "found.json").read_text())
         return results[n_processes][case]
 
@@ -81,6 +99,7 @@ def test_two_processes_learn_what_one_learns(case: str, found: Found) -> None:
     gap = found(2, case)
     assert gap["moved"] > 1e-3
     assert gap["exported"] == 0
+    assert gap["rerouted"][0] == gap["rerouted"][1]
     layout = TWO[case].get("then", TWO[case]["layout"])
     parts = layout.keys() - {"context"}
     assert gap["held"] == 1 if not parts else gap["held"] < (0.56 if "shards" in parts else 0.95)
@@ -98,6 +117,24 @@ def test_a_step_that_is_not_finite_in_one_process_is_refused_in_all_and_moves_no
     assert "must be finite; the step was refused" in result["said"][0]
     assert result["moved"] == 0
     assert result["healthy"] > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ROLLOUTS)
+def test_whole_steps_of_reinforcement_learning_sample_and_learn_as_in_one_process(case: str, found: Found) -> None:
+    result = found(2, case)
+    lines = result["lines"]
+    assert result["difference"] < 1e-4, lines
+    assert all(result["alike"])
+    assert [line.get("routes_differ") for line in lines] == [
+        0,
+        None,
+        0,
+        None,
+    ]  # every other step samples, with its weights
+    assert all(line["logp_gap_mean"] < 1e-6 for line in lines if "logp_gap_mean" in line)
+    assert lines[3]["kl_reference"] > 1e-5
+    assert lines[1]["ratio"] != pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import rollouts
 import torch
 
 from sobre.distill.on_policy import teacher_loss
@@ -25,7 +26,7 @@ from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.parallel.config import ParallelConfig
 from sobre.parallel.division import Division
-from sobre.rl.config import GRPOConfig, RLConfig
+from sobre.rl.config import GRPOConfig, GSPOConfig, RLConfig
 from sobre.rl.losses import policy_loss
 from sobre.runtime.processes import Processes
 from sobre.train.batch import Batch, from_rows, from_samples
@@ -58,9 +59,9 @@ DENSE = replace(
 STEPS = {"float64": 4, "float32": 20}
 
 
-def batches(stage: str, step: int) -> list[Batch]:
+def batches(case: dict[str, Any], step: int) -> list[Batch]:
     """Two micro-batches of one optimizer step, the same in every process."""
-    generator = torch.Generator().manual_seed(1000 + step)
+    stage, generator = case.get("stage", "pretrain"), torch.Generator().manual_seed(1000 + step)
 
     def tokens(n: int) -> list[int]:
         return torch.randint(0, 61, (n,), generator=generator).tolist()
@@ -74,15 +75,24 @@ def batches(stage: str, step: int) -> list[Batch]:
     if stage == "distill":
         with torch.no_grad():
             return [replace(batch, streams={"teacher_NE": teacher()(batch.step).hidden_ND}) for batch in found]
-    streams = [
-        {
-            "behaviour": torch.rand(batch.n_tokens, generator=generator) - 4.5,
-            "advantage": torch.randn(batch.n_tokens, generator=generator),
-            "reference": torch.rand(batch.n_tokens, generator=generator) - 4.5,
-        }
-        for batch in found
-    ]
-    return [replace(batch, streams=stream) for batch, stream in zip(found, streams, strict=True)]
+    return [as_rollout(batch, generator, replay=case.get("replay", False)) for batch in found]
+
+
+def as_rollout(batch: Batch, generator: torch.Generator, *, replay: bool) -> Batch:
+    """What a sampler would say of the tokens; the experts that it chose, to be compared or replayed."""
+    weights_RE = torch.rand(MOE.n_moe_layers, batch.n_tokens, MOE.ffn.n_experts, generator=generator)
+    routes_LNA = weights_RE.topk(MOE.ffn.n_active).indices
+    answer_N = batch.step.sequence_N
+    lengths_R = torch.zeros(batch.step.n_sequences).index_add(0, answer_N, batch.weights_N)
+    streams = {
+        "behaviour": torch.rand(batch.n_tokens, generator=generator) - 4.5,
+        "advantage": torch.randn(batch.step.n_sequences, generator=generator)[answer_N],
+        "reference": torch.rand(batch.n_tokens, generator=generator) - 4.5,
+        "answer": answer_N,
+        "engine_routes_LNA": routes_LNA,
+    }
+    weights_N = batch.weights_N / lengths_R[answer_N]
+    return replace(batch, weights_N=weights_N, routes_LNA=routes_LNA if replay else None, streams=streams)
 
 
 @cache
@@ -95,10 +105,15 @@ def teacher() -> Decoder:
     return found.double().eval()
 
 
-def loss_of(stage: str) -> LossFn:
-    if stage == "distill":
-        return teacher_loss(teacher(), MOE.vocab_size, beta=0.5)
-    return policy_loss(RLConfig(algorithm=GRPOConfig(kl=0.1))) if stage == "rl" else next_token
+def loss_of(case: dict[str, Any]) -> LossFn:
+    match case.get("stage"):
+        case "distill":
+            return teacher_loss(teacher(), MOE.vocab_size, beta=0.5)
+        case "rl":
+            return policy_loss(
+                RLConfig(algorithm=GSPOConfig(clip_low=0.2, clip_high=0.2) if "answers" in case else GRPOConfig(kl=0.1))
+            )
+    return next_token
 
 
 def poisoned(model: Decoder, output: StepOutput, batch: Batch) -> Loss:
@@ -129,6 +144,7 @@ class Learner:
     """Whether the losses of this process are not numbers."""
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    rerouted: list[float | None] = field(default_factory=list)
 
     def weights(self) -> dict[str, torch.Tensor]:
         whole = self.model
@@ -163,8 +179,8 @@ def train(found: Learner, first: int, last: int) -> None:
         info = train_step(
             model,
             found.optimizer,
-            [mine(batch, division) for batch in batches(stage, step)],
-            poisoned if found.poisoned else loss_of(stage),
+            [mine(batch, division) for batch in batches(found.case, step)],
+            poisoned if found.poisoned else loss_of(found.case),
             lr_scale=0.5,
             clip=1.0,
             mtp_weight=0.3 if stage in ("pretrain", "sft") else 0.0,
@@ -173,6 +189,7 @@ def train(found: Learner, first: int, last: int) -> None:
         )
         found.losses.append(info.loss)
         found.norms.append(info.grad_norm)
+        found.rerouted.append(info.rerouted)
 
 
 def refused(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
@@ -227,7 +244,12 @@ def compare(alone: Learner, together: Learner, weights: dict[str, torch.Tensor])
     for name, one in alone.weights().items():
         gaps[name] = float((one - weights[name]).abs().max() / one.abs().max().clamp_min(1e-30))
     worst = max(gaps, key=lambda name: gaps[name])
-    return found | {"weights": gaps[worst], "worst": worst, "first_loss": alone.losses[0]}
+    return found | {
+        "weights": gaps[worst],
+        "worst": worst,
+        "first_loss": alone.losses[0],
+        "rerouted": [alone.rerouted, together.rerouted],
+    }
 
 
 def exported(found: Learner, weights: dict[str, torch.Tensor], folder: Path) -> float:
@@ -243,6 +265,8 @@ def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, A
     """Train under the layout, half way under `then` if there is one, with a saved state in between."""
     if "poisoned" in case:
         return refused(case, processes)
+    if "rollouts" in case:
+        return rollouts.compare(replace(MOE, memory=MemoryConfig()), case["layout"], processes)
     if "full" in case:
         return disk_full(case, processes, folder)
     steps = STEPS[case.get("dtype", "float64")]
@@ -251,7 +275,7 @@ def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, A
     if "then" in case:
         save(together, folder / "state", steps // 2)
         before, together = together, learner(case, case["then"], processes)
-        together.losses, together.norms = before.losses, before.norms
+        together.losses, together.norms, together.rerouted = before.losses, before.norms, before.rerouted
         load_state(
             folder / "state", together.model, together.optimizer, division=together.division, processes=processes
         )

@@ -160,7 +160,7 @@ def compare(cfg: RLBench, folder: Path, prompts: list[list[int]]) -> list[dict[s
     samples = to_samples(groups, side.rl)
     batch = to_batch(samples, replay=False)
     seen: list[torch.Tensor] = []
-    loss_fn = policy_loss(side.rl, lambda logp_N, streams, output, batch: seen.append(logp_N))
+    loss_fn = policy_loss(side.rl, lambda logp_N, streams: seen.append(logp_N))
     loss = loss_fn(side.model, side.model(batch.step), batch)
     (loss.sum / batch.weights_N.sum()).backward()
     trainer = trl_peer.make_trainer(cfg, folder, prompts, reward_of, bf16=False)

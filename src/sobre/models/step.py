@@ -32,6 +32,9 @@ class Pieces(Protocol):
     def summed(self, x: Tensor) -> Tensor:
         """The sum over the processes, without a gradient."""
 
+    def added(self, x: Tensor) -> Tensor:
+        """The sum over the processes; its gradient comes back from every process."""
+
 
 @dataclass(frozen=True)
 class StepInput:

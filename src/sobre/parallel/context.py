@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sobre.parallel.tensor import shared, summed
 from sobre.runtime.device import carried
 
 
@@ -66,6 +67,10 @@ class Divided:
         total = x.detach().clone()
         dist.all_reduce(total, group=self.group)
         return total
+
+    def added(self, x: Tensor) -> Tensor:
+        """The sum over the processes; its gradient is summed over them, too."""
+        return shared(summed(x, self.group), self.group)
 
     @cached_property
     def place_M(self) -> Tensor:

@@ -19,8 +19,8 @@ from sobre.rl.objectives import Streams, objective
 from sobre.train.batch import Batch
 from sobre.train.losses import Loss, LossFn
 
-Watch = Callable[[Tensor, Streams, StepOutput, Batch], None]
-"""Sees log-probabilities (detached), streams, output and batch of each micro-batch, e.g. `rl.mismatch`."""
+Watch = Callable[[Tensor, Streams], None]
+"""Sees log-probabilities (detached) and streams of each micro-batch, e.g. `rl.mismatch`."""
 
 
 def policy_loss(cfg: RLConfig, watch: Watch | None = None) -> LossFn:
@@ -43,9 +43,10 @@ def policy_loss(cfg: RLConfig, watch: Watch | None = None) -> LossFn:
             answer_N=stream("answer"),
             scale_N=stream("scale"),
             old_N=stream("old"),
+            pieces=batch.step.pieces,
         )
         if watch is not None:
-            watch(logp_N.detach(), streams, output, batch)
+            watch(logp_N.detach(), streams)
         return objective(logp_N, streams, cfg.algorithm, max_correction=cfg.max_correction)
 
     return loss

@@ -3,7 +3,9 @@
 Both run the same modules, so what is left is rounding. In a mixture of experts rounding can flip a choice of experts,
 and then the probabilities jump; hence the share of tokens whose experts differ, and routing replay when it is large.
 
-Shapes: N tokens, L routing layers, A active experts.
+The step compares the experts (train/routes.py), and its share is taken over here.
+
+Shapes: N trained tokens.
 """
 
 from collections.abc import Sequence
@@ -12,11 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sobre.models.step import StepOutput
 from sobre.rl.config import RLConfig
 from sobre.rl.objectives import Streams
 from sobre.runtime.device import exact
-from sobre.train.batch import Batch
 
 
 @dataclass
@@ -31,10 +31,10 @@ class Mismatch:
     n_tokens: int = 0
     total: float | Tensor = 0.0
     largest: float | Tensor = 0.0
-    n_routed: int = 0
-    n_differing: int | Tensor = 0
+    route_share: float | None = None
+    """Share of tokens, over all processes, whose experts differ in any layer; None: there was nothing to compare."""
 
-    def see(self, logp_N: Tensor, streams: Streams, output: StepOutput, batch: Batch) -> None:
+    def see(self, logp_N: Tensor, streams: Streams) -> None:
         """Take in one micro-batch."""
         if not self.active:
             return
@@ -44,24 +44,10 @@ class Mismatch:
         if gap_N.numel():
             worst = gap_N.max()
             self.largest = worst.maximum(self.largest) if isinstance(self.largest, Tensor) else worst
-        if batch.routes_LNA is None:  # under replay the trainer has no choice of its own to compare
-            self.see_routes(output.routes_LNA, batch.streams.get("engine_routes_LNA"))
-
-    def see_routes(self, trainer_LNA: Tensor | None, engine_LNA: Tensor | None) -> None:
-        """Count the tokens for which trainer and engine chose other experts."""
-        if trainer_LNA is not None and engine_LNA is not None:
-            self.n_routed += trainer_LNA.shape[1]
-            self.n_differing = self.n_differing + differing(trainer_LNA, engine_LNA).sum()
 
     def settled(self) -> "Mismatch":
         """The same in plain numbers."""
-        total, largest, differ = float(self.total), float(self.largest), int(self.n_differing)
-        return replace(self, total=total, largest=largest, n_differing=differ)
-
-    @property
-    def route_share(self) -> float | None:
-        """Share of tokens whose experts differ in any layer; None when there was nothing to compare."""
-        return int(self.n_differing) / self.n_routed if self.n_routed else None
+        return replace(self, total=float(self.total), largest=float(self.largest))
 
     def metrics(self) -> dict[str, float]:
         """For the log; empty when nothing was seen."""
@@ -78,14 +64,8 @@ def total(parts: Sequence[Mismatch]) -> Mismatch:
         n_tokens=sum(part.n_tokens for part in parts),
         total=sum(float(part.total) for part in parts),
         largest=max(float(part.largest) for part in parts),
-        n_routed=sum(part.n_routed for part in parts),
-        n_differing=sum(int(part.n_differing) for part in parts),
+        route_share=parts[0].route_share,
     )
-
-
-def differing(a_LNA: Tensor, b_LNA: Tensor) -> Tensor:
-    """Which tokens (N, bool) visit other experts in any layer; the order of the experts means nothing."""
-    return (a_LNA.sort(-1).values != b_LNA.sort(-1).values).any(-1).any(0)
 
 
 def replays(cfg: RLConfig, on: bool, route_share: float | None) -> bool:

@@ -15,6 +15,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from sobre.models.step import Pieces
 from sobre.rl.config import (
     Algorithm,
     CISPOConfig,
@@ -46,6 +47,8 @@ class Streams:
     """Factor of the loss beside the weight, which the step divides by."""
     old_N: Tensor | None = None
     """Log-probability under the trainer before the update; None takes the present one, as in the first update."""
+    pieces: Pieces | None = None
+    """Where the other tokens of these answers are, if other processes have some; None: all are here."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +211,10 @@ def k3(logp_N: Tensor, streams: Streams) -> Tensor:
 
 def answer_sum(values_N: Tensor, streams: Streams) -> Tensor:
     """For each token, the sum over its answer."""
-    answer_N = _answers(streams)
-    sums_G = torch.zeros_like(values_N).index_add(0, answer_N, values_N)  # G <= N, and N is known without looking
-    return sums_G[answer_N]
+    answer_N, pieces = _answers(streams), streams.pieces
+    n_answers = len(values_N) if pieces is None else len(pieces.lengths)  # G is no more, and that is known at once
+    sums_G = values_N.new_zeros(n_answers).index_add(0, answer_N, values_N)
+    return (sums_G if pieces is None else pieces.added(sums_G))[answer_N]
 
 
 def answer_mean(values_N: Tensor, streams: Streams) -> Tensor:

@@ -33,6 +33,7 @@ from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.loop import Feed
 from sobre.train.losses import LossFn
+from sobre.train.routes import rerouted
 from sobre.train.step import StepInfo
 
 
@@ -47,6 +48,7 @@ class RolloutSource:
 
     engine: Engine | SharedEngine | RemoteEngine
     model: Decoder
+    """What is trained; where that is divided, a whole model that has its weights after each rollout."""
     tokenizer: Tokenizer
     cfg: RLConfig
     tasks: TasksConfig
@@ -124,6 +126,8 @@ class RolloutSource:
             self.references.keep(step, self.reference.state_dict())
             self.reference_step = step
         self.mismatch = total(self.gather(self.mismatch.settled()))
+        if self.mismatch.active and info.rerouted is not None:
+            self.mismatch.route_share = info.rerouted
         self.is_replaying = replays(self.cfg, self.is_replaying, self.mismatch.route_share)
         return self.mismatch.metrics()
 
@@ -209,7 +213,7 @@ class RolloutSource:
     def _scored(self, model: Decoder, batch: Batch) -> Tensor:
         """Log-probabilities of the trained tokens under a model, with the routes that the trainer would take; on the
         host, like the batch."""
-        batch = batch.to(model.embed.weight.device)
+        batch = batch.to(model.device)
         routes_LNA = batch.routes_LNA if model is self.model else None
         hidden_ND, pick = model(batch.step, routes_LNA=routes_LNA).hidden_ND, batch.first.pick
         kept_NB = pick(batch.streams["kept_NB"]) if "kept_NB" in batch.streams else None
@@ -218,8 +222,9 @@ class RolloutSource:
     @torch.no_grad()
     def _probe_routes(self, batch: Batch) -> float:
         """Under replay, measure on one batch what the trainer would have chosen; return the FLOPs."""
-        there = batch.to(self.model.embed.weight.device)
-        self.mismatch.see_routes(self.model(there.step).routes_LNA, there.streams.get("engine_routes_LNA"))
+        there = replace(batch.to(self.model.device), routes_LNA=None)
+        elsewhere_N = rerouted(self.model(there.step).routes, there)
+        self.mismatch.route_share = None if elsewhere_N is None else float(elsewhere_N.float().mean())
         return self.forward_flops(batch)
 
 

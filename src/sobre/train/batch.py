@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sobre.models.step import StepInput
-from sobre.runtime.device import carried
+from sobre.runtime.device import carried, exact
 
 
 class Learned(NamedTuple):
@@ -29,7 +29,7 @@ class Learned(NamedTuple):
     @classmethod
     def of(cls, targets_N: Tensor, weights_N: Tensor) -> "Learned":
         places = None if bool((weights_N == 1).all()) else weights_N.nonzero().squeeze(1)
-        return cls(targets_N, weights_N, places, float(weights_N.sum()))
+        return cls(targets_N, weights_N, places, float(exact(weights_N).sum(dtype=torch.float64)))
 
     def pick(self, x_N: Tensor) -> Tensor:
         """The rows of x that are learned from."""

@@ -57,7 +57,7 @@ def _cut(name: str, stream: torch.Tensor, begin: int, end: int, first: int = 0) 
 
 def filled(batch: Batch, n_tokens: int, max_len: int) -> Batch:
     """The batch with so much filler, in sequences of `max_len` at most, that it has `n_tokens`: what travels through a
-    pipeline has one shape."""
+    pipeline has one shape. The engine's routes are of real tokens, and stay."""
     step, missing = batch.step, n_tokens - batch.step.tokens_N.numel()
     if not missing:
         return batch
@@ -67,7 +67,7 @@ def filled(batch: Batch, n_tokens: int, max_len: int) -> Batch:
         _longer(batch.targets_N, missing),
         _longer(batch.weights_N, missing),
         None if batch.routes_LNA is None else _longer(batch.routes_LNA, missing, dim=1),
-        {name: _longer(it, missing, dim=int(name.endswith("LNA"))) for name, it in batch.streams.items()},
+        {name: it if name.endswith("LNA") else _longer(it, missing) for name, it in batch.streams.items()},
     )
 
 

@@ -5,8 +5,8 @@ and a copy of the embedding if that or a tied head needs it: both ends then sum 
 a process does not have leaves its place empty, so every parameter keeps its name.
 
 Hidden states alone travel. A stage adds its balance loss where its gradient is due (`_Attached`), and all processes are
-told what the last stage summed up. Micro-batches are filled up to one length, and to the number that the schedule asks
-for, with tokens that count nowhere.
+told what the last stage summed up; whether a token went where the sampler sent it is asked of all stages. Micro-batches
+are filled up to one length, and to the number that the schedule asks for, with tokens that count nowhere.
 
 Shapes: N tokens, D width, L routing layers, E experts.
 """
@@ -25,6 +25,7 @@ from sobre.parallel.config import ParallelConfig
 from sobre.parallel.pipeline import Pipeline, stages_of
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn, second_token
+from sobre.train.routes import is_compared, rerouted
 from sobre.train.share import filled, idle
 
 
@@ -67,7 +68,9 @@ class Span(nn.Module):
         x_ND, routings = model.through(self.span, x_ND, batch.step, None, batch.routes_LNA)
         found = output_of(x_ND, routings, batch.step, model.cfg)
         if found.load_LE is not None:
-            work.see(moe_layers(model.cfg, self.span), found.load_LE)
+            layers = moe_layers(model.cfg, self.span)
+            work.see(layers, found.load_LE)
+            work.see_routes(int(micro), rerouted(found.routes, batch, layers[0]))
             x_ND = _Attached.apply(x_ND, found.balance_loss / work.counts.sequences)
         return model.norm(x_ND) if self.is_last else x_ND
 
@@ -82,11 +85,27 @@ class Work:
         self.mtp_weight = mtp_weight
         self.sums: dict[str, Tensor] = {}
         self.load_LE: dict[int, Tensor] = {}
+        self.elsewhere_N: dict[int, Tensor] = {}
+        """Of a micro-batch: which tokens visit other experts than under the sampler, in the layers that are here."""
 
     def see(self, layers: Sequence[int], load_LE: Tensor) -> None:
         """Loads of some routing layers, given by their place among those of the whole model."""
         for layer, load_E in zip(layers, load_LE, strict=True):
             self.load_LE[layer] = self.load_LE[layer] + load_E if layer in self.load_LE else load_E
+
+    def see_routes(self, micro: int, elsewhere_N: Tensor | None) -> None:
+        """Where some routing layers sent the tokens of a micro-batch (train/routes.py)."""
+        if elsewhere_N is not None:
+            before_N = self.elsewhere_N.get(micro)
+            self.elsewhere_N[micro] = elsewhere_N if before_N is None else before_N | elsewhere_N
+
+    def rerouted(self, group: dist.ProcessGroup) -> Tensor:
+        """How many tokens visit other experts than under the sampler, in any layer of any process of the pipeline."""
+        device = self.model.device
+        none = (torch.zeros(batch.n_tokens, dtype=torch.bool, device=device) for batch in self.batches)
+        flags_N = torch.cat([self.elsewhere_N.get(micro, none_N) for micro, none_N in enumerate(none)]).int()
+        dist.all_reduce(flags_N, dist.ReduceOp.MAX, group=group)
+        return flags_N.sum()
 
     def loss(self, hidden_ND: Tensor, micro: int) -> Tensor:
         """What the backward pass of a micro-batch begins with, in the process that has the last stage."""
@@ -126,6 +145,10 @@ def through_stages(
     pipeline.run(n_micro, like_ND, work.loss)
     if not isinstance(model.cfg.ffn, MoEConfig):
         return work.sums, []
+    if is_compared(batches[0]):
+        elsewhere = work.rerouted(pipeline.group)
+        if pipeline.last == dist.get_rank(pipeline.group):
+            add(work.sums, "rerouted", elsewhere)
     n_layers = model.cfg.n_moe_layers + model.cfg.is_moe_layer(model.cfg.n_layers) * (mtp_weight > 0)
     load_LE = torch.zeros(n_layers, model.cfg.ffn.n_experts, dtype=torch.int64, device=model.device)
     for layer, load_E in work.load_LE.items():

@@ -23,6 +23,7 @@ from sobre.parallel.collectives import sum_rows_over
 from sobre.parallel.division import EMBEDDING, Division, here
 from sobre.train.batch import Batch
 from sobre.train.losses import LossFn, second_token
+from sobre.train.routes import rerouted
 from sobre.train.stages import Counts, add, routing_layers, through_stages, told
 
 
@@ -40,6 +41,8 @@ class StepInfo:
     """Tokens each expert of each routing layer received."""
     stats: dict[str, float] = field(default_factory=dict)
     """The loss function's own statistics, per trained token."""
+    rerouted: float | None = None
+    """Share of tokens whose experts are not those of the sampler; None where there was nothing to compare."""
 
 
 def train_step(
@@ -113,6 +116,9 @@ def accumulate(
     for index, batch in enumerate(batches):
         output = model(batch.step, routes_LNA=batch.routes_LNA)
         loss = loss_fn(model, output, batch)
+        elsewhere_N = rerouted(output.routes, batch)
+        if elsewhere_N is not None:
+            add(sums, "rerouted", elsewhere_N.sum())
         total = loss.sum / counts.trained + output.balance_loss / counts.sequences
         routing = [output]
         if mtp_weight:
@@ -161,6 +167,7 @@ def _update(
         n_trained=counts.trained,
         grad_norm=grad_norm,
         mtp_loss=found.pop("mtp") / max(counts.second, 1.0) if "mtp" in found else None,
+        rerouted=found.pop("rerouted") / counts.tokens if "rerouted" in found else None,
         load_LE=seen_LE,
         stats={name.removeprefix("stat/"): value / counts.trained for name, value in found.items()},
     )
