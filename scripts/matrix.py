@@ -74,11 +74,6 @@ TABLE = re.compile(r"(<!-- make matrix -->\n)(.*?)(<!-- end -->)", re.S)
 PROMISED = {"float64": 1e-9, "float32": 1e-4}
 
 
-def is_refused(sizes: dict[str, Any], case: dict[str, Any]) -> bool:
-    """Whether a run in this layout refuses the stage (`ParallelConfig.check_stages`)."""
-    return bool({"pipeline", "context"} & sizes.keys()) and case.get("stage") in ("rl", "distill")
-
-
 class Row(NamedTuple):
     """Example: Row(4, "pipeline 4")"""
 
@@ -95,11 +90,7 @@ ROWS = [Row(n_processes, layout) for n_processes, layouts in LAYOUTS.items() for
 def measured(row: Row) -> dict[str, dict[str, Any]]:
     """What the worker found, for each column."""
     n_processes, sizes = row.n_processes, LAYOUTS[row.n_processes][row.layout]
-    cases = {
-        column: {"layout": sizes, "dense": "tensor" in sizes, **case}
-        for column, case in COLUMNS.items()
-        if not is_refused(sizes, case)
-    }
+    cases = {column: {"layout": sizes, "dense": "tensor" in sizes, **case} for column, case in COLUMNS.items()}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cases.json").write_text(json.dumps(cases))
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
@@ -122,9 +113,6 @@ def cells(row: Row) -> tuple[list[str], bool]:
     found, kept = measured(row), True
     shown = []
     for column, case in COLUMNS.items():
-        if column not in found:
-            shown.append("refused")
-            continue
         dtype = case.get("dtype", "float64")
         gap = difference(found[column], dtype)
         shown.append(f"{gap:.0e}")

@@ -144,7 +144,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         )
     source = RolloutSource(
         engine=engine,
-        model=model,
+        model=bench.sampler,
         tokenizer=bench.tokenizer,
         cfg=cfg,
         tasks=session.recipe.tasks,

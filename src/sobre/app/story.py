@@ -47,7 +47,7 @@ BYTES_PER_TABLE_NUMBER = 4
 def tell(session: Session) -> None:
     """Run every part that is not done, and finish the folder."""
     layout = session.recipe.parallel
-    layout.check_stages(stage for stage in session.recipe.stages if f"train:{stage}" not in session.done)
+    layout.check_stages([stage for stage in session.recipe.stages if f"train:{stage}" not in session.done])
     open_problems(session)
     with session.part("start"):
         machine = look(session)

@@ -1,6 +1,6 @@
 """How a run is divided over its processes. No torch here."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 from sobre.config.base import config
@@ -115,17 +115,13 @@ class ParallelConfig:
                 f" stages, and it has {model.n_layers} layers and {model.n_mtp} of MTP"
             )
 
-    def check_stages(self, stages: Iterable[str]) -> None:
-        """Refuse a layout in which stages of training cannot run."""
-        wrong = [stage for stage in stages if stage not in ("pretrain", "sft", "sft2")]
-        for name, size, why in (
-            ("pipeline", self.pipeline, "asks the model outside of its steps, too"),
-            ("context", self.context, "learns from whole answers"),
-        ):
-            if size > 1 and wrong:
+    def check_stages(self, stages: Sequence[str]) -> None:
+        """Refuse a layout of several processes for a stage that runs in one."""
+        for name in ("pipeline", "tensor", "experts", "context", "shards"):
+            if getattr(self, name) > 1 and "dpo" in stages:
                 raise ConfigError(
-                    f"parallel.{name}={size} pretrains and fine-tunes; {', '.join(wrong)} {why}: run that with"
-                    " --resume in a layout without it"
+                    f"parallel.{name}={getattr(self, name)}: dpo runs in one process, where both answers of a pair"
+                    " meet: run that with --resume in a layout without it"
                 )
 
     @property

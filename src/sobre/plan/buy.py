@@ -8,7 +8,7 @@ What a laptop learns in minutes is planned by plan/solve.py, from a measured mac
 
 from dataclasses import asdict, dataclass, replace
 from math import ceil, log2
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sobre.data.config import DataConfig
 from sobre.errors import ConfigError
@@ -31,12 +31,11 @@ from sobre.schemas import VERSION
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.train.config import StageConfig
 
-if TYPE_CHECKING:
-    from sobre.config.recipe import StageName
-
 SPLIT = {"pretrain": 0.80, "sft": 0.05, "rl": 0.10, "evaluation": 0.05}
 """Shares of the budget. R1's reinforcement learning took 5 % of V3's pretraining, V3.2's more than 10 %
 (arXiv 2512.02556, 3); the rest is *assumed*."""
+WHOLE = 4.0
+"""Bytes of a parameter of the whole model that samples beside a divided one."""
 SIZES = LADDER + tuple(
     Rung(d, n)
     for d, n in [
@@ -276,7 +275,10 @@ def recipe(bought: Purchase, name: str) -> str:
         f"score:    expected loss {bought.best.loss.value:.2f} nats per token"
         f" ({bought.best.loss.low:.2f} to {bought.best.loss.high:.2f})",
     ]
-    parallel, stages, notes = _division(layout, cfg, name) if chips > 1 else (ParallelConfig(), Recipe().stages, [])
+    parallel, notes = _division(layout, cfg) if chips > 1 else (ParallelConfig(), [])
+    if parallel.is_divided:
+        whole_gib = WHOLE * (plan.model.total + plan.model.mtp_total) / 2**30
+        notes.append(f"in rl every process also holds the whole weights, to sample: {whole_gib:,.1f} GiB")
     header += [f"note:     {note}" for note in notes]
     stage = StageConfig(
         batch_tokens=int(plan.batch_tokens),
@@ -286,7 +288,6 @@ def recipe(bought: Purchase, name: str) -> str:
     split = SplitConfig(**{stage: SPLIT[stage] for stage in ("pretrain", "sft", "rl")})
     found = Recipe(
         name=name,
-        stages=stages,
         budget=BudgetConfig(
             amount=bought.budget.text,
             price=rent,
@@ -305,22 +306,15 @@ def recipe(bought: Purchase, name: str) -> str:
     return to_toml(found, tuple(header))
 
 
-def _division(layout: Layout, cfg: ModelConfig, name: str) -> "tuple[ParallelConfig, tuple[StageName, ...], list[str]]":
-    """The planned layout as a run has it, the stages that run in it, and what the plan counts on beyond that."""
-    from sobre.config.recipe import Recipe
-
-    notes, stages = [], Recipe().stages
+def _division(layout: Layout, cfg: ModelConfig) -> tuple[ParallelConfig, list[str]]:
+    """The planned layout as a run has it, and what the plan counts on beyond that."""
+    notes = []
     divides = cfg.attention.kind == "gqa" and cfg.ffn.kind == "dense"
     if layout.tensor > 1 and not divides:
         notes.append(f"the plan counts on tensor {layout.tensor} too, which a run has for dense models with GQA alone")
     context = layout.context if layout.pipeline == 1 else 1
     if context < layout.context:
         notes.append(f"the plan counts on context {layout.context} too, which a run does not have in a pipeline")
-    for key, size in (("pipeline", layout.pipeline), ("context", context)):
-        if size > 1:
-            stages = tuple(stage for stage in stages if stage in ("pretrain", "sft"))
-            rest = f"sobre rl {name}.toml --model out/{name}/sft --parallel.{key} 1"
-            notes.append(f"parallel.{key} pretrains and fine-tunes; after that: {rest}")
     has_two = cfg.n_layers + cfg.n_mtp >= 2 * layout.pipeline
     parallel = ParallelConfig(
         shards=0,
@@ -331,7 +325,7 @@ def _division(layout: Layout, cfg: ModelConfig, name: str) -> "tuple[ParallelCon
         context=context,
         schedule="zero-bubble" if layout.pipeline > 1 and has_two else "1f1b",
     )
-    return parallel, stages, notes
+    return parallel, notes
 
 
 def _offers(

@@ -59,7 +59,10 @@ def _pretrained(base, _no_measuring):
     [
         (["--parallel.experts", "3"], "parallel.experts=3 does not divide the 16 experts of a layer evenly"),
         (["--parallel.tensor", "2"], "parallel.tensor=2 divides the heads of grouped-query attention"),
-        (["--parallel.pipeline", "2"], "parallel.pipeline=2 pretrains and fine-tunes; rl asks the model"),
+        (
+            ["--parallel.pipeline", "2", "--stages", "dpo", "--dpo.paths", "pairs.jsonl"],
+            "parallel.pipeline=2: dpo runs in one process",
+        ),
     ],
 )
 @pytest.mark.slow

@@ -110,19 +110,18 @@ def test_a_model_that_needs_whole_sequences_has_no_context(model, message) -> No
         ParallelConfig(context=2).check_model(ModelConfig(vocab_size=8, max_len=8, **model))
 
 
-def test_a_context_divides_the_learners_and_trains_on_tokens_alone() -> None:
+def test_a_context_divides_the_learners_and_is_not_for_pipelines() -> None:
     ParallelConfig(context=2, tensor=2, shards=0).check(8)
     with pytest.raises(ConfigError, match="parallel.context=3 does not divide the 4 processes of 8 that are left"):
         ParallelConfig(context=3, tensor=2).check(8)
     with pytest.raises(ConfigError, match="parallel.context=2 with pipeline=2: .* one of the two fits: 1"):
         ParallelConfig(context=2, pipeline=2).check(8)
-    ParallelConfig(context=2).check_stages(["pretrain", "sft", "sft2"])
-    with pytest.raises(ConfigError, match="parallel.context=2 pretrains and fine-tunes; rl learns from whole answers"):
-        ParallelConfig(context=2).check_stages(["sft", "rl"])
 
 
-def test_a_pipeline_refuses_stages_that_ask_the_model_outside_of_its_steps() -> None:
-    ParallelConfig(pipeline=2).check_stages(["pretrain", "sft", "sft2"])
-    ParallelConfig(shards=2).check_stages(["rl"])
-    with pytest.raises(ConfigError, match="pretrains and fine-tunes; rl, dpo asks the model outside"):
-        ParallelConfig(pipeline=2).check_stages(["sft", "rl", "dpo"])
+@pytest.mark.parametrize("layout", [{"pipeline": 2}, {"context": 2}, {"shards": 2}, {"experts": 4}, {"tensor": 2}])
+def test_a_layout_of_several_processes_refuses_the_stage_that_runs_in_one(layout) -> None:
+    ParallelConfig().check_stages(["sft", "dpo"])
+    ParallelConfig(**layout).check_stages(["pretrain", "sft", "rl", "distill", "sft2", "rl2"])
+    ((name, size),) = layout.items()
+    with pytest.raises(ConfigError, match=f"parallel.{name}={size}: dpo runs in one process"):
+        ParallelConfig(**layout).check_stages(["sft", "dpo"])

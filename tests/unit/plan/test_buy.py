@@ -98,7 +98,7 @@ def test_the_recipe_of_many_chips_divides_what_the_plan_divides_and_says_how_to_
     assert "torchrun --nnodes 8 --nproc-per-node 8" in recipe(buy("5000usd", chip("h100"), 64), "mine")
 
 
-def test_the_recipe_of_a_pipeline_holds_it_and_the_stages_that_run_in_one():
+def test_the_recipe_of_a_pipeline_holds_it_and_all_stages():
     found = buy("20000usd", chip("h100"), 64)
     text = recipe(found, "mine")
     read, layout = decode(Recipe, [Layer("written", tomllib.loads(text))]), found.best.plan.layout
@@ -107,25 +107,20 @@ def test_the_recipe_of_a_pipeline_holds_it_and_the_stages_that_run_in_one():
     read.parallel.check(64)
     read.parallel.check_model(read.model)
     read.parallel.check_stages(read.stages)
-    assert read.stages == ("pretrain", "sft")
-    assert "after that: sobre rl mine.toml --model out/mine/sft --parallel.pipeline 1" in text
+    assert read.stages == ("pretrain", "sft", "rl")
+    model = found.best.plan.model
+    assert f"the whole weights, to sample: {4 * (model.total + model.mtp_total) / 2**30:,.1f} GiB" in text
 
 
 def test_a_planned_context_is_in_the_recipe_where_a_run_can_have_it():
     cfg = buy("200usd", chip("h100"), 8).best.cfg
-    parallel, stages, notes = _division(Layout(data=4, context=2), cfg, "mine")
-    assert (parallel.context, stages) == (2, ("pretrain", "sft"))
+    parallel, notes = _division(Layout(data=4, context=2), cfg)
+    assert (parallel.context, notes) == (2, [])
     parallel.check(8)
     parallel.check_model(cfg)
-    assert notes == [
-        "parallel.context pretrains and fine-tunes; after that: sobre rl mine.toml --model out/mine/sft"
-        " --parallel.context 1"
-    ]
-    parallel, _, notes = _division(Layout(data=2, context=2, pipeline=2), cfg, "mine")
-    assert (parallel.context, notes[0]) == (
-        1,
-        "the plan counts on context 2 too, which a run does not have in a pipeline",
-    )
+    parallel, notes = _division(Layout(data=2, context=2, pipeline=2), cfg)
+    assert parallel.context == 1
+    assert notes == ["the plan counts on context 2 too, which a run does not have in a pipeline"]
 
 
 def test_the_bill_of_everything_is_more_than_that_of_pretraining_and_names_its_carbon():
