@@ -68,6 +68,11 @@ class Recipe:
             raise ConfigError(f"stages={list(self.stages)} must be some of {list(STAGES)}, each once, in this order")
         for place, stage in enumerate(self.stages):
             self._check_stage(stage, self.stages[:place])
+        if self.has_tasks and (both := sorted(set(self.text.chat_names) & set(self.tasks.names))):
+            raise ConfigError(
+                f"text.chat_names and tasks.names both hold {', '.join(both)}: the base would have seen problems that it"
+                " is examined on solved in chat form"
+            )
 
     def _check_stage(self, stage: StageName, before: tuple[StageName, ...]) -> None:
         begins, fits = self.begins_with(stage), [*before, *([NOTHING] if stage == "distill" else [])]

@@ -70,8 +70,8 @@ class TasksConfig:
     language_weight: float = 0.0
     """Reward for a response in the language of its question: this times the share of its words that are of it."""
     credit_weight: float = 0.0
-    """Reward for a wrong answer that is near, where the task can say how near (copy, reverse, sorting): this times
-    the nearness from 0 to 1."""
+    """Reward for a wrong answer that is near, where the task can say how near (copy, reverse, sorting, countdown):
+    this times the nearness from 0 to 1."""
     judge_s: float = JUDGE_S
     """Seconds after which a judge that has not answered stops the run; none of ours takes as long."""
 
@@ -111,13 +111,17 @@ class TextConfig:
     sentences_share: float = 0.2
     """Plain sentences about everyday things."""
     chat_share: float = 0.0
-    """Share of all documents that are small talk in the chat layout: which of two numbers is larger, with a thought.
-    It shows the layout to a base that no worked example will; none of it is an evaluated task."""
+    """Documents of small talk in the chat layout, for each of the others: which of two numbers is larger, with a
+    thought. It shows the layout to a base that no worked example will; none of it is an evaluated task."""
+    chat_names: tuple[str, ...] = ()
+    """Tasks whose worked problems are small talk too, each as often as the comparison; none that `tasks.names` has."""
     steps_share: float = 1.0
     """Share of the worked problems that show their steps; the others give the answer at once."""
 
     def __post_init__(self) -> None:
         check_mix("text", self.names, self.langs)
+        if len(set(self.chat_names)) != len(self.chat_names):
+            raise ConfigError(f"text.chat_names={list(self.chat_names)} must hold each task once")
         check_difficulty("text.difficulty", *self.difficulty)
         shares = (self.worked_share, self.facts_share, self.sentences_share)
         if min(shares) < 0 or sum(shares) <= 0:

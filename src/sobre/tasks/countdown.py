@@ -15,6 +15,7 @@ Every result on the way, and the target, lies in 1-99, and nothing is multiplied
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import NamedTuple
@@ -215,3 +216,10 @@ class Countdown:
     def score(self, problem: Problem, answer: str) -> bool:
         read, data = read_expression(answer), problem.data
         return read is not None and read[0] == data["target"] and sorted(read[1]) == sorted(data["numbers"])
+
+    def credit(self, problem: Problem, answer: str) -> float:
+        """1 for a right answer; for another expression half the share of its numbers, or the given, that agree."""
+        if self.score(problem, answer):
+            return 1.0
+        used, given = Counter((read_expression(answer) or (0, []))[1]), Counter(problem.data["numbers"])
+        return (used & given).total() / max(used.total(), given.total()) / 2

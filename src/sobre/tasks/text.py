@@ -1,7 +1,8 @@
 """Generated pretraining text: worked problems in plain text, facts about small numbers, plain sentences.
 
 Document i is a function of (seed, i, config) alone, so that any worker can make any part of the text. Problems come
-from the training split only, and never in chat form; the only chats are small talk, and only if the config asks. The
+from the training split only, and never in chat form; the only chats are small talk, and only if the config asks: of
+which two numbers is larger, and of the tasks that it names for this, which a recipe does not examine. The
 facts are single operations; as such they belong to no split, since every worked step is one.
 """
 
@@ -9,7 +10,7 @@ import random
 from collections.abc import Iterator
 
 from sobre.tasks.config import TextConfig
-from sobre.tasks.format import THINK_OPEN, completion
+from sobre.tasks.format import THINK_OPEN, completion, response
 from sobre.tasks.registry import task, worked_answer
 from sobre.tasks.sampling import Message, sample_problem
 from sobre.tasks.sentences import paragraph
@@ -59,15 +60,22 @@ def facts(rng: random.Random, lang: str) -> str:
 
 
 def small_talk(seed: int | str, index: int, cfg: TextConfig) -> list[Message]:
-    """Chat `index`: which of two numbers is larger, thought about in one line. No task of ours asks this."""
+    """Chat `index`: which of two numbers is larger, thought about in one line, or a problem of `chat_names`, worked."""
     rng = random.Random(f"{seed}/small talk/{index}")
+    lang, name = rng.choice(cfg.langs), rng.choice((None, *cfg.chat_names))
+    if name is None:
+        question, answer = comparison(rng, lang)
+    else:
+        problem = sample_problem(name, lang, cfg.difficulty, "train", f"{seed}/small talk", index)
+        question, answer = problem.prompt, response(problem, task(name).thought(problem, rng))
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def comparison(rng: random.Random, lang: str) -> tuple[str, str]:
+    """Which of two numbers is larger, and a response that thinks for one line. No task of ours asks this."""
     x, y = rng.sample(range(100), 2)
     thought = f"{x}>{y}" if x > y else f"{x}<{y}"
-    answer = completion(thought, str(max(x, y)))
-    return [
-        {"role": "user", "content": WHICH[rng.choice(cfg.langs)].format(x, y)},
-        {"role": "assistant", "content": f"{THINK_OPEN}\n{answer}"},
-    ]
+    return WHICH[lang].format(x, y), f"{THINK_OPEN}\n{completion(thought, str(max(x, y)))}"
 
 
 def document(seed: int | str, index: int, cfg: TextConfig) -> str:

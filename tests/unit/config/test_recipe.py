@@ -42,6 +42,13 @@ def test_stages_come_once_and_in_order(stages: list[str]) -> None:
         decode(Recipe, [Layer("memory", {"stages": stages})])
 
 
+def test_chats_of_a_base_are_of_no_task_that_it_is_examined_on() -> None:
+    tree = {"stages": ["pretrain", "rl"], "text": {"chat_names": ["sums", "word", "sorting"]}}
+    with pytest.raises(ConfigError, match=r"both hold sorting, word: the base would have seen"):
+        decode(Recipe, [Layer("memory", tree)])
+    decode(Recipe, [Layer("memory", {**tree, "tasks": {"names": ["countdown"]}})])
+
+
 @pytest.mark.slow
 def test_the_shipped_schema_is_that_of_the_recipe_and_accepts_every_config() -> None:
     path = Path(__file__).resolve().parents[3] / "scripts" / "schema.py"

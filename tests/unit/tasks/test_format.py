@@ -125,3 +125,10 @@ def test_a_near_answer_earns_what_its_task_says_and_never_as_much_as_a_right_one
         assert earned.total == pytest.approx(0.4 * credit)
     assert reward(near, completion("hm", "1 2 3 4"), True, format_weight=0, credit_weight=0.4).total == 1
     assert reward(PROBLEM, completion("hm", "41"), True, format_weight=0, credit_weight=0.4).total == 0
+
+
+def test_a_countdown_that_misses_earns_for_the_given_numbers_that_it_uses():
+    data = {"numbers": [8, 2], "target": 16}
+    problem = Problem("countdown", "en", 1, "Use 8 2 once each to reach 16.", "8*2", "k", data)
+    credits = {"2*8": 1.0, "8+2": 0.5, "8+8": 0.25, "16": 0.0, "8+2+2": 1 / 3, "8 2": 0.0, "x": 0.0}
+    assert {answer: TASKS["countdown"].credit(problem, answer) for answer in credits} == credits

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections import Counter
 
 import pytest
 
@@ -98,14 +99,34 @@ def test_text_that_cannot_be_is_refused(wrong):
 
 
 @pytest.mark.slow
-def test_small_talk_is_right_in_every_language_and_asks_no_evaluated_task():
-    cfg = TextConfig(chat_share=0.5)
+def numbers_of(text: str) -> list[int]:
+    return [int(each) for each in re.findall(r"\d+", text)]
+
+
+def kind_of(question: str, answer: str) -> str:
+    """Which small talk this is, by what makes its answer right; "" for none."""
+    asked, found = numbers_of(question), numbers_of(answer)
+    if found == [max(asked)]:
+        return "larger"
+    return "sums" if found == [sum(asked)] else "reverse" if found == asked[::-1] else ""
+
+
+@pytest.mark.parametrize("names", [(), ("reverse", "sums")])
+def test_small_talk_is_right_in_equal_parts_and_asks_no_evaluated_task(names: tuple[str, ...]):
+    cfg = TextConfig(chat_share=0.5, chat_names=names)
     prompts = {problem.prompt for problem in test_set(1000)}
-    for index in range(300):
+    kinds = Counter()
+    for index in range(600):
         user, assistant = small_talk(3, index, cfg)
-        x, y = map(int, re.findall(r"\d+", user["content"]))
         assert user["content"] not in prompts
         completion = assistant["content"].removeprefix("<think>\n")
         assert format_ok(completion)
-        assert extract_answer(completion) == str(max(x, y))
+        kinds[kind_of(user["content"], extract_answer(completion) or "")] += 1
+    assert set(kinds) == {"larger", *names}
+    assert all(abs(n - 600 / len(kinds)) < 60 for n in kinds.values()), kinds
     assert small_talk(3, 7, cfg) == small_talk(3, 7, cfg) != small_talk(4, 7, cfg)
+
+
+def test_small_talk_names_each_task_once():
+    with pytest.raises(ConfigError, match=r"chat_names=\['copy', 'copy'\] must hold each task once"):
+        TextConfig(chat_names=("copy", "copy"))
