@@ -70,8 +70,8 @@ class Recipe:
             self._check_stage(stage, self.stages[:place])
         if self.has_tasks and (both := sorted(set(self.text.chat_names) & set(self.tasks.names))):
             raise ConfigError(
-                f"text.chat_names and tasks.names both hold {', '.join(both)}: the base would have seen problems that it"
-                " is examined on solved in chat form"
+                f"text.chat_names and tasks.names both hold {', '.join(both)}: the base would have seen"
+                " problems that it is examined on solved in chat form"
             )
 
     def _check_stage(self, stage: StageName, before: tuple[StageName, ...]) -> None:
