@@ -1,7 +1,7 @@
 /* Rows of numbers times rows of codes of 8 or 4 bits, by the processor's products of bytes.
 
    The numbers are rounded to 8 bits first, once for all rows of weights: eight that one lane adds up share a scale, so that
-   what is lost is near bfloat16's own rounding (`prepare`; `coded.to_bytes` is the plain form). A lane adds eight products in
+   what is lost is near bfloat16's own rounding (`prepare`; `coded.in_bytes` is the plain form). A lane adds eight products in
    whole numbers, which is exact, and is then widened and scaled.
 
    The instruction multiplies bytes without a sign by bytes with one: a code is taken as code + ZERO, and what that adds, ZERO
