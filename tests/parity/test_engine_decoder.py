@@ -1,6 +1,8 @@
 """Engine and trainer agree: the engine over the real decoder against full forward passes without a cache."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -10,6 +12,7 @@ from torch.testing import assert_close
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
+from sobre.kernels import select
 from sobre.models.adapt import adapt, adapters
 from sobre.models.config import (
     DenseConfig,
@@ -169,6 +172,16 @@ def bfloat16_twin(model):
     return copy.deepcopy(model).computing_in(torch.bfloat16)
 
 
+@pytest.fixture
+def in_parts() -> Iterator[None]:
+    """Layers part by part: one call for a layer takes weights that are rounded already, and rounds less between."""
+    with ExitStack() as stack:
+        for op in select.WHOLE:
+            stack.enter_context(select.override(op, "parts"))
+        yield
+
+
+@pytest.mark.usefixtures("in_parts")
 def test_weights_rounded_once_give_the_same_bits_as_weights_rounded_at_every_use(model):
     twin = bfloat16_twin(model)
     requests = requests_for(6)
