@@ -6,7 +6,6 @@ that is meant rewrites the file (SOBRE_REWRITE_GOLDEN=1 pytest tests/golden); th
 
 import json
 import os
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
@@ -73,9 +72,7 @@ def losses(kind: str) -> dict[str, list[float]]:
 @pytest.mark.slow
 def test_twenty_steps_give_the_stored_losses(kind):
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    with ExitStack() as forced:
-        for op, name in KERNELS.items():
-            forced.enter_context(select.override(op, name))
+    with select.overrides(KERNELS):
         found = losses(kind)
     if os.environ.get("SOBRE_REWRITE_GOLDEN") == "1":
         STORED.write_text(json.dumps(stored | {kind: found}, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -175,9 +174,7 @@ def bfloat16_twin(model):
 @pytest.fixture
 def in_parts() -> Iterator[None]:
     """Layers part by part: one call for a layer takes weights that are rounded already, and rounds less between."""
-    with ExitStack() as stack:
-        for op in select.WHOLE:
-            stack.enter_context(select.override(op, "parts"))
+    with select.overrides(dict.fromkeys(select.WHOLE, "parts")):
         yield
 
 

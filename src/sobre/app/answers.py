@@ -140,9 +140,8 @@ def _expected(asked: int, start: Mapping[str, float], used: float) -> int:
 
 
 def _show(session: Session, choice: Choice, total: int) -> None:
-    left = session.meter.remaining() if session.budget.kind == "seconds" else None
     kept = choice.counts["kept"] / choice.counts.total()
-    session.console.update(choice.problems, total, kept=kept, usd=session.usd(), left_s=left)
+    session.console.update(choice.problems, total, kept=kept, usd=session.usd(), left_s=session.left_s())
 
 
 class Teacher:

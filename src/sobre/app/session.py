@@ -114,6 +114,10 @@ class Session:
         """Dollars so far."""
         return self.price.usd(self.meter.seconds)
 
+    def left_s(self) -> float | None:
+        """Seconds of the budget that are left; None where it does not count in seconds."""
+        return self.meter.remaining() if self.budget.kind == "seconds" else None
+
     def note_waste(self, saved_s: float) -> None:
         """After a kill: bill the seconds between the last saved state and the last line of the metrics as waste."""
         if not self.processes.is_first:

@@ -161,7 +161,6 @@ class Trainer:
             text = f"{self.stage.name}: {horizon.total:,} steps instead of {self._said:,}, at its recent speed"
             session.console.say(text, style="dim")
             self._said = horizon.total
-        left = None if session.budget.kind != "seconds" else session.meter.remaining()
         session.console.update(
             record.step,
             horizon.total,
@@ -170,7 +169,7 @@ class Trainer:
             right=record.metrics.get("pass_rate"),
             tok_s=tokens_per_s,
             usd=session.usd(),
-            left_s=left,
+            left_s=session.left_s(),
         )
 
     def _after_step(self, step: int) -> None:

@@ -5,8 +5,7 @@ shorter way of a fresh prompt. That a row of a product does not depend on its ne
 tried here on every shape of the model, once, when the engine is made.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 
 from torch import nn
 
@@ -27,13 +26,9 @@ KERNELS = {
 }
 
 
-@contextmanager
-def fixed_shapes() -> Iterator[None]:
+def fixed_shapes() -> AbstractContextManager[None]:
     """Compute these operations with fixed shapes inside the block."""
-    with ExitStack() as stack:
-        for op, name in KERNELS.items():
-            stack.enter_context(select.override(op, name))
-        yield
+    return select.overrides(KERNELS)
 
 
 def check_rows(model: object) -> None:

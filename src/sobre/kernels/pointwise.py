@@ -34,11 +34,7 @@ def latent_heads(
     q_NHK: Tensor, kv_MHX: Tensor, k_rope_MR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same function as `reference.latent_heads`."""
-    n_plain = q_NHK.shape[2] - k_rope_MR.shape[1]
-    rotated_NHR = rope(q_NHK[..., n_plain:], cos_NR2, sin_NR2, interleaved)
-    k_rope_MHR = k_rope_MR.unsqueeze(1).expand(-1, kv_MHX.shape[1], -1)
-    q_NHK = torch.cat([q_NHK[..., :n_plain], rotated_NHR], -1)
-    return q_NHK, torch.cat([kv_MHX[..., :n_plain], k_rope_MHR], -1), kv_MHX[..., n_plain:]
+    return reference.latent_heads(q_NHK, kv_MHX, k_rope_MR, cos_NR2, sin_NR2, interleaved, rotate=rope)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

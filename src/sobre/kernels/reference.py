@@ -57,14 +57,21 @@ def rope(x_NHR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool) -> 
 
 
 def latent_heads(
-    q_NHK: Tensor, kv_MHX: Tensor, k_rope_MR: Tensor, cos_NR2: Tensor, sin_NR2: Tensor, interleaved: bool
+    q_NHK: Tensor,
+    kv_MHX: Tensor,
+    k_rope_MR: Tensor,
+    cos_NR2: Tensor,
+    sin_NR2: Tensor,
+    interleaved: bool,
+    *,
+    rotate: Callable[[Tensor, Tensor, Tensor, bool], Tensor] = rope,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of latent attention (arXiv 2405.04434, 2.1.3): the last R numbers of each query are
     rotated; a head's key is what kv begins with and the rotary key of all heads, rotated before; its value the rest.
     """
     n_rotary, n_heads = k_rope_MR.shape[1], kv_MHX.shape[1]
     n_plain = q_NHK.shape[2] - n_rotary
-    rotated_NHR = rope(q_NHK[..., n_plain:], cos_NR2, sin_NR2, interleaved)
+    rotated_NHR = rotate(q_NHK[..., n_plain:], cos_NR2, sin_NR2, interleaved)
     k_rope_MHR = k_rope_MR.unsqueeze(1).expand(-1, n_heads, -1)
     return (
         torch.cat([q_NHK[..., :n_plain], rotated_NHR], -1),

@@ -8,8 +8,8 @@ reasons of those that were preferred and cannot run.
 import importlib
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -369,6 +369,15 @@ def override(op: str, name: str) -> Iterator[None]:
         yield
     finally:
         _force(op, before)
+
+
+@contextmanager
+def overrides(names: Mapping[str, str]) -> Iterator[None]:
+    """`override` for several operations at once: {operation: implementation}."""
+    with ExitStack() as stack:
+        for op, name in names.items():
+            stack.enter_context(override(op, name))
+        yield
 
 
 def decoding_dtype(device: str, dtype: torch.dtype) -> torch.dtype:

@@ -71,6 +71,11 @@ class IndexerConfig:
     """Keys that a query sees [index_topk]."""
 
 
+def attended(lengths: Sequence[int], starts: Sequence[int]) -> int:
+    """Pairs of a query and a key in causal attention of `lengths` new tokens after `starts` cached ones."""
+    return sum(new * start + new * (new + 1) // 2 for new, start in zip(lengths, starts, strict=True))
+
+
 @config
 class MLAConfig:
     """Multi-head latent attention: all heads share one compressed latent per token."""
@@ -127,9 +132,8 @@ class MLAConfig:
         and values of the cached latents than when all heads attend to the latents themselves (models/mla.py)."""
         if self.indexer:
             return False
-        pairs = sum(new * start + new * (new + 1) // 2 for new, start in zip(lengths, starts, strict=True))
         saved = self.latent_dim + self.kv_rank - self.qk_dim - self.v_dim
-        return pairs * saved > sum(starts) * self.kv_rank * (self.nope_dim + self.v_dim)
+        return attended(lengths, starts) * saved > sum(starts) * self.kv_rank * (self.nope_dim + self.v_dim)
 
 
 @config

@@ -16,6 +16,8 @@ Shapes: N tokens (M of all pieces), R sequences, T new tokens of a sequence, S c
 without position, K = P + rope, W value head width, C latent width, D model width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -57,9 +59,9 @@ class MLA(nn.Module):
 
     def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
         mla = self.cfg
-        if cache is not None and (layer := self._whole(x_ND, step)) is not None:
-            at, latent_step = cache.in_place(self.layer, step), select.whole("latent_step", x_ND)
-            if at is not None and at.cells_MC.dtype == x_ND.dtype and latent_step is not None:
+        if cache is not None and (latent_step := self._one_call(x_ND, step)) and (layer := self._whole(x_ND.dtype)):
+            at = cache.in_place(self.layer, step)
+            if at is not None and at.cells_MC.dtype == x_ND.dtype:
                 return latent_step(x_ND, layer, rope, at)
         q_latent_N = self.q_norm(self.q_down(x_ND)) if mla.q_rank else x_ND
         q_N = self.q_up(q_latent_N) if mla.q_rank else self.q(x_ND)
@@ -96,11 +98,15 @@ class MLA(nn.Module):
         q_NHP, q_rope_NHr = q_NHK.split([self.cfg.nope_dim, self.cfg.rope_dim], -1)
         return q_NHP, select.rope(q_rope_NHr, *rope, self.interleaved)
 
-    def _whole(self, x_ND: Tensor, step: StepInput) -> Latent | None:
-        """Attention as one call takes it for one new token of few sequences; None where it is other or more."""
-        mla, dtype = self.cfg, x_ND.dtype
-        if step.max_length > 1 or len(x_ND) > FEW_ROWS or mla.indexer or torch.is_grad_enabled():
+    def _one_call(self, x_ND: Tensor, step: StepInput) -> Callable[..., Tensor] | None:
+        """What attends for one new token of few sequences at once; None where there is none, or the step is another."""
+        if step.max_length > 1 or len(x_ND) > FEW_ROWS or self.cfg.indexer or torch.is_grad_enabled():
             return None
+        return select.whole("latent_step", x_ND)
+
+    def _whole(self, dtype: torch.dtype) -> Latent | None:
+        """The layer as one call takes it; None where it is more than its matrices."""
+        mla = self.cfg
         maps = self.kv_up.matrix(dtype)
         q = (self.q_down.matrix(dtype), self.q_up.matrix(dtype)) if mla.q_rank else (self.q.matrix(dtype),)
         matrices = of_one_form([*q, self.kv_down.matrix(dtype), self.o.matrix(dtype)])

@@ -141,8 +141,7 @@ class MoE(nn.Module):
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
         if experts_NA is None and len(x_ND) <= FEW_ROWS and not torch.is_grad_enabled():
-            layer, routed = self._whole(x_ND.dtype), select.whole("routed", x_ND)
-            if layer is not None and routed is not None:
+            if (routed := select.whole("routed", x_ND)) and (layer := self._whole(x_ND.dtype)):
                 y_ND, weights_NA, experts_NA = routed(x_ND, layer)
                 return y_ND, Routing(weights_NA, experts_NA, None)
         routing = self.router(x_ND, step, experts_NA)

@@ -16,7 +16,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sobre.models.config import DenseConfig, LightningConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import (
+    Attention,
+    DenseConfig,
+    LightningConfig,
+    LoraConfig,
+    MLAConfig,
+    ModelConfig,
+    MoEConfig,
+    attended,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -83,15 +92,17 @@ def forward_flops(
     heads = n_tokens if n_logits is None else n_logits
     matrices = 2.0 * (_active(cfg) * n_tokens + cfg.vocab_size * cfg.d_model * heads)
     # a step that brings cached keys attends to latents, or widens them first, as models/mla.py does
-    attn = cfg.attention
-    widens = any(starts) and isinstance(attn, MLAConfig) and attn.widens(lengths, starts)
-    per_pair = _flops_per_pair(cfg, absorbed=any(starts) and not widens)
-    pairs = sum(new * start + new * (new + 1) // 2 for new, start in zip(lengths, starts, strict=True))
+    widening = _widening(cfg.attention, lengths, starts)
+    per_pair = _flops_per_pair(cfg, absorbed=any(starts) and not widening)
     states = 0.0 if any(starts) else _recurrent(cfg) * n_tokens
-    widening = 0.0
-    if widens and isinstance(attn, MLAConfig):
-        widening = 2.0 * attn.n_heads * attn.kv_rank * (attn.nope_dim + attn.v_dim) * sum(starts)
-    return matrices + states + cfg.n_layers * (per_pair * pairs + widening)
+    return matrices + states + cfg.n_layers * (per_pair * attended(lengths, starts) + widening)
+
+
+def _widening(attn: Attention, lengths: Sequence[int], starts: Sequence[int]) -> float:
+    """FLOPs of one layer that rebuilds the keys and values of its cached latents; 0 where it does not."""
+    if not (isinstance(attn, MLAConfig) and any(starts) and attn.widens(lengths, starts)):
+        return 0.0
+    return 2.0 * attn.n_heads * attn.kv_rank * (attn.nope_dim + attn.v_dim) * sum(starts)
 
 
 def train_flops(

@@ -66,7 +66,7 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def r1(place: Path, monkeypatch) -> Path:
+def r1(place: Path) -> Path:
     """A run of R1's path by a model that solves nothing: every other of its answers is taken for right."""
     if not place.exists():
         counter = iter(range(10**6))
@@ -74,11 +74,12 @@ def r1(place: Path, monkeypatch) -> Path:
         def half_right(problems, replies, **_):
             return [[Marked(it.text, "", next(counter) % 2 == 0, True, it.n_tokens) for it in each] for each in replies]
 
-        monkeypatch.setattr(choose, "marks", half_right)
-        monkeypatch.setattr(choose, "laid_out", lambda problem, text: True)
-        monkeypatch.setattr(choose, "readable", lambda text, repeats: True)
-        monkeypatch.setattr(answers.Teacher, "answer", _ended(answers.Teacher.answer))
-        assert verb.main(["nano", *R1, *FEW, *SHORT, "--out", str(place)]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(choose, "marks", half_right)
+            patch.setattr(choose, "laid_out", lambda problem, text: True)
+            patch.setattr(choose, "readable", lambda text, repeats: True)
+            patch.setattr(answers.Teacher, "answer", _ended(answers.Teacher.answer))
+            assert verb.main(["nano", *R1, *FEW, *SHORT, "--out", str(place)]) == 0
     return place
 
 

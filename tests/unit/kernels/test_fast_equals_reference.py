@@ -1,6 +1,7 @@
 """Every fast kernel is its reference: forward and gradient, in every dtype, at awkward shapes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -497,6 +498,12 @@ def widened(codes_OI: Tensor, scales: Tensor) -> Tensor:
     return (codes_OI.double().unflatten(1, (n_groups, -1)) * scales.double().view(-1, n_groups, 1)).flatten(1)
 
 
+def taken(page: Any, x_NI: Tensor, bits: coded.Bits) -> Tensor:
+    """The inputs as a page multiplies them: the one in C rounds those of few rows to bytes."""
+    in_bytes = page is native_coded and len(x_NI) <= native_coded.MOST_ROWS
+    return coded.in_bytes(x_NI, bits) if in_bytes else x_NI
+
+
 IN_CODES = [coded, pytest.param(native_coded, marks=multiplies_pairs)]
 
 
@@ -508,9 +515,9 @@ def test_a_product_with_codes_is_that_of_what_they_stand_for(page, bits, n, n_in
     codes_OI, scales = coded.rounded(randn(n_out, n_in, dtype=F32), bits)
     x_NI = randn(n, 2 * n_in, dtype=torch.bfloat16, seed=1)[:, ::2]
     got = page.linear(x_NI, page.pack(scales, codes_OI, bits))
-    wanted = x_NI.double() @ widened(codes_OI, scales).T
+    wanted = taken(page, x_NI, bits).double() @ widened(codes_OI, scales).T
     assert got.dtype == torch.bfloat16
-    assert (got - wanted).norm() / wanted.norm() < 8e-3
+    assert (got - wanted).norm() / wanted.norm() < 5e-3
 
 
 @multiplies_pairs
@@ -546,8 +553,8 @@ def test_eight_bits_take_any_width_and_no_row():
     weight = native_coded.pack(scales, codes_OI, "int8")
     for n in (0, 1, 5, 33):
         x_NI = randn(n, 45, dtype=torch.bfloat16, seed=1)
-        wanted = x_NI.double() @ widened(codes_OI, scales).T
-        assert (native_coded.linear(x_NI, weight) - wanted).norm() <= 8e-3 * wanted.norm()
+        wanted = taken(native_coded, x_NI, "int8").double() @ widened(codes_OI, scales).T
+        assert (native_coded.linear(x_NI, weight) - wanted).norm() <= 5e-3 * wanted.norm()
 
 
 @pytest.mark.parametrize("page", IN_CODES)

@@ -1,6 +1,5 @@
 """A decode step whose parts run in one call each in C is the step of the parts (kernels/native/whole.py)."""
 
-from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -49,14 +48,12 @@ def decoded(model, *, parts, cache=None, called=None):
     """Hidden states, routes and the cache's entries of a decode step after three prompts."""
     tokens_N = torch.arange(sum(LENGTHS)) * 7 % 64
     cache = cache_of(model.cfg, model.dtype) if cache is None else cache
-    with torch.no_grad(), ExitStack() as stack:
-        for op in select.WHOLE:
-            stack.enter_context(select.override(op, "parts"))
+    in_parts = dict.fromkeys(select.WHOLE, "parts")
+    with torch.no_grad(), select.overrides(in_parts):
         model(StepInput(tokens_N, LENGTHS, slots=(0, 1, 2)), cache)
-        if not parts:
-            stack.close()
-        if called is not None:
-            called.clear()
+    if called is not None:
+        called.clear()
+    with torch.no_grad(), select.overrides(in_parts if parts else {}):
         output = model(StepInput(torch.tensor([1, 2, 3]), (1, 1, 1), LENGTHS, slots=(0, 1, 2)), cache)
     return output.hidden_ND.float(), output.routes, cache.layers["entries"].float()
 
