@@ -21,7 +21,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from sobre.tasks.base import NO, YES, Problem
-from sobre.tasks.verify import read_expression
+from sobre.tasks.verify import is_made_of, read_expression
 
 LEVELS = {1: (2, 12), 2: (3, 10), 3: (3, 25), 4: (3, 50), 5: (4, 25)}
 TOP = 99
@@ -214,8 +214,7 @@ class Countdown:
         return solve(problem.data["numbers"], problem.data["target"], YES[problem.lang], NO[problem.lang])
 
     def score(self, problem: Problem, answer: str) -> bool:
-        read, data = read_expression(answer), problem.data
-        return read is not None and read[0] == data["target"] and sorted(read[1]) == sorted(data["numbers"])
+        return is_made_of(answer, problem.data["target"], problem.data["numbers"])
 
     def credit(self, problem: Problem, answer: str) -> float:
         """1 for a right answer; for another expression half the share of its numbers, or the given, that agree."""

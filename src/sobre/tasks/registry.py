@@ -9,6 +9,7 @@ from sobre.tasks.copying import COPY_PROMPTS, REVERSE_PROMPTS, Rewriting
 from sobre.tasks.countdown import Countdown
 from sobre.tasks.dates import Dates
 from sobre.tasks.equation import Equation
+from sobre.tasks.formula import Formula
 from sobre.tasks.knights import Knights
 from sobre.tasks.sequence import Sequence
 from sobre.tasks.sorting import Sorting
@@ -27,6 +28,7 @@ _ALL: tuple[Task, ...] = (
     Sums(),
     Dates(),
     Knights(),
+    Formula(),
 )
 TASKS: dict[str, Task] = {each.name: each for each in _ALL}
 

@@ -5,6 +5,7 @@ no leading zeros, signs only where stated, bounded lengths; whatever does not pa
 """
 
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 
 MAX_EXPRESSION = 100
@@ -43,6 +44,12 @@ def read_expression(text: str) -> tuple[Fraction, list[int]] | None:
     except (_NotAnExpression, ZeroDivisionError):
         return None
     return (value, parser.numbers) if parser.at_end else None
+
+
+def is_made_of(text: str, target: int, numbers: Sequence[int]) -> bool:
+    """Whether the text is an expression of exactly these numbers, each used once, with exactly this value."""
+    read = read_expression(text)
+    return read is not None and read[0] == target and sorted(read[1]) == sorted(numbers)
 
 
 class _NotAnExpression(Exception):

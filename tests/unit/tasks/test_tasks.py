@@ -92,7 +92,7 @@ def test_the_reference_answer_is_right_and_its_neighbours_are_wrong(name, drawn)
 def perturbed(problem: Problem) -> list[str]:
     """Wrong answers close to the right one."""
     answer = problem.answer
-    if problem.task == "countdown":
+    if problem.task in ("countdown", "formula"):
         swaps = (
             answer[:i] + op + answer[i + 1 :] for i, c in enumerate(answer) if c in "+-*/" for op in "+-*/" if op != c
         )
@@ -336,6 +336,16 @@ def test_a_copy_and_a_reverse_take_the_numbers_one_a_line():
         for problem, thought in draw(name, 300):
             shown = re.findall(r"\d+", problem.prompt)
             assert thought.split("\n") == problem.answer.split() == (shown if name == "copy" else shown[::-1])
+
+
+def test_a_formula_holds_what_its_steps_do_and_its_thought_ends_in_it():
+    for problem, thought in draw("formula", 300):
+        *steps, formula = thought.split("\n")
+        assert ", ".join(steps) in problem.prompt
+        assert formula == f"{problem.answer}={steps[-1].split('=')[1]}"
+        taken = [{int(n) for n in re.findall(r"\d+", step.split("=")[0])} for step in steps]
+        results = [int(step.split("=")[1]) for step in steps]
+        assert all(result in after for result, after in zip(results, taken[1:], strict=False))
 
 
 def test_a_date_is_the_calendars_and_its_thought_walks_every_month():

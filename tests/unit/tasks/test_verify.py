@@ -5,6 +5,7 @@ import gzip
 import json
 import operator
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -158,11 +159,14 @@ DATE = Problem(
 KNIGHTS = Problem("knights", "en", 3, "Who is a knight?", "A C", "k", {})
 
 
+FORMULA = replace(COUNTDOWN, task="formula")
+
+
 @pytest.mark.parametrize(
     ("problem", "wrong"),
     [(FORTY_TWO, w) for w in NOT_42]
     + [(SORT, w) for w in NOT_SORTED]
-    + [(COUNTDOWN, w) for w in NOT_68]
+    + [(each, w) for each in (COUNTDOWN, FORMULA) for w in NOT_68]
     + [(REVERSE, w) for w in NOT_REVERSED]
     + [(DATE, w) for w in NOT_A_DATE]
     + [(KNIGHTS, w) for w in NOT_A_AND_C],
@@ -191,7 +195,11 @@ def test_every_task_with_one_number_for_an_answer_is_as_strict(name):
         (SORT, "3,12,41"),
     ]
     + [(DATE, "2024-03-10\n"), (KNIGHTS, "C A"), (KNIGHTS, "A, C"), (KNIGHTS, " A C "), (REVERSE, "3, 12, 41")]
-    + [(COUNTDOWN, e) for e in ("25*3-7", "3*25-7", "(25 * 3) - 7", "((25))*3-7", "25*3-7\n")],
+    + [
+        (each, e)
+        for each in (COUNTDOWN, FORMULA)
+        for e in ("25*3-7", "3*25-7", "(25 * 3) - 7", "((25))*3-7", "25*3-7\n")
+    ],
 )
 def test_other_ways_to_write_the_right_answer_count(problem, right):
     assert TASKS[problem.task].score(problem, right) is True
