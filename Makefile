@@ -17,6 +17,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
+KERNELS := $(VENV)/.kernels
 
 .PHONY: setup demo test check bench docs clean gpu matrix
 
@@ -29,11 +30,16 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $@
 
+# triton, a gigabyte: the tests alone need it, to run its kernels under its interpreter
+$(KERNELS): $(READY)
+	$(PIP) install -q -c $(CONSTRAINTS) -e '.[dev,kernels]'
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/sobre run demo
 
 # two at a time, a file by one worker: its tests share what they start; in order, since the long files come first
-test: $(READY)
+test: $(KERNELS)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
