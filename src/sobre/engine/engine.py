@@ -200,6 +200,7 @@ class Engine:
             raise EngineError(f"engine.weights={self.cfg.weights!r} were made once; build a new engine for new weights")
         self.weight_version += 1
         refresh(self._runner.model, self.model)
+        self._runner.weights_changed()
         self._scheduler.requeue()
 
     def save_prefixes(self, path: Path, model: str) -> int:

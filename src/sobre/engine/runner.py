@@ -16,6 +16,7 @@ from sobre.engine.scheduler import Piece, Plan, Row
 from sobre.models.cache import BlockTables, Int8Cache, KVCache, PagedCache
 from sobre.models.config import BLOCK, ModelConfig, MoEConfig
 from sobre.models.step import StepInput, StepOutput
+from sobre.models.whole_step import WholeStep
 from sobre.plan.count import decode_flops, forward_flops
 from sobre.runtime.device import carried
 
@@ -38,6 +39,7 @@ class Runner:
         self, model: Model, cfg: EngineConfig, max_len: int, n_blocks: int, run_seed: int, device: torch.device
     ) -> None:
         self.model, self.device, self.chunk = model, device, cfg.prefill_tokens
+        self._whole = WholeStep(model)
         self.tables = BlockTables(cfg.max_batch, max_len, device)
         own_head = cfg.speculate and model.cfg.n_mtp > 0
         n_layers = model.cfg.n_layers + own_head
@@ -76,7 +78,9 @@ class Runner:
     def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """logits_NV of the token after each place, and the hidden states of all that was read."""
         step = batch.step()
-        output = self.model(step, self.cache)
+        output = self._whole.run(step, self.cache)
+        if output is None:
+            output = self.model(step, self.cache)
         self._keep_routes(step, output)
         if any(batch.late):
             self.n_prefilled += sum(batch.late)
@@ -106,6 +110,10 @@ class Runner:
         """All that is kept of each block: views."""
         routes = [] if self.routes_LMA is None else [self.routes_LMA.unflatten(1, (-1, BLOCK)).transpose(0, 1)]
         return self.cache.by_block() + routes
+
+    def weights_changed(self) -> None:
+        """The model's weights are others now."""
+        self._whole.forget()
 
     def clear(self) -> None:
         """After a step that failed: nothing in the cache is to be trusted."""

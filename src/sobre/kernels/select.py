@@ -42,6 +42,7 @@ from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
 from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
+from sobre.kernels.native import layers as native_layers
 from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import paged as native_paged
 from sobre.kernels.native import pointwise as native_pointwise
@@ -320,13 +321,18 @@ KERNELS: tuple[Kernel, ...] = (
         )
     ),
 )
-WHOLE = ("latent_step", "routed", "gated")
+WHOLE: dict[str, Callable[..., Any]] = {
+    "latent_step": native_whole.latent_step,
+    "routed": native_whole.routed,
+    "gated": native_whole.gated,
+    "layers": native_layers.layers,
+}
 """Operations that stand for several others, or, as `parts`, for none."""
 KERNELS += tuple(
     kernel
-    for op in WHOLE
+    for op, call in WHOLE.items()
     for kernel in (
-        Kernel(op, "native", getattr(native_whole, op), ("cpu",), IN_MEMORY, "few tokens in one call", native.lacks),
+        Kernel(op, "native", call, ("cpu",), IN_MEMORY, "few tokens in one call", native.lacks),
         Kernel(op, "parts", _no_call, reason="each part by itself"),
     )
 )

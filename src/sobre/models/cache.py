@@ -48,8 +48,9 @@ class KVCache(Protocol):
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
         """cells_MC of a layer and where in them the entries of the step's sequences lie: for reading in place."""
 
-    def in_place(self, layer: int, step: StepInput) -> Cells | None:
-        """The same for what writes the step's entries itself; None where they are kept in another form."""
+    def in_place(self, step: StepInput) -> Cells | None:
+        """The same of all layers, for what writes the step's entries itself; None where they are kept in another
+        form."""
 
 
 class BlockTables:
@@ -139,8 +140,10 @@ class PagedCache:
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
         return self._cells("entries", layer), self.tables.places(step)
 
-    def in_place(self, layer: int, step: StepInput) -> Cells | None:
-        return Cells(self._cells("entries", layer), self.tables.cells_N(step), self.tables.places(step))
+    def in_place(self, step: StepInput) -> Cells | None:
+        kept_LB = self.layers["entries"]
+        cells_LMC = kept_LB.view(len(kept_LB), -1, kept_LB.shape[2] // BLOCK)
+        return Cells(cells_LMC, self.tables.cells_N(step), self.tables.places(step))
 
     def _cells(self, name: str, layer: int) -> Tensor:
         """(M, numbers of a token): what is kept under this name in a layer."""
@@ -198,7 +201,7 @@ class Int8Cache(PagedCache):
         codes_RSC, scales_RSP = (gather(self._cells(name, layer), places) for name in ("entries", "scales"))
         return from_int8(codes_RSC, scales_RSP, self.attention.cache_parts, self.dtype)
 
-    def in_place(self, layer: int, step: StepInput) -> None:
+    def in_place(self, step: StepInput) -> None:
         return None
 
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:

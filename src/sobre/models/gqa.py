@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sobre.kernels import select
+from sobre.kernels.native.whole import Grouped, of_one_form
 from sobre.models.attention import attend, whole
 from sobre.models.cache import KVCache
 from sobre.models.config import GQAConfig, LightningConfig, ModelConfig
@@ -67,6 +68,30 @@ class GQA(nn.Module):
             )
             out_NHK = step.unpad(out_RTHK)
         return self.o(out_NHK.flatten(1))
+
+    def whole(self, dtype: torch.dtype) -> Grouped | None:
+        """The layer as one call takes it; None where it is more than its matrices."""
+        gqa = self.cfg
+        matrices = of_one_form([linear.matrix(dtype) for linear in (self.q, self.k, self.v, self.o)])
+        if matrices is None:
+            return None
+        q, k, v, o = matrices
+        return Grouped(
+            q,
+            k,
+            v,
+            o,
+            self.q_norm.weight.float() if gqa.qk_norm else None,
+            self.k_norm.weight.float() if gqa.qk_norm else None,
+            gqa.n_heads,
+            gqa.n_kv_heads,
+            gqa.head_dim,
+            gqa.rotary_dim,
+            gqa.norm_all_heads,
+            self.interleaved,
+            self.q_norm.eps if gqa.qk_norm else 0.0,
+            self.scale,
+        )
 
     def _rotate(self, x_NHK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Rotate the first `rotary_dim` numbers of every head."""

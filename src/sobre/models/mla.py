@@ -59,10 +59,10 @@ class MLA(nn.Module):
 
     def forward(self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None) -> Tensor:
         mla = self.cfg
-        if cache is not None and (latent_step := self._one_call(x_ND, step)) and (layer := self._whole(x_ND.dtype)):
-            at = cache.in_place(self.layer, step)
-            if at is not None and at.cells_MC.dtype == x_ND.dtype:
-                return latent_step(x_ND, layer, rope, at)
+        if cache is not None and (latent_step := self._one_call(x_ND, step)) and (layer := self.whole(x_ND.dtype)):
+            at = cache.in_place(step)
+            if at is not None and at.cells_LMC.dtype == x_ND.dtype:
+                return latent_step(x_ND, layer, rope, at, self.layer)
         q_latent_N = self.q_norm(self.q_down(x_ND)) if mla.q_rank else x_ND
         q_N = self.q_up(q_latent_N) if mla.q_rank else self.q(x_ND)
         q_NHK = q_N.unflatten(-1, (mla.n_heads, mla.qk_dim))
@@ -100,13 +100,15 @@ class MLA(nn.Module):
 
     def _one_call(self, x_ND: Tensor, step: StepInput) -> Callable[..., Tensor] | None:
         """What attends for one new token of few sequences at once; None where there is none, or the step is another."""
-        if step.max_length > 1 or len(x_ND) > FEW_ROWS or self.cfg.indexer or torch.is_grad_enabled():
+        if step.max_length > 1 or len(x_ND) > FEW_ROWS or torch.is_grad_enabled():
             return None
         return select.whole("latent_step", x_ND)
 
-    def _whole(self, dtype: torch.dtype) -> Latent | None:
+    def whole(self, dtype: torch.dtype) -> Latent | None:
         """The layer as one call takes it; None where it is more than its matrices."""
         mla = self.cfg
+        if mla.indexer:
+            return None
         maps = self.kv_up.matrix(dtype)
         q = (self.q_down.matrix(dtype), self.q_up.matrix(dtype)) if mla.q_rank else (self.q.matrix(dtype),)
         matrices = of_one_form([*q, self.kv_down.matrix(dtype), self.o.matrix(dtype)])

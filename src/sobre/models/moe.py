@@ -19,7 +19,7 @@ from sobre.kernels import select
 from sobre.kernels.fp8_linear import fp8_moe_ffn
 from sobre.kernels.kept import Blocks
 from sobre.kernels.moe import by_expert
-from sobre.kernels.native.whole import FEW_ROWS, Matrix, Routed, of_one_form
+from sobre.kernels.native.whole import FEW_ROWS, Gated, Matrix, Routed, of_one_form
 from sobre.models.config import MoEConfig
 from sobre.models.ffn import SwiGLU
 from sobre.models.lora import ExpertsLoRA
@@ -141,7 +141,7 @@ class MoE(nn.Module):
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> tuple[Tensor, Routing]:
         if experts_NA is None and len(x_ND) <= FEW_ROWS and not torch.is_grad_enabled():
-            if (routed := select.whole("routed", x_ND)) and (layer := self._whole(x_ND.dtype)):
+            if (routed := select.whole("routed", x_ND)) and (layer := self.whole(x_ND.dtype)):
                 y_ND, weights_NA, experts_NA = routed(x_ND, layer)
                 return y_ND, Routing(weights_NA, experts_NA, None)
         routing = self.router(x_ND, step, experts_NA)
@@ -159,7 +159,7 @@ class MoE(nn.Module):
             y_ND = experts(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
         return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
 
-    def _whole(self, dtype: torch.dtype) -> Routed | None:
+    def whole(self, dtype: torch.dtype) -> Routed | None:
         """The layer as one call takes it; None where it is more than that, or other."""
         router, cfg = self.router, self.router.cfg
         if self.training or cfg.n_groups > 1 or self.lora is not None or self.gate_EFD_factors is not None:
@@ -176,8 +176,8 @@ class MoE(nn.Module):
         return Routed(
             router.weight_ED.float(),
             router.bias_E.float() if cfg.biased else None,
-            matrices[:3],
-            matrices[3:] or None,
+            Gated(*matrices[:3]),
+            Gated(*matrices[3:]) if shared else None,
             cfg.n_active,
             cfg.score == "softmax",
             cfg.norm_weights,

@@ -1,5 +1,6 @@
-"""A decode step whose parts run in one call each in C is the step of the parts (kernels/native/whole.py)."""
+"""A decode step in one call in C, or its parts in one call each, is the step of the parts (kernels/native/)."""
 
+import ctypes
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,13 @@ from torch.testing import assert_close
 
 from sobre.kernels import select
 from sobre.kernels.native import build as native
-from sobre.kernels.native import whole
+from sobre.kernels.native import layers, whole
 from sobre.models.adapt import adapt
 from sobre.models.cache import BlockTables, Int8Cache, PagedCache
-from sobre.models.config import LoraConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
 from sobre.models.quantised import quantised
 from sobre.models.step import StepInput
+from sobre.models.whole_step import WholeStep
 
 from .conftest import build
 
@@ -34,7 +36,18 @@ SOFTMAX = replace(
     attention=MLAConfig(n_heads=4, kv_rank=32, nope_dim=8, rope_dim=4, v_dim=8),
     ffn=replace(CFG.ffn, score="softmax", biased=False, bias_speed=0.0, norm_weights=False, n_shared=0),
 )
+QWEN = replace(
+    CFG,
+    attention=GQAConfig(n_heads=4, n_kv_heads=2, head_dim=32, qk_norm=True),
+    ffn=DenseConfig(d_ff=96),
+    rope=RopeConfig(interleaved=False),
+    tied=True,
+)
+MINIMAX = replace(
+    SOFTMAX, attention=GQAConfig(n_heads=4, n_kv_heads=1, head_dim=16, qk_norm=True, norm_all_heads=True, rope_dim=6)
+)
 LENGTHS = (5, 17, 1)
+STEP = StepInput(torch.tensor([1, 2, 3]), (1, 1, 1), LENGTHS, slots=(0, 1, 2))
 
 
 def cache_of(cfg, dtype=torch.float32, kind=PagedCache):
@@ -44,25 +57,41 @@ def cache_of(cfg, dtype=torch.float32, kind=PagedCache):
     return kind(cfg, tables, 6, dtype)
 
 
+IN_PARTS = dict.fromkeys(select.WHOLE, "parts")
+
+
+def after_prompts(model, cache=None):
+    """A cache that holds three prompts."""
+    cache = cache_of(model.cfg, model.dtype) if cache is None else cache
+    with torch.no_grad(), select.overrides(IN_PARTS):
+        model(StepInput(torch.arange(sum(LENGTHS)) * 7 % 64, LENGTHS, slots=(0, 1, 2)), cache)
+    return cache
+
+
 def decoded(model, *, parts, cache=None, called=None):
     """Hidden states, routes and the cache's entries of a decode step after three prompts."""
-    tokens_N = torch.arange(sum(LENGTHS)) * 7 % 64
-    cache = cache_of(model.cfg, model.dtype) if cache is None else cache
-    in_parts = dict.fromkeys(select.WHOLE, "parts")
-    with torch.no_grad(), select.overrides(in_parts):
-        model(StepInput(tokens_N, LENGTHS, slots=(0, 1, 2)), cache)
+    cache = after_prompts(model, cache)
     if called is not None:
         called.clear()
-    with torch.no_grad(), select.overrides(in_parts if parts else {}):
-        output = model(StepInput(torch.tensor([1, 2, 3]), (1, 1, 1), LENGTHS, slots=(0, 1, 2)), cache)
+    with torch.no_grad(), select.overrides(IN_PARTS if parts else {}):
+        output = model(STEP, cache)
+    return output.hidden_ND.float(), output.routes, cache.layers["entries"].float()
+
+
+def decoded_at_once(model, whole_step=None):
+    """The same, all layers in one call."""
+    cache = after_prompts(model)
+    with torch.no_grad():
+        output = (whole_step or WholeStep(model)).run(STEP, cache)
     return output.hidden_ND.float(), output.routes, cache.layers["entries"].float()
 
 
 @pytest.fixture
 def called(monkeypatch):
-    """The functions of whole.py's pages that were called."""
+    """The functions of whole.py's and layers.py's pages that were called."""
     names = []
-    monkeypatch.setattr(whole, "call", lambda name, *given: (names.append(name), native.call(name, *given))[1])
+    for page in (whole, layers):
+        monkeypatch.setattr(page, "call", lambda name, *given: (names.append(name), native.call(name, *given))[1])
     return names
 
 
@@ -107,3 +136,67 @@ def test_a_token_that_is_no_number_stays_alone(called):
     assert called
     assert hidden_ND[1].isnan().all()
     assert hidden_ND[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("cfg", [CFG, SOFTMAX, QWEN, MINIMAX])
+def test_all_layers_in_one_call_are_the_layers_one_by_one(cfg, called):
+    model = build(cfg)
+    hidden_ND, routes, entries = decoded_at_once(model)
+    assert called == ["layers"]
+    expected_ND, expected_routes, expected = decoded(model, parts=True)
+    assert_close(hidden_ND, expected_ND, rtol=1e-5, atol=1e-5)
+    assert_close(entries, expected, rtol=1e-5, atol=1e-5)
+    assert [experts_NA.tolist() for experts_NA in routes] == [experts_NA.tolist() for experts_NA in expected_routes]
+
+
+@in_bytes
+@pytest.mark.parametrize("form", ["", "_int8", "_int4"])
+@pytest.mark.parametrize("cfg", [CFG, QWEN])
+def test_so_they_are_in_bfloat16_and_in_codes(cfg, form, called):
+    model = build(cfg)
+    model = quantised(model, form[1:]) if form else model.to(torch.bfloat16).computing_in(torch.bfloat16)
+    hidden_ND, _, entries = decoded_at_once(model)
+    assert called == [f"layers{form}"]
+    expected_ND, _, expected = decoded(model, parts=True)
+    assert (hidden_ND - expected_ND).norm() < 2e-2 * expected_ND.norm()
+    assert (entries - expected).norm() < 2e-2 * expected.norm()
+
+
+def test_what_one_call_does_not_take_is_left_to_the_parts():
+    def runs(cfg=CFG, step=STEP, kind=PagedCache, change=lambda model: None):
+        model = build(cfg)
+        cache = after_prompts(model, cache_of(cfg, kind=kind))
+        change(model)
+        with torch.no_grad():
+            return WholeStep(model).run(step, cache) is not None
+
+    assert runs()
+    assert not runs(replace(CFG, attention=replace(CFG.attention, bias=True)))
+    assert not runs(replace(QWEN, attention=replace(QWEN.attention, qkv_bias=True)))
+    assert not runs(replace(CFG, ffn=replace(CFG.ffn, n_groups=4, n_active_groups=2)))
+    assert not runs(kind=Int8Cache)
+    assert not runs(step=StepInput(torch.arange(6), (2, 2, 2), LENGTHS, slots=(0, 1, 2)))
+    assert not runs(change=lambda model: adapt(model, LoraConfig(rank=2), seed=0))
+    assert not runs(change=lambda model: model.layers[1].ffn.register_forward_hook(lambda *_: None))
+    assert not runs(change=lambda model: model.computing_in(torch.bfloat16).layers[0].attn.o.to(torch.bfloat16))
+    with select.overrides({"layers": "parts"}):
+        assert not runs()
+
+
+def test_the_table_of_layers_follows_the_weights_when_told():
+    model = build(CFG).to(torch.bfloat16).computing_in(torch.bfloat16)  # norms are widened once, into the table
+    whole_step = WholeStep(model)
+    before_ND, *_ = decoded_at_once(model, whole_step)
+    with torch.no_grad():
+        model.norm.weight.mul_(2.0)
+    whole_step.forget()
+    after_ND, *_ = decoded_at_once(model, whole_step)
+    expected_ND, *_ = decoded(model, parts=True)
+    assert_close(after_ND, 2 * before_ND)
+    assert (after_ND - expected_ND).norm() < 2e-2 * expected_ND.norm()
+
+
+def test_python_and_c_lay_the_table_out_alike():
+    layer_bytes = native.library().layer_bytes
+    layer_bytes.restype = ctypes.c_long
+    assert layer_bytes() == sum(map(ctypes.sizeof, layers.STRUCTURES))

@@ -62,8 +62,9 @@ def lacks_bfloat16_products() -> str | None:
     return None if found.multiplies_bfloat16() else "needs AVX-512's products of bfloat16 pairs"
 
 
-def call(name: str, *arguments: Tensor | float | None) -> int:
-    """Call a function of the library: tensors by address, whole numbers as long, others as float, None as NULL.
+def call(name: str, *arguments: Tensor | ctypes.Array[Any] | float | None) -> int:
+    """Call a function of the library: tensors and arrays by address, whole numbers as long, others as float, None as
+    NULL.
 
     The caller sees to it that tensors lie as the function reads them; they live until it returns. A first one in
     bfloat16 takes the function's form for it.
@@ -83,8 +84,8 @@ def learns(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _kind(argument: Tensor | float | None) -> Any:
-    if isinstance(argument, Tensor) or argument is None:
+def _kind(argument: Tensor | ctypes.Array[Any] | float | None) -> Any:
+    if isinstance(argument, Tensor | ctypes.Array) or argument is None:
         return ctypes.c_void_p
     return ctypes.c_long if isinstance(argument, int) else ctypes.c_float
 

@@ -1,0 +1,63 @@
+/* One new token of each of n sequences through grouped-query attention (models/gqa.py), from its normed state to what is
+   added to it: as latent.c does it for latents.
+
+   Shapes: x (n, d); `q` (h k, d), `keys` and `values` (g k, d), `o` (d, h k); the norms' weights (k), or (h k) and (g k)
+   where they run over all heads, or NULL; the first r numbers of a head are rotated, cosines and sines (n, r / 2); cells of
+   `width` numbers, keys before values. The rest as in latent.c. */
+#include "products.h"
+#ifndef LACKS_FORM
+
+int NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
+                    size d, size o);
+void PLAIN(rms_norm)(const number *x, const float *weight, number *y, float *inverse, size n, size d, float eps);
+void PLAIN(rope)(const number *restrict x, const float *restrict cosines, const float *restrict sines,
+                 number *restrict y, size n, size h, size r, size interleaved, float turn);
+int PLAIN(paged_attention)(const number *q, const number *cells, const int64_t *table, const int64_t *lengths, number *out,
+                           size n, size blocks, size block, size longest, size width, size h, size g, size k, size w,
+                           size value_at, float scale);
+
+/* Copy `rows` rows of `n` numbers, `from_stride` and `to_stride` apart. */
+static void copy(const number *from, size from_stride, number *to, size to_stride, size rows, size n) {
+  for (size i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)n * sizeof(number));
+}
+
+/* Rotate the first r of the k numbers of each head, in place; `plain` and `turned` have n h r numbers. */
+static void rotate(number *x, const float *cosines, const float *sines, number *plain, number *turned, size n, size h,
+                   size k, size r, size interleaved) {
+  copy(x, k, plain, r, n * h, r);
+  PLAIN(rope)(plain, cosines, sines, turned, n, h, r, interleaved, 1);
+  copy(turned, r, x, k, n * h, r);
+}
+
+/* Returns 0, or 1 when memory is short. */
+int NAMED(grouped_step)(const number *x, const weight *q, const number *q_scales, const weight *keys,
+                        const number *keys_scales, const weight *values, const number *values_scales, const float *q_norm,
+                        const float *k_norm, const weight *o, const number *o_scales, const float *cosines,
+                        const float *sines, number *cells, const int64_t *cell, const int64_t *table,
+                        const int64_t *lengths, number *y, size n, size d, size h, size g, size k, size r, size width,
+                        size blocks, size block, size longest, size norms_all, size interleaved, float norm_eps,
+                        float scale) {
+  number *queries = (number *)room(n * (2 * h * k + 2 * g * k + 2 * h * r));
+  if (!queries) return 1;
+  number *new_keys = queries + n * h * k, *new_values = new_keys + n * g * k, *mixed = new_values + n * g * k;
+  number *plain = mixed + n * h * k, *turned = plain + n * h * r;
+  int failed = NAMED(few_rows)(x, q, q_scales, NULL, queries, n, d, h * k);
+  failed |= NAMED(few_rows)(x, keys, keys_scales, NULL, new_keys, n, d, g * k);
+  failed |= NAMED(few_rows)(x, values, values_scales, NULL, new_values, n, d, g * k);
+  if (q_norm) {
+    PLAIN(rms_norm)(queries, q_norm, queries, NULL, norms_all ? n : n * h, norms_all ? h * k : k, norm_eps);
+    PLAIN(rms_norm)(new_keys, k_norm, new_keys, NULL, norms_all ? n : n * g, norms_all ? g * k : k, norm_eps);
+  }
+  rotate(queries, cosines, sines, plain, turned, n, h, k, r, interleaved);
+  rotate(new_keys, cosines, sines, plain, turned, n, g, k, r, interleaved);
+  for (size i = 0; i < n; i++) {
+    copy(new_keys + i * g * k, 0, cells + cell[i] * width, 0, 1, g * k);
+    copy(new_values + i * g * k, 0, cells + cell[i] * width + g * k, 0, 1, g * k);
+  }
+  failed |= PLAIN(paged_attention)(queries, cells, table, lengths, mixed, n, blocks, block, longest, width, h, g, k, k,
+                                   g * k, scale);
+  failed |= NAMED(few_rows)(mixed, o, o_scales, NULL, y, n, h * k, d);
+  free(queries);
+  return failed;
+}
+#endif

@@ -1,0 +1,81 @@
+"""A decode step in one call: all layers, from the embedding to the final norm (kernels/native/layers.py).
+
+Where a model is more than its matrices (an adapter, a bias, sparse attention, a memory, groups of experts), where
+somebody hooked a module, and where the cache keeps its entries in another form, there is no such call: `run` returns
+None, and the caller takes the model's own parts. These are the specification.
+"""
+
+import torch
+from torch import Tensor
+
+from sobre.kernels import select
+from sobre.kernels.native.layers import Layer, Table
+from sobre.kernels.native.whole import FEW_ROWS
+from sobre.models.cache import KVCache
+from sobre.models.config import MoEConfig
+from sobre.models.decoder import Block, Decoder
+from sobre.models.ffn import SwiGLU
+from sobre.models.gqa import GQA
+from sobre.models.mla import MLA
+from sobre.models.moe import MoE
+from sobre.models.step import StepInput, StepOutput
+
+
+class WholeStep:
+    """The decode steps of one model, with its weights as they lay when the first of them ran."""
+
+    def __init__(self, model: object) -> None:
+        self.model = model if type(model) is Decoder else None
+        self._is_known = False
+        self._table: Table | None = None
+
+    def forget(self) -> None:
+        """The weights are others now, or elsewhere."""
+        self._is_known, self._table = False, None
+
+    def run(self, step: StepInput, cache: KVCache) -> StepOutput | None:
+        """What the model makes of one new token of each of few sequences; None where its parts must."""
+        model, n = self.model, step.tokens_N.numel()
+        if model is None or step.max_length > 1 or n > FEW_ROWS or torch.is_grad_enabled():
+            return None
+        if not self._is_known:
+            self._learn(model)
+        at = None if self._table is None or any(self._hooks) else cache.in_place(step)
+        if self._table is None or at is None or at.cells_LMC.dtype != model.dtype:
+            return None
+        x_ND = model.embed(step.tokens_N).to(model.dtype)
+        layers = select.whole("layers", x_ND)
+        if layers is None:
+            return None
+        hidden_ND, experts_LNA = layers(x_ND, self._table, self._rope_T2, at)
+        routes: tuple[Tensor, ...] = experts_LNA[:, : n - step.n_filler].unbind()
+        n_experts = model.cfg.ffn.n_experts if isinstance(model.cfg.ffn, MoEConfig) else 0
+        return StepOutput(hidden_ND, routes, n_experts, hidden_ND.new_zeros((), dtype=torch.float32))
+
+    def _learn(self, model: Decoder) -> None:
+        self._is_known, self._table = True, table(model)
+        self._rope_T2 = (model.rope.cos_T2.float().contiguous(), model.rope.sin_T2.float().contiguous())
+        everywhere = torch.nn.modules.module
+        self._hooks = [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
+        self._hooks += [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+
+
+def table(model: Decoder) -> Table | None:
+    """The model's layers as one call takes them; None where one of them is more than that, or other."""
+    layers = [_layer(block, model.dtype) for block in model.layers]
+    there = [layer for layer in layers if layer is not None]
+    forms = {form for layer in there for form in layer.forms}
+    if model.memory is not None or len(there) < len(layers) or len(forms) > 1:
+        return None
+    return Table(there, model.norm.weight.float(), model.norm.eps)
+
+
+def _layer(block: torch.nn.Module, dtype: torch.dtype) -> Layer | None:
+    if type(block) is not Block or block.attn_factors is not None:
+        return None
+    attention = block.attn.whole(dtype) if isinstance(block.attn, MLA | GQA) else None
+    ffn = block.ffn.whole(dtype) if isinstance(block.ffn, MoE | SwiGLU) else None
+    if attention is None or ffn is None:
+        return None
+    norms = block.attn_norm.weight.float(), block.ffn_norm.weight.float()
+    return Layer(norms[0], attention, norms[1], ffn, block.attn_norm.eps)
