@@ -36,6 +36,12 @@ def leave_stacks(folder: Path, rank: int) -> None:
     faulthandler.register(signal.SIGTERM, file, all_threads=True, chain=True)
 
 
+def write_stacks(folder: Path, rank: int) -> None:
+    """Where all threads of this process are now; of one that ends without being told to."""
+    with (folder / f"process-{rank}.txt").open("a") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+
+
 def nothing_to_tell(folder: Path, rank: int) -> None:
     """All went well: forget it."""
     faulthandler.unregister(signal.SIGTERM)

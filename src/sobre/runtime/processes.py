@@ -7,6 +7,8 @@ process on its own needs no process group and pays nothing.
 
 import copy
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import torch.distributed as dist
 
 from sobre.errors import RunError, SobreError
 from sobre.runtime import flight
+from sobre.runtime.heartbeat import KEEPER, Heartbeat, within
 
 T = TypeVar("T")
 WAIT = timedelta(hours=12)
@@ -27,6 +30,8 @@ PATIENCE = timedelta(minutes=30)
 """How long a process waits for another inside a step, if nothing else is said."""
 GRACE_S = 5.0
 """After a failed exchange: how long the processes wait for each other's word on it."""
+LEAVE_S = 20
+"""How long a process that has failed may take to end: threads of torch may wait for others, and do so at the exit."""
 
 
 class Processes:
@@ -46,6 +51,9 @@ class Processes:
         self.timeout = PATIENCE
         self._store: dist.Store | None = None
         self._step_group: dist.ProcessGroup | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._record: Path | None = None
+        """Where the flight record goes."""
         self.saving_group = saving_group
         """Of the threads that write states while training goes on; None for one process on its own."""
 
@@ -68,6 +76,8 @@ class Processes:
         found.timeout, found._store = timeout, store
         if backend != "gloo":
             found._step_group = dist.new_group(backend="gloo", timeout=timeout)
+        silence_s = timeout.total_seconds() + 2 * GRACE_S  # later than the exchanges of a step, which know more
+        found._heartbeat = Heartbeat(store, rank=rank, count=count, silence_s=silence_s, on_silence=found._give_up)
         return found
 
     @staticmethod
@@ -135,28 +145,35 @@ class Processes:
     @contextmanager
     def watched(self, record: Path) -> Iterator[None]:
         """What fails inside is told to the others; a failed exchange becomes a RunError that names who is missing, and
-        the folder `record` gets what each process was doing then."""
-        if self._store is not None:
-            flight.leave_stacks(record, self.rank)
+        the folder `record` gets what each process was doing then. A process that fails ends within `LEAVE_S`."""
+        if self._store is None:
+            yield
+            return
+        self._record = record
+        flight.leave_stacks(record, self.rank)
         try:
             yield
-            if self._store is not None:
-                flight.nothing_to_tell(record, self.rank)
+            flight.nothing_to_tell(record, self.rank)
         except Exception as error:
-            if self._store is None:
-                raise
+            _end_within(LEAVE_S)
             if not _is_exchange(error):
                 self._store.set(f"failed/{self.rank}", f"{type(error).__name__}: {error}")
                 raise
-            self._store.set(f"failed/{self.rank}", "")
             flight.write(record, self.rank)
             reason = str(error).strip().splitlines()[0]
             found = f"process {self.rank} waited in vain ({reason}): {self._culprits()}"
             raise RunError(f"{found}; what each was doing: {record}") from error
 
     def _culprits(self) -> str:
-        """Who failed by himself or says nothing."""
+        """Who failed by himself or says nothing; asked of the store, which may be out of reach itself."""
+        try:
+            return within(2 * GRACE_S, self._ask_for_culprits)
+        except (TimeoutError, dist.DistError):
+            return KEEPER
+
+    def _ask_for_culprits(self) -> str:
         assert self._store is not None
+        self._store.set(f"failed/{self.rank}", "")
         end = time.monotonic() + GRACE_S
         silent = list(range(self.count))
         while silent and time.monotonic() < end:
@@ -167,15 +184,34 @@ class Processes:
         found += [f"process {rank} does not answer: it hangs or is dead" for rank in silent]
         return "; ".join(found) or "all processes answer, so the network or parallel.timeout_s is too slow"
 
+    def _give_up(self, silent: str) -> None:
+        """End this process, whose main thread waits for what will not come: nothing but the end frees it from gloo."""
+        signal.alarm(LEAVE_S)  # the disk may be behind the network, too
+        found = f"process {self.rank} waits in vain: {silent}"
+        if self._record is not None:
+            flight.write(self._record, self.rank)
+            flight.write_stacks(self._record, self.rank)
+            found += f"; what each was doing: {self._record}"
+        print(f"sobre: {found}", file=sys.stderr, flush=True)
+        os._exit(1)
+
     def stop(self) -> None:
         """Leave the group, once nothing is left to say."""
-        if self._group is not None:
+        if self._heartbeat is not None:
+            self.gather(None)  # who leaves gives no more signs
+            self._heartbeat.stop()
             dist.destroy_process_group()
 
     def share(self, items: Sequence[T]) -> list[T]:
         """This process's part of the items: consecutive, and as many in every part, give or take one."""
         begin, end = (len(items) * rank // self.count for rank in (self.rank, self.rank + 1))
         return list(items[begin:end])
+
+
+def _end_within(seconds: int) -> None:
+    """Let the kernel end this process if it does not end by itself."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 def _is_exchange(error: Exception) -> bool:
