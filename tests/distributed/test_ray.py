@@ -241,5 +241,5 @@ def test_what_a_sampler_refuses_is_said_and_one_that_dies_again_and_again_is_not
     assert done.returncode == 0, done.stderr[-3000:]
     assert "a sampler failed: request 'a': prompt of 2 tokens + max_tokens=100" in done.stdout
     assert done.stdout.count("rl: a sampler died") == 2
-    assert "3 samplers died over the same 1 requests" in done.stdout
+    assert "3 samplers failed over the same 1 requests; the last died: " in done.stdout
     assert "engine.cache_tokens=1 does not hold one request of 64 tokens" in done.stdout

@@ -264,9 +264,13 @@ class SamplersConfig:
     address: str = "local"
     """local starts Ray on this machine for as long as the stage lasts; auto joins the cluster that this machine belongs
     to, HOST:PORT another."""
+    timeout_s: float = 1800.0
+    """How long the learner waits for one sampler's next answers. Then that one is taken for hung and replaced."""
 
     def __post_init__(self) -> None:
         _check_at_least(self, workers=0, staleness=0, threads=1)
+        if self.timeout_s <= 0:
+            raise ConfigError(f"samplers.timeout_s={self.timeout_s} must be above 0")
         if self.staleness and not self.workers:
             raise ConfigError(
                 f"samplers.staleness={self.staleness} needs samplers.workers: a learner cannot be ahead of itself"

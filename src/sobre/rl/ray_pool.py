@@ -1,12 +1,13 @@
-"""Samplers as actors on Ray: they are started, given weights and requests, and replaced when they die.
+"""Samplers as actors on Ray: they are started, given weights and requests, and replaced when they die or hang.
 
 The weights of a version are put into Ray's object store once; every machine fetches them once, and its workers read
 them from shared memory. Requests are dealt in equal shares, in order, and Ray queues what a worker has yet to do, so
 sets that were begun ahead follow without anybody's asking. A worker answers a whole share with one version.
 
 When a worker dies, all that it had not answered goes back to the queue and is dealt anew to all, another worker is
-started in its place, and the time that it had spent on the share at hand is counted as lost. Answers come whole or not
-at all, so none is counted twice.
+started in its place, and the time that it had spent on the share at hand is counted as lost. So it is with one that
+hangs: the learner waits `samplers.timeout_s` for the next answers of each. Answers come whole or not at all, so none is
+counted twice; those of a worker that is given up are not looked at any more.
 """
 
 import logging
@@ -29,7 +30,7 @@ from sobre.rl.shared_engine import added
 from sobre.rl.worker import Weights, Worker
 
 MAX_DEATHS = 3
-"""Workers that may die over the same requests: then the reason lies in the requests, or in the machine."""
+"""Workers that may fail over the same requests: then the reason lies in the requests, or in the machine."""
 MIN_STORE_BYTES = 100 * 2**20
 """Of Ray's object store on this machine (Ray refuses less than 75 MiB)."""
 
@@ -86,10 +87,16 @@ class RayPool:
         wanted = {request.id for request in requests}
         under_way = {request.id: request for share in self._shares.values() for request in share.requests}
         self.begin([request for request in requests if under_way.get(request.id) != request])
-        done = []
-        while waiting := [place for place, share in self._shares.items() if _ids(share) & wanted]:
-            place = ray.wait(waiting, num_returns=1)[0][0]
-            done += self._take(place)
+        done, began = [], time.monotonic()
+        while waiting := {place: share for place, share in self._shares.items() if _ids(share) & wanted}:
+            waited_s = {place: self._waited_s(share, began) for place, share in waiting.items()}
+            longest = max(waited_s, key=lambda place: waited_s[place])
+            left_s = max(0.0, self._cfg.timeout_s - waited_s[longest])
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=left_s)
+            if ready:
+                done += self._take(ready[0])
+            elif left_s == 0.0:
+                self._replace(waiting[longest].worker, "hangs", f"no answer in {self._cfg.timeout_s:g} s")
         outputs = [self._found.pop(request.id) for request in requests]
         stats = added(EngineStats(**{field.name: 0 for field in fields(EngineStats)}), done)
         stats = replace(stats, lost=self._lost, lost_s=self._lost_s)
@@ -155,7 +162,7 @@ class RayPool:
         try:
             outputs, stats = ray.get(place)
         except (RayActorError, ObjectLostError) as error:  # the second: it died with what it had answered
-            self._replace(share.worker, str(error))
+            self._replace(share.worker, "died", str(error))
             return []
         except RayTaskError as error:
             raise RunError(f"a sampler failed: {error.cause}") from error
@@ -164,14 +171,18 @@ class RayPool:
         self._found |= {output.request_id: output for output in outputs}
         return [stats]
 
-    def _replace(self, dead: Any, why: str) -> None:
-        """Another worker for one that died; all that it had not answered is dealt anew."""
+    def _waited_s(self, share: Share, began: float) -> float:
+        """How long the learner, who waits since `began`, has waited for this share or one of its worker's before."""
+        return time.monotonic() - max(began, share.begun, self._free_since[share.worker])
+
+    def _replace(self, dead: Any, how: str, why: str) -> None:
+        """Another worker for one that died or hangs; all that it had not answered is dealt anew."""
         lost = [share for share in self._shares.values() if share.worker is dead]
         self._shares = {place: share for place, share in self._shares.items() if share.worker is not dead}
         at_hand = replace(lost[0], deaths=lost[0].deaths + 1)  # the others waited behind it
         if at_hand.deaths == MAX_DEATHS:
             raise RunError(
-                f"{MAX_DEATHS} samplers died over the same {len(at_hand.requests)} requests; the last one: {why}"
+                f"{MAX_DEATHS} samplers failed over the same {len(at_hand.requests)} requests; the last {how}: {why}"
                 " (if memory ran out: a smaller engine.max_batch, or fewer rl.samplers.workers on a machine)"
             )
         ray.kill(dead)
@@ -180,7 +191,7 @@ class RayPool:
         self._lost += len(at_hand.requests)
         self._lost_s += spent_s / len(self._workers)
         back, cause = sum(len(share.requests) for share in lost), why.splitlines()[0]
-        self._say(f"rl: a sampler died ({cause}); another is started, and {back} requests go back to the queue")
+        self._say(f"rl: a sampler {how} ({cause}); another is started, and {back} requests go back to the queue")
         for share in [at_hand, *lost[1:]]:
             self._deal(share)
 
