@@ -24,6 +24,7 @@ from sobre.plan.count import train_flops
 from sobre.runtime.horizon import Horizon
 from sobre.runtime.run_folder import resume_line
 from sobre.runtime.trace import StepTrace
+from sobre.runtime.waiting import Waiting
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.batch import Batch
 from sobre.train.config import Precision
@@ -65,7 +66,7 @@ class Trainer:
         start = self._resume()
         self.spending = Spending(self.session, self.stage.name, step=start)
         self._last_s = self.session.meter.seconds
-        self._busy_s = time.process_time()
+        self._waiting = Waiting() if self.processes.count > 1 else None
         if start == 0 and self.rehearse:
             dry_run(self.stage)
         self.session.console.stage(self.stage.name, self.stage.horizon.total)
@@ -75,6 +76,8 @@ class Trainer:
             step = run_stage(self.stage, start=start, hooks=[self._log], after_step=self._after_step)
         finally:
             signal.signal(signal.SIGINT, before)
+            if self._waiting is not None:
+                self._waiting.stop()
             self.session.metrics.flush()  # of a run that fails, too: what was lost is billed by them
         self._commit()
         if not step:
@@ -147,12 +150,12 @@ class Trainer:
         self._show(record, tokens_per_s)
 
     def _compare(self) -> dict[str, Any]:
-        """How busy each process was since the last time, and how far the biases of its routers are apart."""
-        busy_s, self._busy_s = time.process_time() - self._busy_s, time.process_time()
+        """How long each process was at its own part since the last time, and how far router biases are apart."""
+        own_s = 0.0 if self._waiting is None else self._waiting.own_s()
         biases = [router.bias_E for router in self.stage.model.routers() if router.cfg.biased]
-        found = self.processes.gather((busy_s, [float(bias_E.max() - bias_E.min()) for bias_E in biases]))
+        found = self.processes.gather((own_s, [float(bias_E.max() - bias_E.min()) for bias_E in biases]))
         spreads = [spread for _, its in found for spread in its]
-        health = self._health.compare([busy_s for busy_s, _ in found])
+        health = self._health.compare([own_s for own_s, _ in found])
         return health | (self._health.drifted(max(spreads)) if spreads else {})
 
     def _show(self, record: StepRecord, tokens_per_s: float | None) -> None:

@@ -1,7 +1,7 @@
 """What a run says of its own health: experts that nobody visits, biases that run away, a process that holds others up.
 
-Experts are judged over WINDOW steps: a step may be too small to reach all. Processes are compared by the
-processor's seconds that they used, since in a step all wait for the slowest and take as long.
+Experts are judged over WINDOW steps: a step may be too small to reach all. Processes are compared by the seconds in
+which they did not wait for others (runtime/waiting.py), since in a step all wait for the slowest and take as long.
 
 Shapes: L routing layers, E experts.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 WINDOW = 20
 """Steps without a token after which an expert counts as dead."""
 SLOW = 1.3
-"""A process is slow when it is busier than the others' median by this factor, twice in a row."""
+"""A process is slow when its own time is longer than the others' median by this factor, twice in a row."""
 
 FAR = 1.0
 """A score of a router is below 1 (sigmoid or softmax): biases this far apart decide alone who is chosen."""
@@ -50,18 +50,18 @@ class Health:
         """Go on from a saved state."""
         self._idle_LE = None if state is None else torch.tensor(state)
 
-    def compare(self, busy_s: Sequence[float]) -> dict[str, Any]:
-        """Which process was the busiest since the last comparison, and how much busier than the median."""
-        if len(busy_s) == 1:
+    def compare(self, own_s: Sequence[float]) -> dict[str, Any]:
+        """Which process took the most time of its own since the last comparison, and how much more than the median."""
+        if len(own_s) == 1:
             return {}
-        slowest = max(range(len(busy_s)), key=lambda rank: busy_s[rank])
-        others = [seconds for rank, seconds in enumerate(busy_s) if rank != slowest]
-        ratio = busy_s[slowest] / max(median(others), 1e-9)
+        slowest = max(range(len(own_s)), key=lambda rank: own_s[rank])
+        others = [seconds for rank, seconds in enumerate(own_s) if rank != slowest]
+        ratio = own_s[slowest] / max(median(others), 1e-9)
         found, self._suspect = self._suspect, slowest if ratio >= SLOW else -1
         slow = self._suspect
         if slow != self._slow and slow == found:  # twice in a row: machines are uneven for moments
-            busy = f"process {slow} is {ratio:.1f} times as busy as the others"
-            self._news.append(busy if slow >= 0 else "no process is slow any more")
+            said = f"process {slow} holds the others up: its part takes {ratio:.1f} times as long as theirs"
+            self._news.append(said if slow >= 0 else "no process is slow any more")
             self._slow = slow
         return {"slowest_process": slowest, "slowest_ratio": ratio}
 

@@ -34,7 +34,7 @@ def test_loads_are_logged_every_tenth_step() -> None:
     assert logged == [1, 11, 21]
 
 
-def test_a_process_that_is_busier_than_the_others_is_named_once() -> None:
+def test_a_process_that_is_slower_than_the_others_is_named_once() -> None:
     health = Health()
     assert health.compare([1.0, 1.05, 0.95, 1.1])["slowest_process"] == 3
     assert health.news() == []
@@ -42,7 +42,7 @@ def test_a_process_that_is_busier_than_the_others_is_named_once() -> None:
     assert health.news() == [], "once may be chance"
     health.compare([1.0, 2.0, 1.0, 1.0])
     health.compare([1.0, 2.0, 1.0, 1.0])
-    assert health.news() == ["process 1 is 2.0 times as busy as the others"]
+    assert health.news() == ["process 1 holds the others up: its part takes 2.0 times as long as theirs"]
     for _ in range(2):
         health.compare([1.0, 1.0, 1.0, 1.0])
     assert health.news() == ["no process is slow any more"]
