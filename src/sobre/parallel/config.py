@@ -27,6 +27,9 @@ class ParallelConfig:
     micro-batch of a step."""
     experts: int = 1
     """Processes over which the experts of a layer are divided; tokens travel to them (all-to-all)."""
+    dispatch: Literal["auto", "all-to-all", "deep-ep"] = "auto"
+    """How tokens travel to their experts: by torch's all-to-all, or by DeepEP's kernels (parallel/deep_ep.py), which
+    auto takes where the package is installed and can."""
 
     tensor: int = 1
     """Processes over which the heads and the inner width of every layer of a dense model are divided; neighbours, since
@@ -48,6 +51,10 @@ class ParallelConfig:
         for name in ("experts", "tensor", "pipeline", "context"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.dispatch == "deep-ep" and self.experts == 1:
+            raise ConfigError(
+                "dispatch=deep-ep needs experts above 1: with all experts in one process no token travels"
+            )
         if self.timeout_s <= 0:
             raise ConfigError(f"timeout_s={self.timeout_s} must be above 0")
 

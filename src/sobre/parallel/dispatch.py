@@ -45,17 +45,24 @@ class ExpertDispatch:
         dist.all_to_all_single(expert_RA, expert_MA, back, there, group=self.group)
         x_RD, weight_RA = (_Sent.apply(rows, there, back, self.group) for rows in (x_ND[token_M], weight_MA))
 
-        row_K, column_K = (expert_RA >= 0).nonzero(as_tuple=True)
-        y_KD = select.moe_ffn(
-            x_RD[row_K],
-            expert_RA[row_K, column_K][:, None],
-            weight_RA[row_K, column_K][:, None],
-            gate_EFD,
-            up_EFD,
-            down_EDF,
-        )
-        y_RD = torch.zeros_like(x_RD).index_add(0, row_K, y_KD)
+        y_RD = answers_here(x_RD, expert_RA, weight_RA, gate_EFD, up_EFD, down_EDF)
         return torch.zeros_like(x_ND).index_add(0, token_M, _Sent.apply(y_RD, back, there, self.group))
+
+
+def answers_here(
+    x_RD: Tensor, expert_RA: Tensor, weight_RA: Tensor, gate_EFD: Tensor, up_EFD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """For each token that came, the weighted sum of the answers of its experts here; -1 stands for one elsewhere."""
+    row_K, column_K = (expert_RA >= 0).nonzero(as_tuple=True)
+    y_KD = select.moe_ffn(
+        x_RD[row_K],
+        expert_RA[row_K, column_K][:, None],
+        weight_RA[row_K, column_K][:, None],
+        gate_EFD,
+        up_EFD,
+        down_EDF,
+    )
+    return torch.zeros_like(x_RD).index_add(0, row_K, y_KD)
 
 
 class _Sent(torch.autograd.Function):

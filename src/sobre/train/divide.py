@@ -18,7 +18,7 @@ from sobre.models.decoder import Block, Decoder
 from sobre.models.moe import MoE
 from sobre.optim.roles import role_of
 from sobre.parallel.config import ParallelConfig
-from sobre.parallel.dispatch import ExpertDispatch
+from sobre.parallel.deep_ep import choose_dispatch
 from sobre.parallel.division import Division, Part, here
 from sobre.parallel.grid import Grid
 from sobre.parallel.pipeline import Pipeline
@@ -75,7 +75,8 @@ def divide(model: Decoder, cfg: ParallelConfig, processes: Processes) -> Divisio
 def _divide_experts(model: Decoder, cfg: ParallelConfig, grid: Grid) -> dict[str, Part]:
     """Keep this process's experts of every layer, whole ones, and let tokens travel."""
     mesh = grid.mesh(("copies", "experts"), cfg.experts)
-    dispatch = ExpertDispatch(mesh.get_group("experts"))
+    group, width = mesh.get_group("experts"), model.cfg.d_model
+    dispatch = choose_dispatch(cfg.dispatch, group, device=grid.device, dtype=model.dtype, width=width)
     parts = {}
     for name, module in model.named_modules():
         if isinstance(module, MoE):
