@@ -11,12 +11,13 @@
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
     sobre bench distill                      RL on a small student against two ways to teach it, same seconds (an hour)
+    sobre bench climb                        seconds of RL until 80 % of a test is right, beside TRL (an hour or two)
     sobre bench frugality --data FILE        the race: which quality for how many seconds and FLOPs, by whom (hours)
     sobre bench laws --data FILE             the loss over size and tokens, and the law fitted to it (an hour)
     sobre bench all                          train, decode and rl
 
 Timed benchmarks run at one thread and print every round; a peer that is not installed is named and skipped by `all`.
-twin, story, distill, frugality and laws are queues of cells: stop them at any time, and start them again to go on.
+twin, story, distill, climb, frugality and laws are queues of cells: stop them at any time, start them again to go on.
 """
 
 import json
@@ -27,6 +28,7 @@ from typing import Any
 
 from sobre.bench.config import (
     BenchConfig,
+    ClimbBench,
     DecodeBench,
     DistillBench,
     FamiliesBench,
@@ -58,6 +60,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "twin": TwinBench,
     "story": StoryBench,
     "distill": DistillBench,
+    "climb": ClimbBench,
     "frugality": FrugalityBench,
     "laws": LawsBench,
 }
@@ -91,7 +94,7 @@ def run_all(flags: list[str]) -> int:
 
 def run(name: str, cfg: BenchConfig) -> int:
     """Measure, write the file, show it. torch is imported here, so that --help is instant."""
-    if isinstance(cfg, TimedConfig):
+    if isinstance(cfg, TimedConfig | ClimbBench):
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cfg.threads)
         reexec_once()
     from sobre.bench.result import save
@@ -149,6 +152,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import distill
 
         return lambda cfg: distill.bench(cfg, say)
+    if name == "climb":
+        from sobre.bench import climb
+
+        return lambda cfg: climb.bench(cfg, say)
     if name == "frugality":
         from sobre.bench import frugality
 

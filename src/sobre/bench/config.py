@@ -263,6 +263,58 @@ class DistillBench(QueueConfig):
 
 
 @config
+class ClimbBench(QueueConfig):
+    """Seconds of GRPO until 80 % of held-out problems are right, from one start: ours beside TRL's GRPOTrainer."""
+
+    recipe: str = "demo"
+    """Of the start: pretraining and cold start, with the sizes, tasks and FLOPs below."""
+    tasks: tuple[str, ...] = ("arithmetic",)
+    difficulty: int = 2
+    """Of what is asked; the start has seen worked examples up to it."""
+    start: str = "2e12flop"
+    """Budget of the start, which must end well below the goal; not counted."""
+    width: int = 96
+    layers: int = 3
+    seeds: int = 3
+    goal: float = 0.8
+    """Share of the held-out problems."""
+    problems: int = 100
+    """Held-out problems, answered greedily; not counted."""
+    every: int = 5
+    """Steps between two examinations."""
+    seconds: float = 900.0
+    """After which no step of a cell begins."""
+    prompts: int = 16
+    group_size: int = 8
+    new: int = 96
+    """Longest answer, in tokens."""
+    lr: float = 3e-4
+    """Of our AdamW: the recipe's own rate for RL (optim.lr_adam times rl.lr_scale)."""
+    peer_lrs: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 3e-4)
+    """TRL's sweep, with the first seed; its own default comes first, ours last. The other seeds run at its best."""
+    peer_steps: int = 3000
+    """Steps for which TRL's data set is made, before its clock runs: more than its seconds allow."""
+    dtype: Dtype = "bfloat16"
+    """What our trainer computes in; our engine samples in what decodes fastest, as in a run."""
+    peer_dtype: Dtype = "float32"
+    """What TRL computes in: the one in which `bench rl` finds it faster."""
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        floors = {"seeds": 1, "problems": 1, "every": 1, "prompts": 1, "group_size": 2, "new": 1, "peer_steps": 1,
+                  "threads": 1}  # fmt: skip
+        wrong = [f"{name}={getattr(self, name)}, at least {least}" for name, least in floors.items()
+                 if getattr(self, name) < least]  # fmt: skip
+        if wrong:
+            raise ConfigError(f"too small: {'; '.join(wrong)}")
+        if not 0 < self.goal <= 1 or not self.seconds > 0:
+            raise ConfigError(f"goal={self.goal} must lie in 0..1, 0 not, and seconds={self.seconds} above 0")
+        if not self.peer_lrs or len(set(self.peer_lrs)) < len(self.peer_lrs):
+            raise ConfigError(f"peer_lrs={list(self.peer_lrs)} must hold at least one rate, each once")
+        check_difficulty("difficulty", 1, self.difficulty)
+
+
+@config
 class TwinBench(QueueConfig):
     """The mixture of experts against a dense model of equal active parameters: same seconds, then same FLOPs."""
 

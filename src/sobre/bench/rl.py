@@ -132,11 +132,12 @@ def against(cfg: RLBench, dtype: str, folder: Path, prompts: list[list[int]], sa
     step = our_side(cfg, folder, prompts)
     rounds: list[Round] = []
 
-    def our_turn(theirs: trl_peer.Timing) -> None:
+    def our_turn(theirs: trl_peer.Timing) -> bool:
         mine = time_once(step)
         if step.step > cfg.warmup:
             rounds.append({f"sobre beside {dtype}": mine, f"trl {dtype}": theirs})
             say(f"round {len(rounds)} of {cfg.rounds}: sobre {mine.wall_s:.2f} s, trl {dtype} {theirs.wall_s:.2f} s")
+        return False
 
     trainer = trl_peer.make_trainer(cfg, folder, prompts, reward_of, bf16=dtype == "bfloat16")
     trl_peer.train(trainer, our_turn)

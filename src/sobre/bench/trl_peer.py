@@ -1,8 +1,9 @@
-"""The TRL side of `bench rl`: its GRPOTrainer with the terms that we have, and nothing that would slow it down.
+"""The TRL side of `bench rl` and `bench climb`: its GRPOTrainer with our terms, and nothing that would slow it down.
 
-Its prompts are texts, so a tokenizer of words "t0 t1 ..." gives it the very ids that we use. The end token lies outside
-the model's vocabulary: no completion ends early. No logging, saving or checkpointing; old log-probabilities are not
-computed again, since a step trains once on what it sampled.
+No logging, saving or checkpointing; old log-probabilities are not computed again, since a step trains once on what it
+sampled. Its prompts are texts. In `bench rl` a tokenizer of words "t0 t1 ..." gives it the very ids that we use, and
+the end token lies outside the model's vocabulary: no completion ends early. In `bench climb` the tokenizer, problems
+and reward are those of the run, and what its tokenizer makes of the first prompts is compared with ours before.
 """
 
 import time
@@ -13,10 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sobre.bench.climbers import Ascent, Course
 from sobre.bench.config import RLBench
 from sobre.bench.peer import load_peer
 from sobre.bench.timing import Timing
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, RunError
+from sobre.eval.score import prompt_ids
+from sobre.models.checkpoint import load_model
+from sobre.models.decoder import Decoder
+from sobre.rl.rollout import answered
 from sobre.rl.types import Sample
 
 NAMES = {
@@ -33,8 +39,8 @@ def require() -> None:
         import trl  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"bench rl needs its peer: pip install trl ({error}); where TRL lives in another environment that has our"
-            " dependencies too: PYTHONPATH=src OTHER/bin/python -m sobre bench rl"
+            f"this benchmark needs its peer: pip install trl ({error}); where TRL lives in another environment that has"
+            " our dependencies too: PYTHONPATH=src OTHER/bin/python -m sobre bench ..."
         ) from None
 
 
@@ -61,35 +67,8 @@ def make_trainer(
     def reward_ids(completion_ids: list[list[int]], **_: object) -> list[float | None]:
         return [reward(ids) for ids in completion_ids]
 
-    args = GRPOConfig(
-        output_dir=str(folder / "trl"),
-        use_cpu=True,
-        bf16=bf16,
-        seed=cfg.seed,
-        max_steps=cfg.warmup + cfg.rounds,
-        per_device_train_batch_size=cfg.prompts * cfg.group_size,
-        num_generations=cfg.group_size,
-        max_completion_length=cfg.new,
-        gradient_accumulation_steps=1,
-        gradient_checkpointing=False,
-        beta=0.0,
-        epsilon=0.2,
-        epsilon_high=0.28,
-        loss_type="dapo",
-        scale_rewards="none",
-        temperature=1.0,
-        learning_rate=cfg.lr,
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        adam_beta2=0.95,
-        weight_decay=0.1,
-        max_grad_norm=1.0,
-        shuffle_dataset=False,
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    terms = _terms(folder / "trl", seed=cfg.seed, prompts=cfg.prompts, group_size=cfg.group_size, new=cfg.new)
+    args = GRPOConfig(**terms, bf16=bf16, max_steps=cfg.warmup + cfg.rounds, learning_rate=cfg.lr)
     texts = [" ".join(f"t{token}" for token in prompt) for prompt in prompts]
     rows = Dataset.from_dict({"prompt": texts * (cfg.warmup + cfg.rounds)})
     return GRPOTrainer(
@@ -101,8 +80,83 @@ def make_trainer(
     )
 
 
-def train(trainer: Any, after_step: Callable[[Timing], None]) -> None:
-    """Run TRL's own loop; every step, from its rollouts to the update, is timed and handed to `after_step`."""
+def climb(course: Course, ascent: Ascent, lr: float, place: Path) -> None:
+    """TRL's trainer on a course, in `place`, until the ascent is over."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    cfg, ours = course.cfg, course.tokenizer
+    theirs = AutoTokenizer.from_pretrained(course.start, padding_side="left")
+    problems = [problem for step in range(cfg.peer_steps) for problem in course.problems(step)]
+    prompts = [prompt_ids(ours, problem) for problem in problems]
+    texts = [ours.decode(ids) for ids in prompts]
+    for ids, text in zip(prompts[: cfg.prompts], texts[: cfg.prompts], strict=True):
+        if tuple(theirs(text)["input_ids"]) != ids:
+            raise RunError(f"the peer's tokenizer reads {text!r} otherwise than ours; nothing was timed")
+
+    def reward(completion_ids: list[list[int]], place: list[int], **_: object) -> list[float | None]:
+        asked = [
+            answered(problems[at], ids, ids[-1] == ours.eos_id, ours)
+            for ids, at in zip(completion_ids, place, strict=True)
+        ]
+        return course.rewards(asked)
+
+    ascent.begin(load_model(course.start))
+    terms = _terms(place / "trl", seed=course.seed, prompts=cfg.prompts, group_size=cfg.group_size, new=cfg.new)
+    trainer = GRPOTrainer(
+        model=load_peer(course.start),
+        reward_funcs=reward,
+        args=GRPOConfig(**terms, bf16=cfg.peer_dtype == "bfloat16", max_steps=cfg.peer_steps, learning_rate=lr),
+        train_dataset=Dataset.from_dict({"prompt": texts, "place": list(range(len(texts)))}),
+        processing_class=theirs,
+    )
+
+    def weights() -> Decoder:
+        trainer.model.save_pretrained(place / "weights")
+        return load_model(place / "weights")
+
+    train(trainer, lambda timing: ascent.stepped(timing.wall_s, weights))
+    if not ascent.is_over:
+        raise RunError(
+            f"TRL's trainer ran out of problems after {ascent.steps} steps and {ascent.seconds:.0f} s; give it more:"
+            f" --peer-steps {2 * cfg.peer_steps}"
+        )
+
+
+def _terms(folder: Path, *, seed: int, prompts: int, group_size: int, new: int) -> dict[str, Any]:
+    """What a step of either benchmark is, as TRL's config says it."""
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "seed": seed,
+        "per_device_train_batch_size": prompts * group_size,
+        "num_generations": group_size,
+        "max_completion_length": new,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "beta": 0.0,
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+        "loss_type": "dapo",
+        "scale_rewards": "none",
+        "temperature": 1.0,
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "adam_beta2": 0.95,
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "shuffle_dataset": False,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+
+
+def train(trainer: Any, after_step: Callable[[Timing], bool]) -> None:
+    """Run TRL's own loop; every step, from its rollouts to the update, is timed and handed to `after_step`, which says
+    whether it was the last."""
     from transformers import PrinterCallback, TrainerCallback
 
     class Clock(TrainerCallback):
@@ -111,9 +165,9 @@ def train(trainer: Any, after_step: Callable[[Timing], None]) -> None:
         def on_step_begin(self, *_: object, **__: object) -> None:
             self.began = (time.perf_counter(), time.process_time())
 
-        def on_step_end(self, *_: object, **__: object) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: object) -> None:
             wall_s, cpu_s = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
-            after_step(Timing(wall_s, cpu_s))
+            control.should_training_stop |= after_step(Timing(wall_s, cpu_s))
 
     trainer.remove_callback(PrinterCallback)  # it writes to standard output, which is ours
     trainer.add_callback(Clock())

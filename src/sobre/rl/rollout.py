@@ -13,7 +13,7 @@ from typing import Protocol
 from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request, SamplingParams
 from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
-from sobre.rl.grading import Grader, rewards
+from sobre.rl.grading import Give, Grader, rewards
 from sobre.rl.turns import Spoken, converse, described
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
@@ -184,17 +184,11 @@ def sample_groups(
     """Answer each problem `group_size` times."""
     requests = to_requests(tokenizer, problems, cfg, seed=seed)
     spoken = converse(engine, tokenizer, requests, cfg)
-    asked = [_asked(problems[i // cfg.group_size], said, tokenizer) for i, said in enumerate(spoken)]
-
-    def give(each: Asked) -> Reward:
-        return reward(
-            *each,
-            format_weight=tasks.format_weight,
-            language_weight=tasks.language_weight,
-            credit_weight=tasks.credit_weight,
-        )
-
-    earned = rewards(asked, give, grader, cfg, format_weight=tasks.format_weight, limit_s=tasks.judge_s)
+    asked = [
+        answered(problems[i // cfg.group_size], said.last_ids, said.finished, tokenizer)
+        for i, said in enumerate(spoken)
+    ]
+    earned = rewards(asked, give_for(tasks), grader, cfg, format_weight=tasks.format_weight, limit_s=tasks.judge_s)
     groups = []
     for x, problem in enumerate(problems):
         places = range(x * cfg.group_size, (x + 1) * cfg.group_size)
@@ -203,9 +197,23 @@ def sample_groups(
     return groups
 
 
-def _asked(problem: Problem, said: Spoken, tokenizer: Tokenizer) -> Asked:
-    """The last turn, which holds the answer."""
-    return Asked(problem, tokenizer.decode(said.last_ids[:-1] if said.finished else said.last_ids), said.finished)
+def give_for(tasks: TasksConfig) -> Give:
+    """What a run's problems earn."""
+
+    def give(asked: Asked) -> Reward:
+        return reward(
+            *asked,
+            format_weight=tasks.format_weight,
+            language_weight=tasks.language_weight,
+            credit_weight=tasks.credit_weight,
+        )
+
+    return give
+
+
+def answered(problem: Problem, ids: Sequence[int], finished: bool, tokenizer: Tokenizer) -> Asked:
+    """An answer, or the last turn of several, as it is judged: without the end token."""
+    return Asked(problem, tokenizer.decode(ids[:-1] if finished else ids), finished)
 
 
 def _sampling(cfg: RLConfig, tokenizer: Tokenizer, seed: int) -> SamplingParams:

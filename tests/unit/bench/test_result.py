@@ -61,7 +61,7 @@ def test_the_verb_names_its_benchmarks(capsys):
     assert main(["bench", "swim"]) == 2
     assert (
         "no benchmark 'swim'; there are train, decode, rl, families, load, saves, serve, soak, twin, story, distill"
-        ", frugality, laws, and all" in capsys.readouterr().err
+        ", climb, frugality, laws, and all" in capsys.readouterr().err
     )
     assert main(["bench", "all", "--rounds", "3"]) == 2
 

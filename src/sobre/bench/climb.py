@@ -1,0 +1,180 @@
+"""sobre bench climb: seconds of GRPO until 80 % of held-out problems are answered right, ours beside TRL's.
+
+For each seed a model is made from nothing by one short recipe (pretraining and a cold start), whose seconds are not
+counted. From that very folder both sides learn: the same stream of problems, answers for each of them, longest answer,
+reward, loss, optimizer and clipping. Ours is the source of rollouts and the step of `sobre rl`, at the recipe's own
+learning rate; theirs is `GRPOTrainer`, which runs every rate of a sweep with the first seed, ours among them, and the
+other seeds at its best.
+
+Every few steps both answer the same held-out problems greedily, through the same engine, in time that neither pays for.
+A cell ends when the goal is reached, or when its seconds are over: then it was not reached within them, and is kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from sobre.bench import climbers, trl_peer
+from sobre.bench.cells import figures, recipe_of, run_recipe
+from sobre.bench.config import ClimbBench
+from sobre.bench.queue import Cell, Document, Queue, interleaved, means, target
+from sobre.bench.result import FOLDER, Result
+from sobre.bench.story import brief
+from sobre.bench.timing import Say
+from sobre.config.load import decode, read_recipe, to_dict
+from sobre.config.recipe import Recipe
+from sobre.errors import RunError
+
+START, OURS = "start", "sobre"
+TARGET = 5.0
+SECONDS = "seconds to the goal"
+WITHIN = "seconds"
+
+
+def bench(cfg: ClimbBench, say: Say) -> Document:
+    """Make the starts, sweep TRL's rates, climb with every seed; do the cells that are missing, then sum up."""
+    trl_peer.require()
+    torch.set_num_threads(cfg.threads)
+    folder = Path(cfg.folder) if cfg.folder else FOLDER / "climb"
+    starts = [Cell(START, seed, to_dict(replace(beginning(cfg), seed=seed))) for seed in range(cfg.seeds)]
+    with Queue(folder, "climb", say, max_cells=cfg.max_cells) as queue:
+
+        def work(cell: Cell, place: Path) -> dict[str, Any]:
+            start = queue.folder / "runs" / starts[cell.round].id / "run" / "sft"
+            return climb(cfg, cell, start, place, say)
+
+        made = queue.run(starts, make)
+        whole = len(made) == len(starts)
+        swept = queue.run([peer(cfg, 0, lr) for lr in cfg.peer_lrs], work) if whole else []
+        best = best_rate(swept) if len(swept) == len(cfg.peer_lrs) else None
+        done = queue.run(pairs(cfg, best), work) if best is not None else []
+    ratio = speedup(done, f"trl {best:g}") if best is not None and len(done) == 2 * cfg.seeds else None
+    body = {
+        "cells": [brief(document) for document in [*made, *done]],
+        "sweep": [brief(document) for document in swept],
+        "means": means([*made, *done]),
+        "targets": [target("times as soon at the goal as TRL, median of the seeds", ratio, ">=", TARGET)],
+        "configs": {START: to_dict(beginning(cfg))},
+    }
+    return Result(
+        "climb", "summary", to_dict(cfg), cfg.threads, [], body, notes(cfg, made, swept, best, done)
+    ).document(queue.source)
+
+
+def beginning(cfg: ClimbBench) -> Recipe:
+    """What makes the model that both sides start from."""
+    recipe = decode(Recipe, [read_recipe(cfg.recipe)])
+    levels = (1, cfg.difficulty)
+    tasks = replace(recipe.tasks, names=cfg.tasks, langs=("en",), difficulty=levels, test_difficulty=cfg.difficulty)
+    return replace(
+        recipe,
+        name="climb-start",
+        stages=("pretrain", "sft"),
+        budget=replace(recipe.budget, amount=cfg.start, choose_model=False),
+        model=replace(recipe.model, d_model=cfg.width, n_layers=cfg.layers),
+        tasks=tasks,
+        text=replace(recipe.text, names=cfg.tasks, langs=("en",), difficulty=levels),
+        eval=replace(recipe.eval, n_problems=cfg.problems, max_new_tokens=cfg.new, k=0, ngram_order=0),
+    )
+
+
+def make(cell: Cell, place: Path) -> dict[str, float]:
+    """Run the recipe of a start; its folder stays."""
+    report, wall_s = run_recipe(recipe_of(cell.settings), place)
+    return figures(report, wall_s)
+
+
+def ours(cfg: ClimbBench, seed: int) -> Cell:
+    return Cell(OURS, seed, {**_settings(cfg, seed), "lr": cfg.lr, "dtype": cfg.dtype})
+
+
+def peer(cfg: ClimbBench, seed: int, lr: float) -> Cell:
+    return Cell(f"trl {lr:g}", seed, {**_settings(cfg, seed), "lr": lr, "dtype": cfg.peer_dtype})
+
+
+def pairs(cfg: ClimbBench, lr: float) -> list[Cell]:
+    """Both sides with every seed; TRL's first is a cell of the sweep."""
+    seeds = range(cfg.seeds)
+    return interleaved({OURS: [ours(cfg, seed) for seed in seeds], "trl": [peer(cfg, seed, lr) for seed in seeds]})
+
+
+def climb(cfg: ClimbBench, cell: Cell, start: Path, place: Path, say: Say) -> dict[str, Any]:
+    """One contestant from one start, until the goal or the end of its seconds."""
+    if not (start / "config.json").is_file():
+        raise RunError(f"{start} is gone, and its cell says that it was made; remove that cell's file to make it anew")
+    course = climbers.Course(cfg, start, cell.round)
+    ascent = climbers.Ascent(course.score, cfg.goal, cfg.every, cfg.seconds, partial(_tell, say, cell))
+    if cell.contestant == OURS:
+        climbers.climb_ours(course, ascent)
+    else:
+        trl_peer.climb(course, ascent, cell.settings["lr"], place)
+    return {
+        WITHIN: ascent.seconds,
+        "steps": float(ascent.steps),
+        "reached": float(ascent.reached),
+        **({SECONDS: ascent.seconds} if ascent.reached else {}),
+        "right at the start": ascent.curve[0][2],
+        "right at the end": ascent.curve[-1][2],
+        "curve": [list(point) for point in ascent.curve],
+    }
+
+
+def best_rate(swept: Sequence[Document]) -> float:
+    """The rate that was first at the goal; where none was there, the one that ended highest."""
+
+    def rank(document: Document) -> tuple[float, float]:
+        found = document["figures"]
+        return found.get(SECONDS, float("inf")), -found["right at the end"]
+
+    return float(min(swept, key=rank)["settings"]["lr"])
+
+
+def speedup(done: Sequence[Document], theirs: str) -> float:
+    """Median over the seeds of their seconds to the goal over ours, at least: who did not reach it counts with all the
+    seconds that it had. Where we did not reach it ourselves, a seed counts 0."""
+    found: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for document in done:
+        cell = document["cell"]
+        found.setdefault(cell["round"], {})[cell["contestant"]] = document["figures"]
+    return median(
+        seed[theirs][WITHIN] / seed[OURS][SECONDS] if seed[OURS]["reached"] else 0.0 for seed in found.values()
+    )
+
+
+def notes(
+    cfg: ClimbBench, made: Sequence[Document], swept: Sequence[Document], best: float | None, done: Sequence[Document]
+) -> tuple[str, ...]:
+    """How far the queue is, who did not reach the goal, and whether the sweep ended at its edge."""
+    found = []
+    if len(done) < 2 * cfg.seeds:
+        found.append(
+            f"{len(made)} starts, {len(swept)} of the sweep, {len(done)} climbs are done; run it again to go on"
+        )
+    cells = {document["cell"]["id"]: document for document in [*swept, *done]}
+    for document in cells.values():
+        cell, seen = document["cell"], document["figures"]
+        if not seen["reached"]:
+            found.append(
+                f"{cell['contestant']}, seed {cell['round']}: {cfg.goal:.0%} not reached within {seen[WITHIN]:,.0f} s"
+                f" ({seen['right at the end']:.0%} at the end)"
+            )
+    if best in (min(cfg.peer_lrs), max(cfg.peer_lrs)) and len(cfg.peer_lrs) > 1:
+        found.append(f"TRL's best rate {best:g} lies at the edge of the sweep")
+    return tuple(found)
+
+
+def _settings(cfg: ClimbBench, seed: int) -> dict[str, Any]:
+    """What decides a climb, beside its rate and dtype."""
+    names = ("tasks", "difficulty", "goal", "problems", "every", "seconds", "prompts", "group_size", "new", "threads")
+    told = to_dict(cfg)
+    return {name: told[name] for name in names} | {"start": to_dict(replace(beginning(cfg), seed=seed))}
+
+
+def _tell(say: Say, cell: Cell, point: tuple[int, float, float]) -> None:
+    step, seconds, share = point
+    say(f"{cell.contestant}, seed {cell.round}: step {step}, {seconds:.0f} s, {share:.0%} right")
