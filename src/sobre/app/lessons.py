@@ -134,6 +134,11 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     routes = model.cfg.ffn.kind == "moe"
     keeps = {"return_routes": routes, "return_kept": cfg.is_filtered}
     engine: SharedEngine | RemoteEngine
+    if cfg.stragglers.groups and session.processes.count > 1:
+        raise ConfigError(
+            f"rl.stragglers.groups={cfg.stragglers.groups} is for one process, and there are {session.processes.count}:"
+            " they would not end a rollout at the same token; set it to 0"
+        )
     if cfg.samplers.workers:
         engine, rests = samplers_for(session, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps), False
     else:

@@ -7,7 +7,7 @@ One thread at a time; the server's bridge gives the engine a thread of its own.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,8 +177,14 @@ class Engine:
         """One token for every running request, after as many have started as there is room for."""
         return self._advance()[0]
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """Run these requests to their ends, in the engine's own time; outputs in the order of the requests."""
+    def generate(
+        self, requests: Sequence[Request], enough: Callable[[Mapping[str, Output]], bool] | None = None
+    ) -> list[Output]:
+        """Run these requests to their ends, in the engine's own time; outputs in the order of the requests.
+
+        With `enough`, until it says so of the outputs so far, by request id: the others come as far as they are, with
+        "abort" as the reason of their end.
+        """
         if self.n_running or self.n_waiting:
             raise EngineError(f"generate needs an idle engine; {self.n_running} run and {self.n_waiting} wait")
         for request in requests:
@@ -187,11 +193,11 @@ class Engine:
         try:
             for request in requests:
                 self.add(request)
-            while len(outputs) < len(requests):
+            while len(outputs) < len(requests) and not (enough is not None and enough(outputs)):
                 outputs |= {output.request_id: output for output in self._advance()[1]}
         finally:
-            for request in requests:
-                self.abort(request.id)
+            cut = [self.abort(request.id) for request in requests]
+        outputs |= {output.request_id: output for output in cut if output is not None}
         return [outputs[request.id] for request in requests]
 
     def weights_changed(self) -> None:

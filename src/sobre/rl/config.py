@@ -28,6 +28,21 @@ def _check_at_least(cfg: object, **floors: float) -> None:
             raise ConfigError(f"{name}={getattr(cfg, name)} must be at least {floor}")
 
 
+def _check_stragglers(cfg: "RLConfig") -> None:
+    """What goes on after an update must be one sequence of this process's engine, and learned from in one update."""
+    clash = {
+        f"samplers.workers={cfg.samplers.workers} (they have samplers.staleness)": cfg.samplers.workers > 0,
+        f"tools={list(cfg.tools)}": bool(cfg.tools),
+        f"n_minibatches={cfg.n_minibatches}": cfg.n_minibatches > 1,
+        f"n_epochs={cfg.n_epochs}": cfg.n_epochs > 1,
+    }
+    if any(clash.values()):
+        told = ", ".join(what for what, is_so in clash.items() if is_so)
+        raise ConfigError(
+            f"stragglers.groups={cfg.stragglers.groups} does not go with {told}; set it to 0 or leave that"
+        )
+
+
 @config
 class GRPOConfig:
     """GRPO as it is run today: advantage r - mean, one mean over all tokens, clip-higher, flat groups replaced."""
@@ -280,6 +295,21 @@ class SamplersConfig:
 
 
 @config
+class StragglersConfig:
+    """Whether a step waits for its longest answers, or lets them go on after the update (rl/stragglers.py)."""
+
+    groups: int = 0
+    """Groups under way beyond n_prompts: a step learns from the first n_prompts whole ones (or more, where they end
+    together), and what is unfinished goes on with the next weights. 0 waits for every answer."""
+    staleness: int = 2
+    """Most updates between an answer's first token and the step that learns from it; a step waits for the groups that
+    would exceed it."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(self, groups=0, staleness=1)
+
+
+@config
 class RLConfig:
     """A step asks n_prompts problems group_size times each, scores the answers, and learns from the differences."""
 
@@ -321,9 +351,10 @@ class RLConfig:
     lr_scale: float = 0.1
     """Learning rates of this stage over those of `optim`."""
     samplers: SamplersConfig = SamplersConfig()
+    stragglers: StragglersConfig = StragglersConfig()
     replay_routes: Literal["auto", "on", "off"] = "auto"
     """Train with the experts that the engine chose; auto starts once the two differ for more than replay_above, and at
-    once where samplers may be stale."""
+    once where tokens may be stale (samplers.staleness, stragglers.groups)."""
     replay_above: float = 0.01
     """Share of tokens whose experts differ between engine and trainer."""
     curriculum: CurriculumConfig = CurriculumConfig()
@@ -376,5 +407,7 @@ class RLConfig:
                 f"samplers.staleness={self.samplers.staleness} counts updates, and takes one for each set of answers:"
                 f" n_minibatches={self.n_minibatches} and n_epochs={self.n_epochs} must be 1"
             )
+        if self.stragglers.groups:
+            _check_stragglers(self)
         if self.n_minibatches > self.n_prompts:
             raise ConfigError(f"n_minibatches={self.n_minibatches} must lie in 1..n_prompts={self.n_prompts}")

@@ -73,5 +73,5 @@ def replays(cfg: RLConfig, on: bool, route_share: float | None) -> bool:
     on where older weights may have sampled, for the trainer would choose other experts (DeepSeek-V3.2)."""
     if cfg.replay_routes != "auto":
         return cfg.replay_routes == "on"
-    on = on or cfg.samplers.staleness > 0
+    on = on or cfg.samplers.staleness > 0 or cfg.stragglers.groups > 0
     return on or (route_share is not None and route_share > cfg.replay_above)

@@ -14,6 +14,7 @@ from sobre.engine.engine import EngineStats
 from sobre.engine.request import Output, Request, SamplingParams
 from sobre.rl.config import DAPOConfig, GRPOConfig, RLConfig
 from sobre.rl.grading import Give, Grader, rewards
+from sobre.rl.stragglers import Interruptible, UnderWay, advance, begun, metrics
 from sobre.rl.turns import Spoken, converse, described
 from sobre.rl.types import Group, Rollout
 from sobre.tasks.base import Problem
@@ -53,8 +54,10 @@ class Rollouts:
     slow: int = 0
     """Answers that took too long to compare with their reference, and so count as wrong."""
     apart: Mapping[str, float] = field(default_factory=dict)
-    """With samplers apart from the learner: updates since the weights that sampled, and what dead samplers cost; of an
-    engine that guesses ahead, the share of its guesses that was right."""
+    """Where tokens may be stale: updates since the weights that sampled them, what dead samplers cost, what goes on
+    after the update; of an engine that guesses ahead, the share of its guesses that was right."""
+    left: tuple[UnderWay, ...] = ()
+    """Groups that go on after the update."""
 
     @property
     def all(self) -> tuple[Group, ...]:
@@ -117,21 +120,32 @@ def collect(
     *,
     seed: int,
     grader: Grader | None = None,
+    carried: Sequence[UnderWay] = (),
 ) -> Rollouts:
     """Sample `cfg.n_prompts` groups, or fewer when too many are flat, down to none.
 
-    `seed` makes this step's answers differ from those of other steps.
+    `seed` makes this step's answers differ from those of other steps. Under `cfg.stragglers` the groups that are
+    `carried` from the last step are among those that are waited for, and more than `n_prompts` may come.
     """
     before, slow_before, graded_before = engine.stats, n_timeouts(), grader.flops if grader else 0.0
     replaces = _refill_rounds(cfg)
     kept: list[Group] = []
     flat: list[Group] = []
+    left, whole = list(carried), list[UnderWay]()
     for round_ in range(1 + (replaces or 0)):
         missing = cfg.n_prompts - len(kept)
-        if not missing:
+        if missing <= 0:
             break
         first = first_seed(cfg, seed, round_)
-        groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, tasks, seed=first, grader=grader)
+        if cfg.stragglers.groups:
+            assert isinstance(engine, Interruptible), "a pool of samplers has a staleness of its own"
+            fresh = draw(round_, max(0, missing + cfg.stragglers.groups - len(left)))
+            left += begun(fresh, to_requests(tokenizer, fresh, cfg, seed=first), seed, round_)
+            ended, left = advance(engine, left, missing, staleness=cfg.stragglers.staleness)
+            groups = _judged_whole(ended, tokenizer, cfg, tasks, grader)
+            whole += ended
+        else:
+            groups = sample_groups(engine, tokenizer, draw(round_, missing), cfg, tasks, seed=first, grader=grader)
         for group in groups:
             (flat if replaces is not None and group.is_flat else kept).append(group)
     after = engine.stats
@@ -147,14 +161,18 @@ def collect(
         ages = [engine.weight_version - answer.weight_version for group in (*kept, *flat) for answer in group.rollouts]
         apart = {"staleness": sum(ages) / len(ages), "staleness_max": max(ages)}
         apart |= {"lost_answers": after.lost - before.lost, "lost_s": after.lost_s - before.lost_s}
+    if cfg.stragglers.groups:
+        apart = metrics(whole, left, engine.weight_version)
+        apart["rollout_tokens"] = after.generated_tokens - before.generated_tokens
     if drafted := after.drafted_tokens - before.drafted_tokens:
         apart["draft_acceptance"] = (after.accepted_tokens - before.accepted_tokens) / drafted
-    return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before, apart)
+    return Rollouts(tuple(kept), tuple(flat), flops, seconds, n_timeouts() - slow_before, apart, tuple(left))
 
 
 def first_seed(cfg: RLConfig, seed: int, round_: int) -> int:
     """Seed of the first request of a round of a step; no other round of any step has the same ones."""
-    return (seed * (1 + (_refill_rounds(cfg) or 0)) + round_) * cfg.n_prompts * cfg.group_size
+    n_groups = cfg.n_prompts + cfg.stragglers.groups
+    return (seed * (1 + (_refill_rounds(cfg) or 0)) + round_) * n_groups * cfg.group_size
 
 
 def to_requests(tokenizer: Tokenizer, problems: Sequence[Problem], cfg: RLConfig, *, seed: int) -> list[Request]:
@@ -164,11 +182,11 @@ def to_requests(tokenizer: Tokenizer, problems: Sequence[Problem], cfg: RLConfig
         tuple(tokenizer.render([_question(problem)], generation_prompt=True, tools=tools)) for problem in problems
     ]
     seeds = iter(range(seed, seed + len(prompts) * cfg.group_size))
-    return [
-        Request(str(seed), prompt, _sampling(cfg, tokenizer, seed))
-        for prompt in prompts
-        for seed in islice(seeds, cfg.group_size)
-    ]
+    return [to_request(tokenizer, cfg, seed, prompt) for prompt in prompts for seed in islice(seeds, cfg.group_size)]
+
+
+def to_request(tokenizer: Tokenizer, cfg: RLConfig, seed: int, prompt: tuple[int, ...]) -> Request:
+    return Request(str(seed), prompt, _sampling(cfg, tokenizer, seed))
 
 
 def sample_groups(
@@ -184,6 +202,21 @@ def sample_groups(
     """Answer each problem `group_size` times."""
     requests = to_requests(tokenizer, problems, cfg, seed=seed)
     spoken = converse(engine, tokenizer, requests, cfg)
+    prompts = [request.prompt_ids for request in requests]
+    return judged(problems, prompts, spoken, tokenizer, cfg, tasks, grader=grader)
+
+
+def judged(
+    problems: Sequence[Problem],
+    prompts: Sequence[tuple[int, ...]],
+    spoken: Sequence[Spoken],
+    tokenizer: Tokenizer,
+    cfg: RLConfig,
+    tasks: TasksConfig,
+    *,
+    grader: Grader | None,
+) -> list[Group]:
+    """Groups of what was said, `group_size` answers to each problem, with what each answer earns."""
     asked = [
         answered(problems[i // cfg.group_size], said.last_ids, said.finished, tokenizer)
         for i, said in enumerate(spoken)
@@ -192,9 +225,18 @@ def sample_groups(
     groups = []
     for x, problem in enumerate(problems):
         places = range(x * cfg.group_size, (x + 1) * cfg.group_size)
-        rollouts = (_rollout(requests[i].prompt_ids, spoken[i], asked[i], earned[i], cfg) for i in places)
+        rollouts = (_rollout(prompts[i], spoken[i], asked[i], earned[i], cfg) for i in places)
         groups.append(Group(problem, tuple(rollouts)))
     return groups
+
+
+def _judged_whole(
+    ended: Sequence[UnderWay], tokenizer: Tokenizer, cfg: RLConfig, tasks: TasksConfig, grader: Grader | None
+) -> list[Group]:
+    answers = [answer for group in ended for answer in group.answers]
+    prompts = [answer.request.prompt_ids for answer in answers]
+    spoken = [answer.spoken for answer in answers if answer.spoken is not None]
+    return judged([group.problem for group in ended], prompts, spoken, tokenizer, cfg, tasks, grader=grader)
 
 
 def give_for(tasks: TasksConfig) -> Give:

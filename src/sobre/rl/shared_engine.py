@@ -3,7 +3,7 @@
 The seed of a request makes its answer, so who samples it changes nothing but the rounding of the model's sums.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from sobre.engine.engine import Engine, EngineStats
@@ -40,12 +40,15 @@ class SharedEngine:
             self._engine.weights_changed()
             self._is_stale = False
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """Outputs in the order of the requests."""
+    def generate(
+        self, requests: Sequence[Request], enough: Callable[[Mapping[str, Output]], bool] | None = None
+    ) -> list[Output]:
+        """Outputs in the order of the requests. `enough` ends a rollout early on one process, as in the engine."""
+        assert enough is None or self._processes.count == 1, "processes would not end a rollout at the same token"
         self._refresh()
         mine = self._processes.share(range(len(requests)))
         before = self._engine.stats
-        outputs = self._engine.generate([requests[place] for place in mine])
+        outputs = self._engine.generate([requests[place] for place in mine], enough)
         parts = self._processes.gather((mine, outputs, difference(self._engine.stats, before)))
         self.stats = added(self.stats, [stats for _, _, stats in parts])
         answers = {place: output for places, found, _ in parts for place, output in zip(places, found, strict=True)}

@@ -1,7 +1,8 @@
 """The source of batches in reinforcement learning: draw problems, roll out, score, and hand the trainer its samples.
 
 It meets the same seam as the sources of pretraining and fine-tuning (`train.loop.Source`). Its state is small JSON:
-pass rates, whether routes are replayed, and, with several optimizer steps per set of rollouts, the samples to come.
+pass rates, whether routes are replayed, with several optimizer steps per set of rollouts the samples to come, and the
+answers that go on after an update.
 """
 
 import random
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from sobre.engine.engine import Engine
+from sobre.engine.request import Request
 from sobre.errors import RunError
 from sobre.models.decoder import Decoder
-from sobre.rl import curriculum
+from sobre.rl import curriculum, stragglers
 from sobre.rl.barren import why_barren
 from sobre.rl.batch import microbatches, minibatches, to_batch, to_samples
 from sobre.rl.config import RLConfig
@@ -24,8 +26,9 @@ from sobre.rl.grading import Grader
 from sobre.rl.losses import log_probs, policy_loss
 from sobre.rl.mismatch import Mismatch, replays, total
 from sobre.rl.remote_engine import RemoteEngine
-from sobre.rl.rollout import Rollouts, collect, first_seed, to_requests
+from sobre.rl.rollout import Rollouts, collect, first_seed, to_request, to_requests
 from sobre.rl.shared_engine import SharedEngine
+from sobre.rl.stragglers import Drawn, UnderWay
 from sobre.rl.types import Sample
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig
@@ -77,6 +80,10 @@ class RolloutSource:
     """What each process saw, in every process: all must decide alike."""
     rests: bool = False
     """The engine gives its cache's memory back after each rollout."""
+    under_way: tuple[UnderWay, ...] = ()
+    """Groups whose answers go on after the update (`cfg.stragglers`)."""
+    _drawn_at: dict[int, Mapping[str, float]] = field(default_factory=dict)
+    """By step: the pass rates by which groups were drawn that are still under way."""
     _last: tuple[int, int, Rollouts] | None = None
     _ahead: dict[int, list[Problem]] = field(default_factory=dict)
     """By step: problems that the samplers work on already."""
@@ -139,6 +146,8 @@ class RolloutSource:
             "barren": self.barren,
             "reference_step": self.reference_step,
             "pending": [[_encode(sample) for sample in part] for part in self.pending],
+            "under_way": stragglers.encode(self.under_way, self.engine.weight_version) if self.under_way else [],
+            "drawn_at": {str(step): dict(rates) for step, rates in self._drawn_at.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -152,31 +161,61 @@ class RolloutSource:
             self.reference.load_state_dict(self.references.fetch(state["reference_step"]))
             self.reference_step = state["reference_step"]
         self.pending = [[_decode(sample) for sample in part] for part in state["pending"]]
+        self._drawn_at = {int(step): dict(rates) for step, rates in state["drawn_at"].items()}
+        version = self.engine.weight_version if state["under_way"] else 0
+        self.under_way = tuple(stragglers.decode(state["under_way"], version, self._ask, self._drawn))
         self._ahead = {}  # a new process asks anew for what was under way, and of newer weights
 
     def _roll_out(self, step: int) -> Rollouts:
         """Sample, or return what was sampled for this very step and weights (the dry run asks first)."""
         version = self.engine.weight_version
         if self._last is not None and self._last[:2] == (step, version):
+            self._leave(self._last[2].left, step)
             return self._last[2]
 
         def draw(round_: int, n: int) -> list[Problem]:
             known = self._ahead.pop(step, None) if round_ == 0 else None
             return known or self._draw(step, round_, n)
 
-        rollouts = collect(self.engine, self.tokenizer, draw, self.cfg, self.tasks, seed=step, grader=self.grader)
+        rollouts = collect(
+            self.engine,
+            self.tokenizer,
+            draw,
+            self.cfg,
+            self.tasks,
+            seed=step,
+            grader=self.grader,
+            carried=self.under_way,
+        )
+        self._leave(rollouts.left, step)
         self._last = (step, version, rollouts)
         if self.rests:
             assert not isinstance(self.engine, RemoteEngine), "samplers apart keep what they have"
             self.engine.rest()
         return rollouts
 
-    def _draw(self, step: int, round_: int, n: int) -> list[Problem]:
+    def _leave(self, left: tuple[UnderWay, ...], step: int) -> None:
+        """Groups go on after this step; what they were drawn by is kept as long as they do."""
+        known = {**self._drawn_at, step: self.pass_rates}
+        self.under_way = left
+        self._drawn_at = {group.drawn.step: known[group.drawn.step] for group in left}
+
+    def _drawn(self, which: Drawn) -> Problem:
+        """A problem that was drawn before."""
+        rates = self._drawn_at[which.step]
+        return self._draw(which.step, which.round, which.n, rates)[which.place]
+
+    def _ask(self, seed: int, prompt: tuple[int, ...]) -> Request:
+        return to_request(self.tokenizer, self.cfg, seed, prompt)
+
+    def _draw(self, step: int, round_: int, n: int, rates: Mapping[str, float] | None = None) -> list[Problem]:
+        """`n` problems by these pass rates, or by the present ones."""
         key = f"{self.seed}/{step}/{round_}"
         names, langs = self.tasks.names, self.tasks.langs
         asked = general_questions(self.general, round(n * self.cfg.general.share), key)
         left = n - len(asked)
-        return curriculum.draw(self.pass_rates, names, langs, self.cfg.curriculum, left, key, self.sets) + asked
+        rates = self.pass_rates if rates is None else rates
+        return curriculum.draw(rates, names, langs, self.cfg.curriculum, left, key, self.sets) + asked
 
     def _begin_ahead(self, step: int) -> None:
         """Let the samplers begin the sets of the next `staleness` steps, while this one is learned from."""
