@@ -139,8 +139,11 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
             f"rl.stragglers.groups={cfg.stragglers.groups} is for one process, and there are {session.processes.count}:"
             " they would not end a rollout at the same token; set it to 0"
         )
-    if cfg.samplers.workers:
-        engine, rests = samplers_for(session, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps), False
+    if cfg.samplers.are_apart:
+        engine, rests = (
+            samplers_for(session, bench.stage, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps),
+            False,
+        )
     else:
         own = engine_for(session, bench.sampler, **keeps)
         engine, rests = (

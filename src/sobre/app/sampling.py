@@ -7,12 +7,15 @@ from dataclasses import replace
 import torch
 
 from sobre.app.session import Session
-from sobre.config.recipe import Recipe
+from sobre.config.recipe import Recipe, StageName
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.errors import ConfigError
+from sobre.models.checkpoint import save_model
 from sobre.models.decoder import Decoder
+from sobre.plan.count import forward_flops
 from sobre.rl.config import RLConfig, SamplersConfig
+from sobre.rl.http_pool import HttpPool
 from sobre.rl.remote_engine import RemoteEngine
 from sobre.rl.worker import weights_of
 from sobre.runtime.seed import key_u64
@@ -38,6 +41,7 @@ def engine_for(
 
 def samplers_for(
     session: Session,
+    stage: StageName,
     model: Decoder,
     samplers: SamplersConfig,
     *,
@@ -45,7 +49,16 @@ def samplers_for(
     return_kept: bool,
     fetch: Callable[[], None] | None,
 ) -> RemoteEngine:
-    """The same engine in every worker on Ray, which follow the weights of `model`."""
+    """The same engine in every worker on Ray, or servers behind HTTP, which follow the weights of `model`."""
+    if samplers.urls:
+        servers = HttpPool(
+            samplers,
+            vocab_size=model.cfg.vocab_size,
+            folder=session.folder.state / stage / "samplers",
+            save=lambda folder: save_model(model, folder),
+            flops=lambda n_tokens: forward_flops(model.cfg, [n_tokens]),
+        )
+        return RemoteEngine(servers, session.processes, dict, fetch=fetch)
     from sobre.rl.ray_pool import RayPool  # what needs Ray
 
     cfg = _sizes(session, model, return_routes, return_kept)

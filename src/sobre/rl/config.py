@@ -32,6 +32,7 @@ def _check_stragglers(cfg: "RLConfig") -> None:
     """What goes on after an update must be one sequence of this process's engine, and learned from in one update."""
     clash = {
         f"samplers.workers={cfg.samplers.workers} (they have samplers.staleness)": cfg.samplers.workers > 0,
+        f"samplers.urls={list(cfg.samplers.urls)} (they have samplers.staleness)": bool(cfg.samplers.urls),
         f"tools={list(cfg.tools)}": bool(cfg.tools),
         f"n_minibatches={cfg.n_minibatches}": cfg.n_minibatches > 1,
         f"n_epochs={cfg.n_epochs}": cfg.n_epochs > 1,
@@ -41,6 +42,21 @@ def _check_stragglers(cfg: "RLConfig") -> None:
         raise ConfigError(
             f"stragglers.groups={cfg.stragglers.groups} does not go with {told}; set it to 0 or leave that"
         )
+
+
+def _check_servers(cfg: "RLConfig") -> None:
+    """Another engine computes other log-probabilities, and tells neither experts nor what it chose from."""
+    if not cfg.max_correction:
+        raise ConfigError(
+            "samplers.urls needs max_correction, say 2: the log-probabilities of another engine differ from the"
+            " learner's, and truncated importance sampling accounts for it"
+        )
+    if cfg.is_filtered:
+        raise ConfigError(
+            f"samplers.urls with top_p={cfg.top_p}, top_k={cfg.top_k}: servers do not say what they chose from; 1 and 0"
+        )
+    if cfg.replay_routes == "on":
+        raise ConfigError("samplers.urls with replay_routes=on: servers do not tell the experts; auto or off")
 
 
 @config
@@ -267,10 +283,19 @@ class GeneralConfig:
 
 @config
 class SamplersConfig:
-    """Who samples the answers: the learner's own engine, between its updates, or actors on Ray (rl/ray_pool.py)."""
+    """Who samples the answers: the learner's own engine, between its updates, actors on Ray (rl/ray_pool.py), or
+    servers of vLLM or SGLang (rl/http_pool.py)."""
 
     workers: int = 0
-    """Actors on Ray, each with a copy of the model and an engine; 0: the learner samples."""
+    """Actors on Ray, each with a copy of the model and an engine; 0: none."""
+    urls: tuple[str, ...] = ()
+    """Servers that sample, each as http://HOST:PORT; they read the weights from a folder of this run."""
+    api: Literal["vllm", "sglang"] = "vllm"
+    """What the servers speak."""
+    model_name: str = ""
+    """The model's name at servers of vLLM."""
+    at_once: int = 64
+    """Requests that one server has at a time."""
     staleness: int = 0
     """Updates by which the weights that sampled may be older than those that learn: so many sets of answers are under
     way while the learner goes on. 0 waits for every set, with the numbers of a run without workers."""
@@ -280,16 +305,30 @@ class SamplersConfig:
     """local starts Ray on this machine for as long as the stage lasts; auto joins the cluster that this machine belongs
     to, HOST:PORT another."""
     timeout_s: float = 1800.0
-    """How long the learner waits for one sampler's next answers. Then that one is taken for hung and replaced."""
+    """How long the learner waits for one sampler's next answers. Then an actor is taken for hung and replaced; a
+    server, which may also take so long to read weights, ends the run."""
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether anybody but the learner samples."""
+        return bool(self.workers or self.urls)
 
     def __post_init__(self) -> None:
-        _check_at_least(self, workers=0, staleness=0, threads=1)
+        _check_at_least(self, workers=0, staleness=0, threads=1, at_once=1)
+        if self.staleness and not self.are_apart:
+            raise ConfigError(
+                f"samplers.staleness={self.staleness} needs samplers.workers or samplers.urls: a learner cannot be"
+                " ahead of itself"
+            )
+        if self.workers and self.urls:
+            raise ConfigError(f"samplers.workers={self.workers} and samplers.urls={list(self.urls)}: one of them")
+        wrong = [url for url in self.urls if not re.fullmatch(r"https?://[^\s/]+", url)]
+        if wrong or len(set(self.urls)) < len(self.urls):
+            raise ConfigError(f"samplers.urls={list(self.urls)} must each be http://HOST:PORT, and each once")
+        if self.urls and self.api == "vllm" and not self.model_name:
+            raise ConfigError("samplers.urls needs samplers.model_name, the name of the model at the servers of vLLM")
         if self.timeout_s <= 0:
             raise ConfigError(f"samplers.timeout_s={self.timeout_s} must be above 0")
-        if self.staleness and not self.workers:
-            raise ConfigError(
-                f"samplers.staleness={self.staleness} needs samplers.workers: a learner cannot be ahead of itself"
-            )
         if self.address not in ("local", "auto") and not re.fullmatch(r"[^\s:/]+:\d+", self.address):
             raise ConfigError(f"samplers.address={self.address!r} must be local, auto or HOST:PORT")
 
@@ -409,5 +448,7 @@ class RLConfig:
             )
         if self.stragglers.groups:
             _check_stragglers(self)
+        if self.samplers.urls:
+            _check_servers(self)
         if self.n_minibatches > self.n_prompts:
             raise ConfigError(f"n_minibatches={self.n_minibatches} must lie in 1..n_prompts={self.n_prompts}")

@@ -71,6 +71,8 @@ def total(parts: Sequence[Mismatch]) -> Mismatch:
 def replays(cfg: RLConfig, on: bool, route_share: float | None) -> bool:
     """Whether the next step replays routes. Under "auto" it stays on once the share has exceeded `replay_above`, and is
     on where older weights may have sampled, for the trainer would choose other experts (DeepSeek-V3.2)."""
+    if cfg.samplers.urls:
+        return False  # there are none to replay
     if cfg.replay_routes != "auto":
         return cfg.replay_routes == "on"
     on = on or cfg.samplers.staleness > 0 or cfg.stragglers.groups > 0

@@ -21,7 +21,7 @@ from sobre.runtime.processes import Processes
 
 
 class Pool(Protocol):
-    """Samplers: actors on Ray, or whatever else takes weights and answers requests of token ids."""
+    """Samplers: actors on Ray (rl/ray_pool.py) or servers behind HTTP (rl/http_pool.py)."""
 
     def push(self, version: int, weights: Weights) -> None:
         """Requests that are begun from now on are answered with these weights."""

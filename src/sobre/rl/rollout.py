@@ -157,7 +157,7 @@ def collect(
     flops, seconds = after.flops - before.flops, after.seconds - before.seconds
     flops += grader.flops - graded_before if grader else 0.0
     apart: dict[str, float] = {}
-    if cfg.samplers.workers:
+    if cfg.samplers.are_apart:
         ages = [engine.weight_version - answer.weight_version for group in (*kept, *flat) for answer in group.rollouts]
         apart = {"staleness": sum(ages) / len(ages), "staleness_max": max(ages)}
         apart |= {"lost_answers": after.lost - before.lost, "lost_s": after.lost_s - before.lost_s}

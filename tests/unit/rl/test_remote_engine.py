@@ -142,7 +142,7 @@ def test_a_learner_that_was_killed_asks_anew_for_what_was_under_way(build) -> No
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"samplers": {"staleness": 1}}, "needs samplers.workers"),
+        ({"samplers": {"staleness": 1}}, "needs samplers.workers or samplers.urls"),
         ({"samplers": {"workers": -1}}, "workers=-1 must be at least 0"),
         ({"samplers": {"workers": 1, "address": "my cluster"}}, "must be local, auto or HOST:PORT"),
         ({"samplers": {"workers": 1, "staleness": 1}, "n_minibatches": 2}, "n_minibatches=2 and n_epochs=1 must be 1"),
