@@ -57,6 +57,11 @@ def test_a_training_step_makes_the_host_wait_once(case: str, found: dict[str, An
     assert found[case]["waits"] == [{"_to_copy in train/step.py:_read": 1}] * 3
 
 
+@pytest.mark.parametrize("precision", ["fp8", "fp8-power-of-two"])
+def test_a_training_step_in_fp8_makes_the_host_wait_once(precision: str, found: dict[str, Any]) -> None:
+    assert found["precisions"][precision] == [{"_to_copy in train/step.py:_read": 1}] * 2
+
+
 def test_an_engine_there_draws_the_same_tokens(found: dict[str, Any]) -> None:
     engine = found["engine"]
     for here, there in engine["tokens"]:

@@ -22,6 +22,7 @@ from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.models.config import GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
+from sobre.models.low_precision import set_precision
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
@@ -32,6 +33,7 @@ from sobre.runtime.console import Console
 from sobre.runtime.device import pick_device
 from sobre.runtime.run_folder import claim
 from sobre.train.batch import Batch, from_rows, from_samples
+from sobre.train.config import Precision
 from sobre.train.losses import next_token
 from sobre.train.resume import load_state
 from sobre.train.state import save_state
@@ -48,6 +50,7 @@ MOE = ModelConfig(
 )
 DENSE = ModelConfig(vocab_size=61, max_len=64, d_model=32, n_layers=2, attention=GQAConfig(n_heads=4, n_kv_heads=2))
 OBJECTIVES = {"rl whole answers": GSPOConfig()}
+PRECISIONS: tuple[Precision, ...] = ("fp8", "fp8-power-of-two")
 
 
 def batches(stage: str, step: int) -> list[Batch]:
@@ -135,6 +138,16 @@ def trained(stage: str, cfg: ModelConfig, device: torch.device) -> dict[str, Any
         }
 
 
+def waits_in(precision: Precision, cfg: ModelConfig, device: torch.device) -> list[dict[str, int]]:
+    """What each of two steps waited for. (Rounding to eight bits turns last bits into others' first, so the numbers of
+    two devices are not compared.)"""
+    with SecondDevice() as mode:
+        there = Training("pretrain", cfg, device, mode)
+        set_precision(there.model, precision)
+        assert all(torch.isfinite(torch.tensor(there.step(number).loss)) for number in range(2))
+        return there.waits
+
+
 def sampled(cfg: ModelConfig, device: torch.device) -> dict[str, Any]:
     """What an engine answers on both devices, and its waits for each step there."""
     params = [
@@ -190,6 +203,7 @@ def main() -> None:
     found: dict[str, Any] = {"auto": str(device)}
     for stage, cfg in [("pretrain", MOE), ("sft", MOE), ("rl whole answers", DENSE)]:
         found[f"{stage} {'moe' if cfg is MOE else 'dense'}"] = trained(stage, cfg, device)
+    found["precisions"] = {precision: waits_in(precision, MOE, device) for precision in PRECISIONS}
     found["engine"] = sampled(MOE, device)
     found["story"] = told()
     print(json.dumps(found))

@@ -1,5 +1,7 @@
 """On an accelerator: what runs there equals the CPU's reference. Skipped where there is none."""
 
+import warnings
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -8,8 +10,10 @@ from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.kernels import fp8, reference, scaled, select
+from sobre.kernels.fp8 import TILE, Quantised
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
+from sobre.models.low_precision import set_precision
 from sobre.models.step import StepInput
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
@@ -88,6 +92,33 @@ def test_steps_there_lose_what_steps_here_lose():
     assert losses[1][3] < losses[1][0]
 
 
+@pytest.mark.parametrize("precision", ["auto", "fp8", "fp8-power-of-two"])
+def test_a_training_step_makes_the_host_wait_once(precision):
+    """As test_second_device.py counts it; here torch warns of every wait."""
+    if precision != "auto" and (reason := scaled.no_fp8_products()):
+        pytest.skip(reason)
+    if precision == "auto" and torch.cuda.get_device_capability() not in [(9, 0), (10, 0)]:
+        pytest.skip("torch's grouped product copies the counts of the experts to the host here")
+    model = Decoder(SMALL, dtype=torch.bfloat16)
+    model.init_weights(0)
+    model.to("cuda").train()
+    set_precision(model, precision)
+    names = dict(model.named_parameters())
+    optimizer = Optimizer(names, roles(names), OptimConfig())
+    batch = from_rows(torch.arange(68).view(4, 17) % 61)
+    for _ in range(2):  # the second one allocates and compiles nothing
+        torch.cuda.synchronize()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                train_step(model, optimizer, [batch, batch], next_token, lr_scale=1.0, clip=1.0)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    waits = [str(warning.message) for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
+    assert len(waits) == 1, waits
+
+
 def test_an_engine_there_draws_the_tokens_that_it_draws_here():
     requests = [
         Request(str(i), tuple(range(3 + i, 20 + i)), SamplingParams(max_tokens=20, seed=i, top_p=1.0 - 0.1 * (i % 2)))
@@ -112,3 +143,57 @@ def test_fp8_there_is_the_specification(n, o, k, rows):
     wanted = fp8.product(fp8.quantise(x, 1), fp8.quantise(w, rows))
     found = select.fp8_product(left, right, torch.float32).cpu()
     assert (found - wanted).norm() / wanted.norm() < 1e-3
+
+
+def quantised(*shape: int, rows: int, seed: int) -> tuple[Quantised, Quantised]:
+    """The same numbers on the CPU and there."""
+    here = fp8.quantise(randn(*shape, seed=seed), rows)
+    return here, Quantised(here.values_IK.cuda(), here.scales.cuda(), rows)
+
+
+def gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.float().cpu() - wanted.float()).norm() / wanted.float().norm())
+
+
+FP8_KERNELS = [(k.op, k.name) for k in select.KERNELS if k.op.startswith("fp8_") and k.name != "reference"]
+
+
+@pytest.mark.parametrize(("o", "k"), [(384, 512), (256, 640), (150, 300)])
+@pytest.mark.parametrize("name", [name for op, name in FP8_KERNELS if op == "fp8_product"])
+def test_every_product_in_fp8_there_is_the_specification(name, o, k):
+    left, left_there = quantised(256, k, rows=1, seed=1)
+    with select.override("fp8_product", name):
+        if reason := refusal("fp8_product", name, torch.float8_e4m3fn):
+            pytest.skip(reason)
+        for rows, dtype in [(1, torch.float32), (TILE, torch.bfloat16)]:
+            right, right_there = quantised(o, k, rows=rows, seed=2)
+            assert gap(select.fp8_product(left_there, right_there, dtype), fp8.product(left, right)) < 5e-3
+
+
+@pytest.mark.parametrize(("o", "k"), [(256, 512), (150, 300)])
+@pytest.mark.parametrize("name", [name for op, name in FP8_KERNELS if op == "fp8_grouped_product"])
+def test_every_product_of_experts_in_fp8_there_is_the_specification(name, o, k):
+    left, left_there = quantised(5 * TILE, k, rows=1, seed=1)
+    rights, rights_there = quantised(4, o, k, rows=TILE, seed=2)
+    expert_X = torch.tensor([0, 0, 1, 3, 4])
+    with select.override("fp8_grouped_product", name):
+        if reason := refusal("fp8_grouped_product", name, torch.float8_e4m3fn):
+            pytest.skip(reason)
+        found = select.fp8_grouped_product(left_there, rights_there, expert_X.cuda(), torch.bfloat16)
+    assert gap(found, fp8.grouped_product(left, rights, expert_X)) < 5e-3
+
+
+@pytest.mark.parametrize(("f", "d"), [(256, 384), (150, 70)])
+def test_the_gradient_of_experts_weights_in_fp8_there_is_the_specification(f, d):
+    if reason := scaled.no_fp8_products():
+        pytest.skip(reason)
+    left, left_there = quantised(f, 5 * TILE, rows=1, seed=1)
+    right, right_there = quantised(d, 5 * TILE, rows=1, seed=2)
+    expert_X = torch.tensor([0, 0, 1, 3, 4])
+    found = select.fp8_grouped_wgrad(left_there, right_there, expert_X.cuda(), 4)
+    assert gap(found, fp8.grouped_wgrad(left, right, expert_X, 4)) < 1e-3
+
+
+def refusal(op: str, name: str, dtype: torch.dtype) -> str | None:
+    (kernel,) = [kernel for kernel in select.KERNELS if (kernel.op, kernel.name) == (op, name)]
+    return kernel.refuses("cuda", dtype)

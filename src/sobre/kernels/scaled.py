@@ -1,56 +1,77 @@
 """FP8 products through torch's scaled product (cuBLAS), which takes 1 x 128 tiles and 128 x 128 blocks on Hopper.
 
-Which layouts of scales it takes depends on the versions of torch, CUDA and the card, so it is tried once on a small
-product and held against the specification; where it refuses or differs, the next kernel is chosen and the reason said.
+torch knows the kind of scales by their shapes and strides (aten/src/ATen/native/cuda/ScaledBlas.cpp): those of tiles
+column after column, those of blocks row after row, each row padded to a multiple of four. Which layouts it takes
+depends on the versions of torch, CUDA and the card, so it is tried once on small products and held against the
+specification; where it refuses or differs, the next kernel is chosen and the reason said.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sobre.kernels import fp8
 from sobre.kernels.fp8 import TILE, Quantised
 
 TOLERANCE = 2e-2
-"""Largest relative difference of the trial, whose result is rounded to bfloat16."""
+"""Largest relative difference of a trial, whose result may be rounded to bfloat16."""
+PADDED = 4
+"""Scales of a row of blocks: 16 bytes."""
 
 
 def product(left: Quantised, right: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The same function as `fp8.product`, for shapes that are multiples of 128 (others: the Triton kernel)."""
-    if any(size % TILE for size in (*left.values_IK.shape, right.values_IK.shape[0])):
+    """The same function as `fp8.product`, for shapes that are multiples of 128 (others: the Triton kernel).
+
+    A single tile goes there, too: its scales look like those of whole rows, for which torch has other rules.
+    """
+    sizes = (*left.values_IK.shape, right.values_IK.shape[0])
+    if any(size % TILE for size in sizes) or left.scales.shape[1] == 1:
         from sobre.kernels import triton_fp8
 
         return triton_fp8.product(left, right, dtype)
-    return _scaled(left, right, dtype)
-
-
-def _scaled(left: Quantised, right: Quantised, dtype: torch.dtype) -> Tensor:
-    left_scales = left.scales.t().contiguous().t()
-    right_scales = right.scales.contiguous() if right.rows == TILE else right.scales.t().contiguous().t()
     right_KO = right.values_IK.contiguous().t()
     return torch._scaled_mm(
-        left.values_IK.contiguous(), right_KO, scale_a=left_scales, scale_b=right_scales.t(), out_dtype=dtype
+        left.values_IK.contiguous(), right_KO, scale_a=_laid_out(left), scale_b=_laid_out(right).t(), out_dtype=dtype
     )
+
+
+def _laid_out(operand: Quantised) -> Tensor:
+    """Its scales, as torch tells them apart."""
+    if operand.rows == 1:
+        return operand.scales.t().contiguous().t()
+    n_tiles = operand.scales.shape[1]
+    return F.pad(operand.scales.contiguous(), (0, -n_tiles % PADDED))[:, :n_tiles]
 
 
 @cache
 def lacks() -> str | None:
     """What keeps torch's scaled product from being the specification's here, or None."""
-    if reason := no_fp8_products():
-        return reason
+    asked = [(rows, dtype) for rows in (1, TILE) for dtype in (torch.bfloat16, torch.float32)]
+    return no_fp8_products() or differs(product, asked, "torch's scaled product")
+
+
+def differs(
+    multiply: Callable[[Quantised, Quantised, torch.dtype], Tensor],
+    asked: Sequence[tuple[int, torch.dtype]],
+    name: str,
+) -> str | None:
+    """How `multiply` differs from the specification on this GPU, or None; `asked`: rows of the right operand's tiles,
+    and the result's dtype. Five tiles: no multiple of four."""
     generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(n, 512, generator=generator).cuda() for n in (256, 384))
-    for rows in (1, TILE):
-        for dtype in (torch.bfloat16, torch.float32):
-            operands = fp8.quantise(left, 1), fp8.quantise(right, rows)
-            wanted = fp8.product(*operands)
-            try:
-                found = _scaled(*operands, dtype).float()
-            except (RuntimeError, NotImplementedError, ValueError) as error:
-                return f"torch's scaled product refuses {rows} x 128 scales into {dtype}: {str(error).splitlines()[0]}"
-            if float((found - wanted).norm() / wanted.norm()) > TOLERANCE:
-                return f"torch's scaled product differs from the specification with {rows} x 128 scales"
+    left, right = (torch.randn(n, 5 * TILE, generator=generator).cuda() for n in (2 * TILE, 3 * TILE))
+    for rows, dtype in asked:
+        operands = fp8.quantise(left, 1), fp8.quantise(right, rows)
+        wanted = fp8.product(*operands)
+        try:
+            found = multiply(*operands, dtype).float()
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, AssertionError, OSError) as error:
+            reason = (str(error) or repr(error)).splitlines()[0]
+            return f"{name} refuses {rows} x 128 scales into {dtype}: {reason}"
+        if not float((found - wanted).norm() / wanted.norm()) <= TOLERANCE:
+            return f"{name} differs from the specification with {rows} x 128 scales"
     return None
 
 

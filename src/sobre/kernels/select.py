@@ -302,6 +302,8 @@ KERNELS: tuple[Kernel, ...] = (
         "fp8_grouped_product", "triton", _in_triton("triton_fp8", "grouped_product"), ("cuda",), lacks=_no_triton_fp8
     ),
     Kernel("fp8_grouped_product", "reference", fp8.grouped_product),
+    Kernel("fp8_grouped_wgrad", "triton", _in_triton("triton_fp8", "grouped_wgrad"), ("cuda",), lacks=_no_triton_fp8),
+    Kernel("fp8_grouped_wgrad", "reference", fp8.grouped_wgrad),
     Kernel(
         "kept_linear",
         "scaled",
@@ -528,7 +530,7 @@ def linear_nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, kept_NB:
 
 
 def fp8_quantise(x_IK: Tensor, rows: int, power_of_two: bool) -> Quantised:
-    """E4M3 with a scale for each `rows` x 128 tile."""
+    """E4M3 with a scale for each `rows` x 128 tile of each matrix."""
     return _kernel("fp8_quantise", x_IK)(x_IK, rows, power_of_two)
 
 
@@ -537,11 +539,14 @@ def fp8_product(left: Quantised, right: Quantised, dtype: torch.dtype) -> Tensor
     return _kernel("fp8_product", left.values_IK)(left, right, dtype)
 
 
-def fp8_grouped_product(
-    left_MK: Quantised, rights_EOK: Sequence[Quantised], counts_E: Sequence[int], dtype: torch.dtype
-) -> Tensor:
-    """Rows sorted by expert times the matrix of their expert, in E4M3."""
-    return _kernel("fp8_grouped_product", left_MK.values_IK)(left_MK, rights_EOK, counts_E, dtype)
+def fp8_grouped_product(left_PK: Quantised, rights_EOK: Quantised, expert_X: Tensor, dtype: torch.dtype) -> Tensor:
+    """Blocks of 128 rows times the matrix of their expert, in E4M3."""
+    return _kernel("fp8_grouped_product", left_PK.values_IK)(left_PK, rights_EOK, expert_X, dtype)
+
+
+def fp8_grouped_wgrad(left_FP: Quantised, right_DP: Quantised, expert_X: Tensor, n_experts: int) -> Tensor:
+    """left right^T over the blocks of each expert, in E4M3, summed in float32."""
+    return _kernel("fp8_grouped_wgrad", left_FP.values_IK)(left_FP, right_DP, expert_X, n_experts)
 
 
 def kept_linear(x_NI: Tensor, weight: Blocks) -> Tensor:

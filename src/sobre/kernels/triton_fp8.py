@@ -2,14 +2,14 @@
 2412.19437, 3.3.2). The specification is `fp8.py`.
 
 The tensor cores add the products of 128 of the contraction; each such part is multiplied by its two scales and added in
-float32. One kernel serves a plain product and a grouped one: every tile of rows belongs to one expert.
+float32. One kernel serves a plain product and a grouped one, whose blocks of 128 rows each belong to one expert; the
+gradient of the experts' weights runs over the blocks of each. Which expert a block belongs to is read by the kernels.
 
-Shapes: I rows of the left and O rows of the right operand, K the contraction, Q tiles of 128 of it, E experts, M rows
-sorted by expert, X tiles of rows.
+Shapes: I rows of the left and O rows of the right operand, K the contraction, Q tiles of 128 of it, E experts, P rows
+sorted by expert and filled up, X blocks of 128 of them, F and D the sides of a gradient.
 """
 
 import os
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -19,98 +19,116 @@ from torch import Tensor
 from sobre.kernels.fp8 import FORMAT, TILE, Quantised
 
 ROWS, COLUMNS = 64, 128
-"""Of the tile of results that one program makes."""
+"""Of the tile of results that one program makes; ROWS divides 128."""
 FEW = 8
 """Rows of 1 x 128 tiles that one program quantises."""
 
 
 def quantise(x_IK: Tensor, rows: int, power_of_two: bool = False) -> Quantised:
     """The same function as `fp8.quantise`."""
-    n_rows, n_inner = x_IK.shape
-    n_tiles = triton.cdiv(n_inner, TILE)
-    values_IK = torch.empty(n_rows, n_inner, dtype=FORMAT, device=x_IK.device)
-    scales = torch.empty(triton.cdiv(n_rows, rows), n_tiles, dtype=torch.float32, device=x_IK.device)
+    if x_IK.ndim == 2:
+        found = quantise(x_IK.unsqueeze(0), rows, power_of_two)
+        return Quantised(found.values_IK[0], found.scales[0], rows)
+    n_matrices, n_rows, n_inner = x_IK.shape
+    n_tiles, n_scale_rows = triton.cdiv(n_inner, TILE), triton.cdiv(n_rows, rows)
+    values_IK = torch.empty(n_matrices, n_rows, n_inner, dtype=FORMAT, device=x_IK.device)
+    scales = torch.empty(n_matrices, n_scale_rows, n_tiles, dtype=torch.float32, device=x_IK.device)
     height = FEW if rows == 1 else TILE
-    _quantise_kernel[(triton.cdiv(n_rows, height), n_tiles)](
-        x_IK,
-        values_IK,
-        scales,
-        n_rows,
-        n_inner,
-        x_IK.stride(0),
-        x_IK.stride(1),
-        n_tiles,
-        ONE_ROW=rows == 1,
-        POWER_OF_TWO=power_of_two,
-        HEIGHT=height,
-        TILE=TILE,
-    )
+    if values_IK.numel():
+        _quantise_kernel[(triton.cdiv(n_rows, height), n_tiles, n_matrices)](
+            x_IK,
+            values_IK,
+            scales,
+            n_rows,
+            n_inner,
+            x_IK.stride(0),
+            x_IK.stride(1),
+            x_IK.stride(2),
+            n_scale_rows,
+            n_tiles,
+            ONE_ROW=rows == 1,
+            POWER_OF_TWO=power_of_two,
+            HEIGHT=height,
+            TILE=TILE,
+        )
     return Quantised(values_IK, scales, rows)
 
 
 def product(left: Quantised, right: Quantised, dtype: torch.dtype = torch.float32) -> Tensor:
     """The same function as `fp8.product`."""
-    n_rows = left.values_IK.shape[0]
-    begins_X = torch.arange(0, n_rows, ROWS, device=left.values_IK.device)
-    ends_X = (begins_X + ROWS).clamp_(max=n_rows)
     stacked = Quantised(right.values_IK.unsqueeze(0), right.scales.unsqueeze(0), right.rows)
-    return _multiplied(left, stacked, torch.zeros_like(begins_X), begins_X, ends_X, dtype)
+    return _multiplied(left, stacked, None, dtype)
 
 
 def grouped_product(
-    left_MK: Quantised, rights_EOK: Sequence[Quantised], counts_E: Sequence[int], dtype: torch.dtype = torch.float32
+    left_PK: Quantised, rights_EOK: Quantised, expert_X: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The same function as `fp8.grouped_product`."""
-    device = left_MK.values_IK.device
-    tiles = [
-        (expert, begin, min(begin + ROWS, last))
-        for expert, (first, last) in enumerate(_spans(counts_E))
-        for begin in range(first, last, ROWS)
-    ]
-    experts_X, begins_X, ends_X = torch.tensor(tiles, dtype=torch.long).view(-1, 3).to(device).unbind(1)
-    values_EOK = torch.stack([right.values_IK for right in rights_EOK])
-    stacked = Quantised(values_EOK, torch.stack([right.scales for right in rights_EOK]), rights_EOK[0].rows)
-    return _multiplied(left_MK, stacked, experts_X.contiguous(), begins_X.contiguous(), ends_X.contiguous(), dtype)
+    return _multiplied(left_PK, rights_EOK, expert_X, dtype)
 
 
-def _spans(counts_E: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last row of each expert."""
-    spans, end = [], 0
-    for count in counts_E:
-        spans.append((end, end + count))
-        end += count
-    return spans
-
-
-def _multiplied(
-    left: Quantised, stacked: Quantised, experts_X: Tensor, begins_X: Tensor, ends_X: Tensor, dtype: torch.dtype
-) -> Tensor:
-    """The product of the left rows with the matrices of their experts; FP8 products want both operands K by K."""
-    values_IK, values_EOK = left.values_IK.contiguous(), stacked.values_IK.contiguous()
+def _multiplied(left: Quantised, stacked: Quantised, expert_X: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The left rows times the one matrix, or that of their block; FP8 products want both operands K by K."""
+    values_IK, values_EOK = _bytes(left), _bytes(stacked)
     left_scales, right_scales = left.scales.contiguous(), stacked.scales.contiguous()
-    n_inner, n_columns = values_IK.shape[1], values_EOK.shape[1]
-    out_IO = torch.empty(values_IK.shape[0], n_columns, dtype=dtype, device=values_IK.device)
+    (n_rows, n_inner), (n_experts, n_columns) = values_IK.shape, values_EOK.shape[:2]
+    out_IO = torch.empty(n_rows, n_columns, dtype=dtype, device=values_IK.device)
     if out_IO.numel():
-        _product_kernel[(experts_X.numel(), triton.cdiv(n_columns, COLUMNS))](
-            values_IK.view(torch.uint8),  # as bytes, for what lies outside is filled with a byte
-            values_EOK.view(torch.uint8),
+        _product_kernel[(triton.cdiv(n_rows, ROWS), triton.cdiv(n_columns, COLUMNS))](
+            values_IK,
+            values_EOK,
             out_IO,
             left_scales,
             right_scales,
-            experts_X,
-            begins_X,
-            ends_X,
+            out_IO if expert_X is None else expert_X,  # not read where there is one matrix
+            n_rows,
             n_inner,
             n_columns,
+            n_experts,
             left_scales.shape[1],
-            right_scales.shape[-1],
+            right_scales.shape[1],
+            GROUPED=expert_X is not None,
             RIGHT_ROWS=stacked.rows,
-            WIDEN=os.environ.get("TRITON_INTERPRET") == "1",  # the interpreter multiplies FP8 as if it were integers
+            WIDEN=_widens(),
             ROWS=ROWS,
             COLUMNS=COLUMNS,
             TILE=TILE,
         )
     return out_IO
+
+
+def grouped_wgrad(left_FP: Quantised, right_DP: Quantised, expert_X: Tensor, n_experts: int) -> Tensor:
+    """The same function as `fp8.grouped_wgrad`."""
+    values_FP, values_DP = _bytes(left_FP), _bytes(right_DP)
+    (n_rows, n_inner), n_columns = values_FP.shape, values_DP.shape[0]
+    ends_E1 = torch.searchsorted(expert_X, torch.arange(n_experts + 1, device=expert_X.device))
+    out_EFD = torch.empty(n_experts, n_rows, n_columns, dtype=torch.float32, device=values_FP.device)
+    _wgrad_kernel[(n_experts, triton.cdiv(n_rows, ROWS), triton.cdiv(n_columns, COLUMNS))](
+        values_FP,
+        values_DP,
+        out_EFD,
+        left_FP.scales.contiguous(),
+        right_DP.scales.contiguous(),
+        ends_E1,
+        n_rows,
+        n_inner,
+        n_columns,
+        WIDEN=_widens(),
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        TILE=TILE,
+    )
+    return out_EFD
+
+
+def _bytes(operand: Quantised) -> Tensor:
+    """Its numbers as bytes, for what lies outside is filled with a byte."""
+    return operand.values_IK.contiguous().view(torch.uint8)
+
+
+def _widens() -> bool:
+    """The interpreter multiplies FP8 as if it were integers."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @triton.jit
@@ -120,8 +138,10 @@ def _quantise_kernel(
     scales_ptr,
     n_rows,
     n_inner,
+    matrix_stride,
     row_stride,
     inner_stride,
+    n_scale_rows,
     n_tiles,
     ONE_ROW: tl.constexpr,
     POWER_OF_TWO: tl.constexpr,
@@ -129,7 +149,10 @@ def _quantise_kernel(
     TILE: tl.constexpr,
 ):
     """HEIGHT rows of one tile of the contraction: a scale for each row, or one for all."""
-    block, tile = tl.program_id(0), tl.program_id(1)
+    block, tile, matrix = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    x_ptr += matrix * matrix_stride
+    values_ptr += matrix * n_rows * n_inner
+    scales_ptr += matrix * n_scale_rows * n_tiles
     row = (block * HEIGHT + tl.arange(0, HEIGHT)).to(tl.int64)
     inner = tile * TILE + tl.arange(0, TILE)
     inside = (row < n_rows)[:, None] & (inner < n_inner)[None, :]
@@ -176,42 +199,119 @@ def _product_kernel(
     left_scales_ptr,
     right_scales_ptr,
     experts_ptr,
-    begins_ptr,
-    ends_ptr,
+    n_rows,
     n_inner,
     n_columns,
+    n_experts,
     n_tiles,
-    right_tiles,
+    n_scale_rows,
+    GROUPED: tl.constexpr,
     RIGHT_ROWS: tl.constexpr,
     WIDEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """ROWS rows of one expert times COLUMNS rows of its matrix."""
-    tile = tl.program_id(0)
-    expert, begin, end = tl.load(experts_ptr + tile), tl.load(begins_ptr + tile), tl.load(ends_ptr + tile)
+    """ROWS rows, all of one expert, times COLUMNS rows of its matrix."""
+    begin = tl.program_id(0).to(tl.int64) * ROWS
     row = begin + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    is_row, is_column = row < end, column < n_columns
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
+    last = n_tiles
+    if GROUPED:
+        expert = tl.load(experts_ptr + begin // TILE)
+        right_ptr += expert * n_columns * n_inner
+        right_scales_ptr += expert * n_scale_rows * n_tiles
+        last = tl.where(expert < n_experts, n_tiles, 0)  # rows of no expert: zeros
     scale_row = column if RIGHT_ROWS == 1 else column // TILE
-    n_scale_rows = n_columns if RIGHT_ROWS == 1 else tl.cdiv(n_columns, TILE)
+    total = _sum_of_tiles(
+        left_ptr + row[:, None] * n_inner,
+        right_ptr + column[:, None] * n_inner,
+        left_scales_ptr + row * n_tiles,
+        right_scales_ptr + scale_row * n_tiles,
+        row < n_rows,
+        column < n_columns,
+        n_inner,
+        0,
+        last,
+        WIDEN,
+        ROWS,
+        COLUMNS,
+        TILE,
+    )
+    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]
+    out_at = out_ptr + row[:, None] * n_columns + column[None, :]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _wgrad_kernel(
+    left_ptr,
+    right_ptr,
+    out_ptr,
+    left_scales_ptr,
+    right_scales_ptr,
+    ends_ptr,
+    n_rows,
+    n_inner,
+    n_columns,
+    WIDEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """ROWS times COLUMNS numbers of one expert's gradient; its blocks of the contraction begin and end in `ends`."""
+    expert = tl.program_id(0).to(tl.int64)
+    row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = (tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)
+    n_tiles = n_inner // TILE
+    total = _sum_of_tiles(
+        left_ptr + row[:, None] * n_inner,
+        right_ptr + column[:, None] * n_inner,
+        left_scales_ptr + row * n_tiles,
+        right_scales_ptr + column * n_tiles,
+        row < n_rows,
+        column < n_columns,
+        n_inner,
+        tl.load(ends_ptr + expert),
+        tl.load(ends_ptr + expert + 1),
+        WIDEN,
+        ROWS,
+        COLUMNS,
+        TILE,
+    )
+    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]
+    tl.store(out_ptr + (expert * n_rows + row)[:, None] * n_columns + column[None, :], total, mask=inside)
+
+
+@triton.jit
+def _sum_of_tiles(
+    left_at,
+    right_at,
+    left_scale_at,
+    right_scale_at,
+    is_row,
+    is_column,
+    n_inner,
+    first,
+    last,
+    WIDEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """left right^T over tiles first to last of the contraction; the pointers are those of the rows' beginnings."""
     total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
-    for q in range(n_tiles):
+    for q in range(first, last):
         inner = q * TILE + tl.arange(0, TILE)
         is_inner = inner < n_inner
-        left_at = left_ptr + row[:, None] * n_inner + inner[None, :]
-        right_at = right_ptr + (expert * n_columns + column)[:, None] * n_inner + inner[None, :]
-        left = tl.load(left_at, mask=is_row[:, None] & is_inner[None, :], other=0).to(tl.float8e4nv, bitcast=True)
-        right = tl.load(right_at, mask=is_column[:, None] & is_inner[None, :], other=0)
-        right = right.to(tl.float8e4nv, bitcast=True)
-        left_scale = tl.load(left_scales_ptr + row * n_tiles + q, mask=is_row, other=0.0)
-        right_scale_at = right_scales_ptr + (expert * n_scale_rows + scale_row) * right_tiles + q
-        right_scale = tl.load(right_scale_at, mask=is_column, other=0.0)
+        left = tl.load(left_at + inner[None, :], mask=is_row[:, None] & is_inner[None, :], other=0)
+        right = tl.load(right_at + inner[None, :], mask=is_column[:, None] & is_inner[None, :], other=0)
+        left, right = left.to(tl.float8e4nv, bitcast=True), right.to(tl.float8e4nv, bitcast=True)
+        left_scale = tl.load(left_scale_at + q, mask=is_row, other=0.0)
+        right_scale = tl.load(right_scale_at + q, mask=is_column, other=0.0)
         if WIDEN:
             part = tl.dot(left.to(tl.float32), tl.trans(right.to(tl.float32)), input_precision="ieee")
         else:
             part = tl.dot(left, tl.trans(right))
         total += part * left_scale[:, None] * right_scale[None, :]
-    out_at = out_ptr + row[:, None] * n_columns + column[None, :]
-    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
+    return total

@@ -21,7 +21,7 @@ KERNELS = [
     *(
         (
             triton_fp8._quantise_kernel,
-            [BF16, E4M3, FP32, *["i32"] * 5],
+            [BF16, E4M3, FP32, *["i32"] * 7],
             {"ONE_ROW": rows == 1, "POWER_OF_TWO": rows == 1, "HEIGHT": height, "TILE": 128},
         )
         for rows, height in [(1, 8), (128, 128)]
@@ -29,10 +29,15 @@ KERNELS = [
     *(
         (
             triton_fp8._product_kernel,
-            [BYTE, BYTE, BF16, FP32, FP32, INT64, INT64, INT64, *["i32"] * 4],
-            {"RIGHT_ROWS": rows, "WIDEN": False, "ROWS": 64, "COLUMNS": 128, "TILE": 128},
+            [BYTE, BYTE, BF16, FP32, FP32, INT64, *["i32"] * 6],
+            {"GROUPED": grouped, "RIGHT_ROWS": rows, "WIDEN": False, "ROWS": 64, "COLUMNS": 128, "TILE": 128},
         )
-        for rows in (1, 128)
+        for rows, grouped in [(1, False), (128, False), (128, True)]
+    ),
+    (
+        triton_fp8._wgrad_kernel,
+        [BYTE, BYTE, FP32, FP32, FP32, INT64, *["i32"] * 3],
+        {"WIDEN": False, "ROWS": 64, "COLUMNS": 128, "TILE": 128},
     ),
 ]
 

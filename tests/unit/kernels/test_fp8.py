@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from sobre.kernels import fp8, reference
-from sobre.kernels.fp8_linear import fp8_grouped_linear, fp8_linear, fp8_moe_ffn
+from sobre.kernels.fp8_linear import filled, fp8_grouped_linear, fp8_linear, fp8_moe_ffn
 
 SHAPES = [(1, 1), (3, 127), (130, 128), (257, 300)]
 
@@ -167,20 +167,59 @@ def test_an_outlier_in_one_gradient_leaves_the_other_tokens_alone():
     assert gap(dequantised(dy_NF, 128, False)[1:], dy_NF[1:]) > 0.9
 
 
+def test_several_matrices_are_quantised_each_by_itself():
+    x_EIK = randn(3, 130, 200) * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    for rows in (1, 128):
+        found = fp8.quantise(x_EIK, rows)
+        each = [fp8.quantise(x_IK, rows) for x_IK in x_EIK]
+        assert torch.equal(found.dequantised(), torch.stack([x.dequantised() for x in each]))
+        assert torch.equal(found.scales, torch.stack([x.scales for x in each]))
+    assert torch.equal(found.transposed().dequantised(), found.dequantised().mT)
+
+
+def routed(counts: list[int], n_active: int = 1) -> Tensor:
+    """experts_NA: tokens whose choices come up as often as `counts` say."""
+    chosen = torch.tensor([expert for expert, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
+    return chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(3))].view(-1, n_active)
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 130], [128, 256, 0, 0], [0, 0, 6], [0, 0, 0], [127, 129, 1, 1]])
+def test_every_copy_has_a_row_in_a_block_of_its_expert_and_no_block_has_two(counts):
+    experts_NA = routed(counts, 2 if sum(counts) % 2 == 0 else 1)
+    n_tokens, rows = len(experts_NA), filled(experts_NA, len(counts))
+    assert rows.token_P.shape == (128 * len(rows.expert_X),)
+    blocks = [-(-count // 128) for count in counts]
+    wanted = [expert for expert, n in enumerate(blocks) for _ in range(n)]
+    assert rows.expert_X.tolist() == wanted + [len(counts)] * (len(rows.expert_X) - len(wanted))
+    assert len(rows.expert_X) > len(wanted)
+    place_NA = rows.place_NA[:-1]
+    assert torch.equal(rows.token_P[place_NA], torch.arange(n_tokens)[:, None].expand_as(experts_NA))
+    assert torch.equal(rows.expert_X[place_NA // 128], experts_NA)
+    assert int((rows.token_P < n_tokens).sum()) == sum(counts)
+    assert (rows.token_P[rows.place_NA[-1]] == n_tokens).all()
+
+
 @pytest.mark.parametrize("power_of_two", [False, True])
 @pytest.mark.parametrize("counts", [[3, 0, 130], [0, 0, 5], [0, 0, 0]])
 def test_grouped_rows_are_linear_maps_of_each_expert(counts, power_of_two):
+    experts_N1 = routed(counts)
+    rows = filled(experts_N1, 3)
     x, weight = randn(sum(counts), 150).requires_grad_(), randn(3, 20, 150, seed=1).requires_grad_()
     dy = randn(sum(counts), 20, seed=2)
-    fp8_grouped_linear(x, weight, torch.tensor(counts), power_of_two=power_of_two).backward(dy)
-    begin = 0
-    for expert, count in enumerate(counts):
-        rows = slice(begin, begin + count)
-        mine, theirs = x.detach()[rows].requires_grad_(), weight.detach()[expert].requires_grad_()
-        fp8_linear(mine, theirs, power_of_two=power_of_two).backward(dy[rows])
-        assert torch.equal(x.grad[rows], mine.grad)
-        assert torch.equal(weight.grad[expert], theirs.grad)
-        begin += count
+    place_N = rows.place_NA[:-1, 0]
+    x_PD = x.new_zeros(len(rows.token_P), 150).index_copy(0, place_N, x)
+    y_PF = fp8_grouped_linear(x_PD, weight, rows.expert_X, power_of_two=power_of_two)
+    assert y_PF[rows.token_P == sum(counts)].abs().max() == 0
+    y_PF[place_N].backward(dy)
+    for expert in range(3):
+        chosen_N = rows.place_NA[:-1, 0].argsort() if sum(counts) else place_N
+        mine_N = chosen_N[experts_N1[chosen_N, 0] == expert]  # in the order of their rows
+        mine, theirs = x.detach()[mine_N].requires_grad_(), weight.detach()[expert].requires_grad_()
+        y = fp8_linear(mine, theirs, power_of_two=power_of_two)
+        y.backward(dy[mine_N])
+        assert_close(y_PF[place_N[mine_N]], y, rtol=1e-5, atol=1e-5)
+        assert_close(x.grad[mine_N], mine.grad, rtol=1e-5, atol=1e-5)
+        assert_close(weight.grad[expert], theirs.grad, rtol=1e-5, atol=1e-5)
 
 
 def test_experts_in_fp8_are_near_the_experts():
@@ -190,4 +229,16 @@ def test_experts_in_fp8_are_near_the_experts():
     exact = reference.moe_ffn(x, experts_NA, weights_NA, *stacked)
     found = fp8_moe_ffn(x, experts_NA, weights_NA, *stacked)
     assert 0.01 < gap(found, exact) < 0.08
-    assert_close(found[:0], exact[:0])
+    assert fp8_moe_ffn(x[:0], experts_NA[:0], weights_NA[:0], *stacked).shape == (0, 64)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_token_that_is_not_finite_spoils_its_own_answer_and_the_gradients_of_its_experts(bad):
+    """So that the step is refused; the other tokens and experts keep theirs."""
+    x, experts_NA = randn(6, 40), torch.tensor([[0], [0], [1], [1], [2], [2]])
+    x[0, 3] = bad
+    stacked = [randn(3, *shape, seed=i).requires_grad_() for i, shape in enumerate([(24, 40), (24, 40), (40, 24)])]
+    found = fp8_moe_ffn(x, experts_NA, torch.ones(6, 1), *stacked)
+    assert found.isnan().any(1).tolist() == [True, *[False] * 5]
+    for gradient in torch.autograd.grad(found.sum(), stacked):
+        assert gradient.isnan().flatten(1).any(1).tolist() == [True, False, False]

@@ -137,7 +137,8 @@ def at_the_edge(dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("rows", [1, 128])
 @pytest.mark.parametrize("power_of_two", [False, True])
 def test_tiles_have_the_scales_of_the_specification_and_its_numbers(dtype, rows, power_of_two):
-    for x_IK in (at_the_edge(dtype), at_the_edge(dtype).t()):
+    edge = at_the_edge(dtype)
+    for x_IK in (edge, edge.t(), torch.stack([edge, edge * 0.5]), torch.stack([edge * 2.0, edge]).mT):
         ours, theirs = (quantise(x_IK, rows, power_of_two) for quantise in (triton_fp8.quantise, fp8.quantise))
         finite = theirs.scales.isfinite()
         assert_close(ours.scales[finite], theirs.scales[finite], rtol=0, atol=0)
@@ -154,12 +155,30 @@ def test_products_in_tiles_are_the_specifications(rows):
         assert_close(triton_fp8.product(left, turned), fp8.product(left, turned), rtol=1e-4, atol=1e-3)
 
 
-def test_grouped_products_in_tiles_are_the_specifications():
-    left = fp8.quantise(randn(70, 300, seed=1), 1)
-    rights = [fp8.quantise(randn(40, 300, seed=e), 128) for e in range(4)]
-    for counts in ([0, 65, 1, 4], [70, 0, 0, 0]):
-        wanted = fp8.grouped_product(left, rights, counts)
-        assert_close(triton_fp8.grouped_product(left, rights, counts), wanted, rtol=1e-4, atol=1e-3)
+EXPERTS_OF_BLOCKS = [[0, 0, 2, 4], [1, 4, 4], [4, 4]]
+"""Of four experts; 4 is none."""
+
+
+@pytest.mark.parametrize("expert_X", EXPERTS_OF_BLOCKS)
+def test_grouped_products_in_tiles_are_the_specifications(expert_X):
+    blocks = torch.tensor(expert_X, device=DEVICE)
+    left = fp8.quantise(randn(128 * len(expert_X), 300, seed=1), 1)
+    rights = fp8.quantise(randn(4, 40, 300, seed=2), 128)
+    ours = triton_fp8.grouped_product(left, rights, blocks)
+    assert_close(ours, fp8.grouped_product(left, rights, blocks), rtol=1e-4, atol=1e-3)
+    assert ours[128 * expert_X.index(4) :].abs().max() == 0
+    turned = fp8.quantise(randn(4, 300, 40, seed=2), 128).transposed()
+    wanted = fp8.grouped_product(left, turned, blocks)
+    assert_close(triton_fp8.grouped_product(left, turned, blocks), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("expert_X", EXPERTS_OF_BLOCKS)
+def test_gradients_of_experts_weights_in_tiles_are_the_specifications(expert_X):
+    blocks = torch.tensor(expert_X, device=DEVICE)
+    left, right = (fp8.quantise(randn(n, 128 * len(expert_X), seed=n), 1) for n in (70, 150))
+    ours = triton_fp8.grouped_wgrad(left, right, blocks, 4)
+    assert ours.shape == (4, 70, 150)
+    assert_close(ours, fp8.grouped_wgrad(left, right, blocks, 4), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -169,4 +188,4 @@ def test_every_kernel_compiles_for_hopper():
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 10
+    assert len(done.stdout.splitlines()) == 12
