@@ -11,6 +11,7 @@ from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.kernels import fp8, reference, scaled, select
 from sobre.kernels.fp8 import TILE, Quantised
+from sobre.kernels.paged import Places
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
@@ -197,3 +198,40 @@ def test_the_gradient_of_experts_weights_in_fp8_there_is_the_specification(f, d)
 def refusal(op: str, name: str, dtype: torch.dtype) -> str | None:
     (kernel,) = [kernel for kernel in select.KERNELS if (kernel.op, kernel.name) == (op, name)]
     return kernel.refuses("cuda", dtype)
+
+
+@pytest.mark.parametrize("name", ["flashinfer", "triton", "gathered"])
+@pytest.mark.parametrize("lengths", [(1, 130, 33), (5,)])
+def test_latent_attention_of_deepseeks_widths_there_equals_the_reference(name, lengths):
+    if reason := refusal("latent_decode", name, torch.bfloat16):
+        pytest.skip(reason)
+    n_blocks = -(-max(lengths) // 16)
+    table_RB = torch.randperm(len(lengths) * n_blocks, generator=torch.Generator().manual_seed(1)).view(-1, n_blocks)
+    cells_MC = randn(table_RB.numel() * 16, 576, seed=2).bfloat16()
+    q_RHC = randn(len(lengths), 16, 576, seed=3).bfloat16()
+    here, there = (
+        Places(table_RB.to(device), torch.tensor(lengths, device=device), max(lengths), 16)
+        for device in ("cpu", "cuda")
+    )
+    with select.override("latent_decode", name):
+        found = select.latent_decode(q_RHC.cuda(), cells_MC.cuda(), there, 512, 0.05)
+    assert_close(found.cpu(), reference.latent_decode(q_RHC, cells_MC, here, 512, 0.05), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("op", ["rms_norm", "swiglu"])
+def test_liger_there_equals_the_reference_forward_and_back(op, dtype):
+    if reason := refusal(op, "liger", dtype):
+        pytest.skip(reason)
+    second = randn(33, seed=1) if op == "rms_norm" else randn(70, 33, seed=1).to(dtype)
+    tensors, rest = [randn(70, 33, seed=0).to(dtype), second], [1e-6] if op == "rms_norm" else []
+    found = []
+    for device, call in (("cuda", getattr(select, op)), ("cpu", getattr(reference, op))):
+        leaves = [tensor.to(device).requires_grad_() for tensor in tensors]
+        with select.override(op, "liger" if device == "cuda" else "reference"):
+            out = call(*(leaf * 1 for leaf in leaves), *rest)
+        cotangent = randn(70, 33, seed=5).to(device, dtype)
+        found.append([out.detach(), *torch.autograd.grad(out, leaves, cotangent)])
+    close = CLOSE if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
+    for there, here in zip(*found, strict=True):
+        assert_close(there.cpu(), here, **close)

@@ -76,9 +76,11 @@ def differs(
 
 
 def no_fp8_products() -> str | None:
-    """Why this machine multiplies no FP8 numbers, or None."""
+    """Why the kernels for FP8 numbers do not run on this machine, or None."""
     if not torch.cuda.is_available():
         return "needs a GPU, and there is none"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 9):
+    if torch.version.hip is not None:
+        return "multiplies E4M3 as NVIDIA's cards have it, and AMD's MI300 has another"
+    if torch.cuda.get_device_capability() < (8, 9):
         return "needs FP8 tensor cores (compute capability 8.9)"
     return None

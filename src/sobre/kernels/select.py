@@ -21,9 +21,12 @@ from sobre.kernels import (
     attention,
     cached,
     coded,
+    deep_gemm,
     experts,
+    flashinfer,
     fp8,
     kept,
+    liger,
     loss,
     moe,
     paged,
@@ -154,14 +157,18 @@ IN_C = "one pass over memory, in C"
 IN_MEMORY = (torch.float32, torch.bfloat16)
 """What the pages in C read and write; their registers hold float32."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+HALVES = (torch.bfloat16, torch.float16)
+ONE_PASS = "one pass forward, one back"
 
 # In order of preference: the first that does not refuse is taken.
 KERNELS: tuple[Kernel, ...] = (
     Kernel("rms_norm", "native", native_pointwise.rms_norm, ("cpu",), IN_MEMORY, IN_C, native.lacks),
+    Kernel("rms_norm", "liger", liger.rms_norm, TRITON, FLOATS, ONE_PASS, liger.lacks),
     Kernel("rms_norm", "fused", pointwise.rms_norm, reason="one autograd node, half the passes"),
     Kernel("rms_norm", "reference", reference.rms_norm),
     Kernel("rms_norm", "tiled", tiled.rms_norm, reason="the same bits in every batch"),
     Kernel("swiglu", "native", native_pointwise.swiglu, ("cpu",), IN_MEMORY, IN_C, native.lacks),
+    Kernel("swiglu", "liger", liger.swiglu, TRITON, FLOATS, ONE_PASS, liger.lacks),
     Kernel("swiglu", "fused", pointwise.swiglu, reason="no float32 copies"),
     Kernel("swiglu", "reference", reference.swiglu),
     Kernel("swiglu", "tiled", tiled.swiglu, reason="the same bits in every batch"),
@@ -247,13 +254,22 @@ KERNELS: tuple[Kernel, ...] = (
         _in_triton("triton_experts", "weighted_swiglu"),
         TRITON,
         FLOATS,
-        "one pass forward, one back",
+        ONE_PASS,
         _no_triton,
     ),
     Kernel("weighted_swiglu", "reference", reference.weighted_swiglu),
     Kernel("sum_rows", "triton", _in_triton("triton_experts", "sum_rows"), TRITON, FLOATS, "one pass", _no_triton),
     Kernel("sum_rows", "gathers", experts.sum_rows, reason="its gradient is a gather, too"),
     Kernel("sum_rows", "reference", reference.sum_rows),
+    Kernel(
+        "latent_decode",
+        "flashinfer",
+        flashinfer.latent_decode,
+        ("cuda",),
+        HALVES,
+        "reads the cache where it lies, work divided by the lengths",
+        flashinfer.lacks,
+    ),
     Kernel(
         "latent_decode",
         "triton",
@@ -295,9 +311,18 @@ KERNELS: tuple[Kernel, ...] = (
         "fp8_quantise", "triton", _in_triton("triton_fp8", "quantise"), ("cuda",), FLOATS, "one pass", _no_triton_fp8
     ),
     Kernel("fp8_quantise", "reference", fp8.quantise),
+    Kernel("fp8_product", "deep_gemm", deep_gemm.product, ("cuda",), reason="DeepSeek's own", lacks=deep_gemm.lacks),
     Kernel("fp8_product", "cublas", scaled.product, ("cuda",), reason="torch's scaled product", lacks=scaled.lacks),
     Kernel("fp8_product", "triton", _in_triton("triton_fp8", "product"), ("cuda",), lacks=_no_triton_fp8),
     Kernel("fp8_product", "reference", fp8.product),
+    Kernel(
+        "fp8_grouped_product",
+        "deep_gemm",
+        deep_gemm.grouped_product,
+        ("cuda",),
+        reason="DeepSeek's own",
+        lacks=deep_gemm.lacks,
+    ),
     Kernel(
         "fp8_grouped_product", "triton", _in_triton("triton_fp8", "grouped_product"), ("cuda",), lacks=_no_triton_fp8
     ),

@@ -1,5 +1,7 @@
 """Selection: chosen once, stated, overridable, and never silently something else."""
 
+import logging
+
 import pytest
 import torch
 
@@ -84,3 +86,39 @@ def test_decoding_is_in_bfloat16_where_pairs_of_it_are_multiplied(monkeypatch):
         assert select.decoding_dtype("cpu", torch.bfloat16) == dtype
         assert select.decoding_dtype("cuda", torch.bfloat16) == torch.bfloat16
         assert select.decoding_dtype("cpu", torch.float32) == torch.float32
+
+
+ON_CPUS = ("coded_pack", "coded_linear", "coded_experts")
+"""Weights in 8 and 4 bits, which other devices do not take (models/quantised.py)."""
+
+
+@pytest.mark.parametrize("device", select.ACCELERATORS)
+def test_every_accelerator_has_a_kernel_for_every_operation_and_a_reason(device):
+    for op in select.OPS:
+        dtype = torch.float8_e4m3fn if op.startswith("fp8_") and op != "fp8_quantise" else torch.bfloat16
+        if op not in ON_CPUS:
+            kernel, reason = select._choose(op, device, dtype)
+            assert reason
+            assert kernel.refuses(device, dtype) is None
+
+
+def test_what_runs_is_logged_with_the_reasons_of_what_does_not(caplog, monkeypatch):
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(select, "_chosen", {})
+    with caplog.at_level(logging.INFO, logger=select.log.name):
+        for _ in range(2):
+            select._kernel("latent_decode", torch.empty(1, dtype=torch.bfloat16, device="meta"))
+    (line,) = caplog.messages
+    assert line.startswith("latent_decode on meta in torch.bfloat16: gathered (")
+    assert "triton runs on cuda, xpu, not on meta" in line
+    assert "native runs on cpu, not on meta" in line
+
+
+def test_amds_cards_multiply_fp8_in_plain_torch(monkeypatch):
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    for op in ("fp8_quantise", "fp8_grouped_wgrad"):
+        kernel, reason = select._choose(op, "cuda", torch.bfloat16)
+        assert kernel.name == "reference"
+        assert "AMD's MI300 has another" in reason
