@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from subprocess import Popen
 
-GIVE_UP = 5
-"""Times that an impatient kernel sends again before it gives a connection up: 13 s. Usual are 15, for 15 minutes."""
+GIVE_UP = 6
+"""Times that an impatient kernel sends again before it gives a connection up: 25 s. Usual are 15, for 15 minutes."""
 
 
 class Cable:
