@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -105,18 +106,24 @@ class Run:
         return any(saved >= step for saved in saved_steps(self.out / "state" / "rl"))
 
     def kill_a_sampler_at_work(self) -> None:
-        """kill -9 in the middle of an answer: it stands still when it is looked at again."""
+        """kill -9 in the middle of an answer."""
+        os.kill(self.stop_a_sampler_at_work(), signal.SIGKILL)
+
+    def stop_a_sampler_at_work(self) -> int:
+        """SIGSTOP in the middle of an answer: it stands still when it is looked at again. Its process id."""
+        caught: list[int] = []
 
         def is_done() -> bool:
             for pid in at_work(self.process.pid):
                 os.kill(pid, signal.SIGSTOP)
-                is_caught = pid in at_work(self.process.pid)
-                os.kill(pid, signal.SIGKILL if is_caught else signal.SIGCONT)
-                if is_caught:
+                if pid in at_work(self.process.pid):
+                    caught.append(pid)
                     return True
+                os.kill(pid, signal.SIGCONT)
             return False
 
         self.wait_until(is_done)
+        return caught[0]
 
 
 def at_work(learner: int) -> list[int]:
@@ -199,6 +206,24 @@ def test_synchronous_samplers_give_the_numbers_of_one_process_though_one_of_them
     assert sum(entry["tokens"] for entry in ledger(run.out)) == sum(entry["tokens"] for entry in ledger(alone))
     assert run.said.count("a sampler died") == 1
     assert "requests go back to the queue" in run.said
+
+
+def test_a_sampler_that_is_stopped_is_replaced_with_the_numbers_of_one_process(
+    script: Path, alone: Path, tmp_path: Path
+) -> None:
+    run = Run(script, tmp_path / "run", "--rl.samplers.workers", "2", "--rl.samplers.timeout-s", "40")
+    run.wait_until(lambda: run.has_learned(1))
+    stopped = run.stop_a_sampler_at_work()
+    try:
+        run.finish()
+        assert not Path(f"/proc/{stopped}").exists()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGKILL)
+    assert weights(run.out) == weights(alone)
+    assert metrics(run.out, without=COST | APART) == metrics(alone, without=COST)
+    assert run.said.count("rl: a sampler hangs (no answer in 40 s); another is started") == 1
+    assert sum(line["lost_answers"] for line in metrics(run.out, without=set()) if line["stage"] == "rl") > 0
 
 
 def test_two_learners_under_torchrun_share_the_samplers_with_the_numbers_of_two_that_sample(
