@@ -232,6 +232,24 @@ def test_experts_in_fp8_are_near_the_experts():
     assert fp8_moe_ffn(x[:0], experts_NA[:0], weights_NA[:0], *stacked).shape == (0, 64)
 
 
+def test_experts_in_fp8_learn_as_if_each_were_alone():
+    """What fills their rows up is in no scale and no gradient."""
+    x, experts_NA = randn(7, 40).requires_grad_(), torch.tensor([[2, 0]] * 3 + [[0, 1]] * 4)
+    weights_NA = randn(7, 2, seed=5).sigmoid().requires_grad_()
+    stacked = [randn(3, *shape, seed=i).requires_grad_() for i, shape in enumerate([(24, 40), (24, 40), (40, 24)])]
+    leaves, dy_ND = [x, weights_NA, *stacked], randn(7, 40, seed=6)
+    found = torch.autograd.grad(fp8_moe_ffn(x, experts_NA, weights_NA, *stacked), leaves, dy_ND)
+    y_ND = torch.zeros(7, 40)
+    for expert in range(3):
+        token_M, a_M = (experts_NA == expert).nonzero(as_tuple=True)
+        gate, up, down = (weight[expert] for weight in stacked)
+        gate_MF, up_MF = fp8_linear(x[token_M], gate), fp8_linear(x[token_M], up)
+        inner_MF = reference.weighted_swiglu(gate_MF, up_MF, weights_NA[token_M, a_M])
+        y_ND = y_ND.index_add(0, token_M, fp8_linear(inner_MF, down))
+    for ours, alone in zip(found, torch.autograd.grad(y_ND, leaves, dy_ND), strict=True):
+        assert_close(ours, alone, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_a_token_that_is_not_finite_spoils_its_own_answer_and_the_gradients_of_its_experts(bad):
     """So that the step is refused; the other tokens and experts keep theirs."""
