@@ -1,4 +1,9 @@
-"""Put steps into one formula: `20-13=7, 7*4=28` is `(20-13)*4`. The thought repeats the steps and writes the formula.
+"""Put steps into one formula: `20-13=7, 7*4=28` is `(20-13)*4`. The thought:
+
+    28: 20 13 4          what they arrive at and the numbers, largest first
+    20-13=7
+    7*4=28
+    (20-13)*4=28
 
 Any formula of the same numbers with the same value is right. Each step takes the result of the one before it and one
 number more; as in countdown, the larger stands first, results lie in 1-99 and nothing is multiplied by one.
@@ -36,7 +41,9 @@ class Formula:
         return Problem(self.name, lang, difficulty, prompt, term.text, f"{self.name}:{shown}", data)
 
     def thought(self, problem: Problem, rng: random.Random) -> str:
-        return "\n".join((*problem.data["steps"], f"{problem.answer}={problem.data['target']}"))
+        target, numbers = problem.data["target"], sorted(problem.data["numbers"], reverse=True)
+        header = f"{target}: {' '.join(map(str, numbers))}"
+        return "\n".join((header, *problem.data["steps"], f"{problem.answer}={target}"))
 
     def score(self, problem: Problem, answer: str) -> bool:
         return is_made_of(answer, problem.data["target"], problem.data["numbers"])

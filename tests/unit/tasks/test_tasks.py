@@ -340,7 +340,10 @@ def test_a_copy_and_a_reverse_take_the_numbers_one_a_line():
 
 def test_a_formula_holds_what_its_steps_do_and_its_thought_ends_in_it():
     for problem, thought in draw("formula", 300):
-        *steps, formula = thought.split("\n")
+        header, *steps, formula = thought.split("\n")
+        target, numbers = header.split(": ")
+        assert formula.endswith(f"={target}")
+        assert Counter(numbers.split()) == Counter(re.findall(r"\d+", problem.answer))
         assert ", ".join(steps) in problem.prompt
         assert formula == f"{problem.answer}={steps[-1].split('=')[1]}"
         taken = [{int(n) for n in re.findall(r"\d+", step.split("=")[0])} for step in steps]
