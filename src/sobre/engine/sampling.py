@@ -105,9 +105,8 @@ def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) ->
     """tokens_R, their logprobs_R (float64), and by row what those that `choice` names chose from; a row of logits that
     is no distribution has a NaN logprob."""
     home, logits_RV = logits_RV.device, exact(logits_RV)
-    uniforms_R = carried(torch.from_numpy(uniforms(choice.keys_R, positions_R)), logits_RV.device)
     if choice.filtered is None and choice.greedy_R is None:
-        tokens_R, logprobs_R = select.draw(logits_RV, choice.scale_R1, uniforms_R)
+        tokens_R, logprobs_R = select.draw(logits_RV, choice.scale_R1, _uniforms_R(choice, positions_R, logits_RV))
         return tokens_R.to(home), logprobs_R, {}
     scaled_RV = logits_RV if choice.scale_R1 is None else logits_RV * choice.scale_R1
     probs_RV = scaled_RV.softmax(-1)
@@ -116,12 +115,17 @@ def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) ->
     if choice.all_greedy:
         tokens_R = logits_RV.argmax(-1)
         return tokens_R.to(home), log(pick(probs_RV, tokens_R).double()), {}
-    tokens_R, totals_R = invert(probs_RV, uniforms_R)
+    tokens_R, totals_R = invert(probs_RV, _uniforms_R(choice, positions_R, logits_RV))
     if choice.greedy_R is not None:
         tokens_R = torch.where(choice.greedy_R, logits_RV.argmax(-1), tokens_R)
         totals_R = totals_R.masked_fill(choice.greedy_R, 1.0)  # as when all are greedy, to the last bit
     kept = _chosen_from(probs_RV, choice) if choice.kept else {}
     return tokens_R.to(home), log(pick(probs_RV, tokens_R) / totals_R), kept
+
+
+def _uniforms_R(choice: Choice, positions_R: NDArray[np.int64], logits_RV: Tensor) -> Tensor:
+    """The rows' numbers, where the logits are."""
+    return carried(torch.from_numpy(uniforms(choice.keys_R, positions_R)), logits_RV.device)
 
 
 def _chosen_from(probs_RV: Tensor, choice: Choice) -> dict[int, Kept]:

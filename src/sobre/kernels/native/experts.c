@@ -1,7 +1,7 @@
 /* The routed experts of few tokens: each row of a visited expert's weights is read once from memory, where it lies.
 
    y = sum over the token's experts of weight * down (silu(gate x) * up x), what is in the brackets rounded to `number`.
-   Threads divide the rows of the weights, and then the tokens, so that they change no bit.
+   Threads divide the rows of the weights of the visited experts, and then the tokens, so that they change no bit.
 
    Shapes: n tokens, `active` experts of each (a copy of the token goes to each), `all` experts, d model width, f expert
    width; the weights of all experts are stacked. */
@@ -20,6 +20,22 @@ static void sort(const int64_t *experts, size copies, size all_experts, int64_t 
   begin[0] = 0;
 }
 
+/* Numbers of the experts that somebody visits, in order; returns how many. */
+static size visited(const int64_t *begin, size all_experts, int64_t *numbers) {
+  size found = 0;
+  for (size e = 0; e < all_experts; e++)
+    if (begin[e] < begin[e + 1]) numbers[found++] = e;
+  return found;
+}
+
+/* gates to silu(gates) * ups, as `products` leaves them. */
+static inline void gate_by(float *gates, const float *ups) {
+  for (size i = 0; i < COLUMNS * ROWS; i += LANES) {
+    lanes x = load(gates + i);
+    store(gates + i, x / (1.0f + exponential(-x)) * load(ups + i));
+  }
+}
+
 /* One of an expert's matrices, of o rows and n columns, among those of all. */
 typedef struct {
   const weight *codes;
@@ -30,14 +46,14 @@ static inline matrix of(size e, const weight *codes, const number *scales, size 
   return (matrix){codes + e * o * n / PER_BYTE, scales ? scales + e * o * (GROUP ? n / GROUP : 1) : NULL};
 }
 
-/* inner has n * active * f numbers, parts n * active * d, order all + 1 + n * active; y has n * d. Returns 0, or 1 when
+/* inner has n * active * f numbers, parts n * active * d, order 2 all + 1 + n * active; y has n * d. Returns 0, or 1 when
    memory is short. */
 int NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const weight *gate,
                        const number *gate_scales, const weight *up, const number *up_scales, const weight *down,
                        const number *down_scales, number *inner, float *parts, int64_t *order, number *y, size n,
                        size active, size all_experts, size d, size f) {
   size copies = n * active, in_blocks = rounded(f, COLUMNS) / COLUMNS, out_blocks = rounded(d, COLUMNS) / COLUMNS;
-  int64_t *begin = order, *sorted = order + all_experts + 1;
+  int64_t *begin = order, *sorted = begin + all_experts + 1, *numbers = sorted + copies;
   given *given_x = given_room(x, n, d), *given_inner = given_room(inner, copies, f);
   if (copies && (!given_x || !given_inner)) {
     free_given(given_x);
@@ -46,31 +62,30 @@ int NAMED(few_experts)(const number *x, const int64_t *experts, const float *wei
   }
   for (size i = 0; i < n; i++) prepare(x + i * d, d, given_x + i * given_of(d));
   sort(experts, copies, all_experts, begin, sorted);
+  size here = visited(begin, all_experts, numbers);
 #pragma omp parallel if (copies * d * f > MANY)
   {
 #pragma omp for schedule(dynamic, 16)
-    for (size one = 0; one < all_experts * in_blocks; one++) {
-      size e = one / in_blocks, first = one % in_blocks * COLUMNS, columns = first + COLUMNS < f ? COLUMNS : f - first;
+    for (size one = 0; one < here * in_blocks; one++) {
+      size e = numbers[one / in_blocks], first = one % in_blocks * COLUMNS, columns = first + COLUMNS < f ? COLUMNS : f - first;
       matrix gate_e = of(e, gate, gate_scales, f, d), up_e = of(e, up, up_scales, f, d);
       for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
         size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
         const given *from[ROWS];
-        float gates[COLUMNS * ROWS], ups[COLUMNS * ROWS];
+        float gates[COLUMNS * ROWS] = {0}, ups[COLUMNS * ROWS] = {0}; /* fewer rows fill some of it */
         for (size r = 0; r < rows; r++) from[r] = given_x + sorted[top + r] / active * given_of(d);
         products(from, rows, gate_e.codes, gate_e.scales, first, columns, d, gates);
         products(from, rows, up_e.codes, up_e.scales, first, columns, d, ups);
+        gate_by(gates, ups);
         for (size r = 0; r < rows; r++)
-          for (size c = 0; c < columns; c++) {
-            float gated = gates[c * ROWS + r];
-            inner[sorted[top + r] * f + first + c] = narrow(gated / (1 + expf(-gated)) * ups[c * ROWS + r]);
-          }
+          for (size c = 0; c < columns; c++) inner[sorted[top + r] * f + first + c] = narrow(gates[c * ROWS + r]);
       }
     }
 #pragma omp for
     for (size i = 0; i < copies; i++) prepare(inner + i * f, f, given_inner + i * given_of(f));
 #pragma omp for schedule(dynamic, 16)
-    for (size one = 0; one < all_experts * out_blocks; one++) {
-      size e = one / out_blocks, first = one % out_blocks * COLUMNS, columns = first + COLUMNS < d ? COLUMNS : d - first;
+    for (size one = 0; one < here * out_blocks; one++) {
+      size e = numbers[one / out_blocks], first = one % out_blocks * COLUMNS, columns = first + COLUMNS < d ? COLUMNS : d - first;
       matrix down_e = of(e, down, down_scales, d, f);
       for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
         size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;

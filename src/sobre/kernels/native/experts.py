@@ -32,7 +32,7 @@ def run(
     (n, n_active), d_model = experts_NA.shape, x_ND.shape[1]
     y_ND, inner_MF = x_ND.new_empty(n, d_model), x_ND.new_empty(n * n_active, d_expert)
     sums_MD = x_ND.new_empty(n * n_active, d_model, dtype=torch.float32)
-    order = experts_NA.new_empty(n_experts + 1 + n * n_active)
+    order = experts_NA.new_empty(2 * n_experts + 1 + n * n_active)
     given = (x_ND.contiguous(), experts_NA.contiguous(), weights_NA.float().contiguous(), *parts)
     if call(name, *given, inner_MF, sums_MD, order, y_ND, n, n_active, n_experts, d_model, d_expert):
         raise MemoryError(f"the experts of {n:,} tokens found no memory for their inputs in bytes")

@@ -3,6 +3,9 @@
 
    Shapes: x (n, h, k) and W (h, k, w) with any strides but for the last of x, which is 1, and one of W's two inner ones;
    y (n, h, w) contiguous. */
+#ifdef __AVX512F__
+#define LANES 16
+#endif
 #include "products.h"
 
 #define MANY 100000 /* products that are worth a second thread */

@@ -156,6 +156,13 @@ static inline pairs load_pairs(const pair *from) {
 
 static inline void store_pairs(pair *to, pairs x) { memcpy(to, &x, sizeof x); }
 
+/* x + y into x. */
+static inline void add_rows(number *x, const number *y, size n) {
+  size i = 0;
+  for (; i + LANES <= n; i += LANES) put(x + i, get(x + i) + get(y + i));
+  for (; i < n; i++) x[i] = narrow(wide(x[i]) + wide(y[i]));
+}
+
 typedef float half __attribute__((vector_size(16)));
 
 static inline float sum(lanes x) {

@@ -78,10 +78,6 @@ void PLAIN(rms_norm)(const number *x, const float *weight, number *y, float *inv
 size NAMED(layer_bytes)(void) { return (size)(sizeof(struct layer) + sizeof(struct latent) + sizeof(struct grouped)
                                               + sizeof(struct gated) + sizeof(struct routed)); }
 
-static void add_to(number *x, const number *y, size n) {
-  for (size i = 0; i < n; i++) x[i] = narrow(wide(x[i]) + wide(y[i]));
-}
-
 /* Returns 0, or 1 when memory is short. */
 int NAMED(layers)(number *x, const struct layer *each, const float *norm, const float *cosines_of, const float *sines_of,
                   number *cells, const int64_t *cell, const int64_t *table, const int64_t *lengths, int64_t *experts,
@@ -111,7 +107,7 @@ int NAMED(layers)(number *x, const struct layer *each, const float *norm, const 
                                     n, d, a->h, a->g, a->k_width, a->r, width, blocks, block, longest, a->norms_all,
                                     a->interleaved, a->norm_eps, a->scale);
     }
-    add_to(x, part, n * d);
+    add_rows(x, part, n * d);
     PLAIN(rms_norm)(x, at->ffn_norm, y, NULL, n, d, at->eps);
     if (at->gated) {
       const struct gated *f = at->gated;
@@ -126,7 +122,7 @@ int NAMED(layers)(number *x, const struct layer *each, const float *norm, const 
                               f->is_normed, f->scale);
       experts += n * f->active;
     }
-    add_to(x, part, n * d);
+    add_rows(x, part, n * d);
   }
   PLAIN(rms_norm)(x, norm, y, NULL, n, d, eps);
   free(cosines);

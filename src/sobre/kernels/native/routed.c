@@ -5,6 +5,9 @@
 
    Shapes: x and y (n, d), router (e, d), bias (e) or NULL, experts and weights (n, active); the shared expert's width is
    `shared`, 0 without one. */
+#ifdef __AVX512F__
+#define LANES 16
+#endif
 #include "products.h"
 #ifndef LACKS_FORM
 
@@ -48,12 +51,12 @@ static void choose(const number *x, const float *router, const float *bias, floa
 int NAMED(gated)(const number *x, const weight *gate, const number *gate_scales, const weight *up, const number *up_scales,
                  const weight *down, const number *down_scales, number *y, size n, size d, size f) {
   float *parts = room(n * (d + f + 1));
-  int64_t *order = (int64_t *)room(4 * (n + 1));
+  int64_t *order = (int64_t *)room(2 * (2 * n + 3));
   int failed = !parts || !order;
   if (!failed) {
     float *weights = parts + n * d;
     for (size i = 0; i < n; i++) weights[i] = 1;
-    failed = NAMED(few_experts)(x, order + n + 2, weights, gate, gate_scales, up, up_scales, down, down_scales,
+    failed = NAMED(few_experts)(x, order + n + 3, weights, gate, gate_scales, up, up_scales, down, down_scales,
                                 (number *)(weights + n), parts, order, y, n, 1, 1, d, f);
   }
   free(parts);
@@ -70,7 +73,7 @@ int NAMED(routed)(const number *x, const float *router, const float *bias, const
                   size shared, size is_softmax, size is_normed, float scale) {
   size copies = n * active;
   float *parts = room(2 * all_experts + copies * (d + f) + n * d);
-  int64_t *order = (int64_t *)room(2 * (all_experts + 1 + copies));
+  int64_t *order = (int64_t *)room(2 * (2 * all_experts + 1 + copies));
   int failed = !parts || !order;
   if (!failed) {
     number *inner = (number *)(parts + copies * d), *of_all = (number *)(parts + copies * (d + f));
@@ -83,7 +86,7 @@ int NAMED(routed)(const number *x, const float *router, const float *bias, const
     if (!failed && shared) {
       failed = NAMED(gated)(x, shared_gate, shared_gate_scales, shared_up, shared_up_scales, shared_down, shared_down_scales,
                             of_all, n, d, shared);
-      for (size i = 0; i < n * d; i++) y[i] = narrow(wide(y[i]) + wide(of_all[i]));
+      add_rows(y, of_all, n * d);
     }
   }
   free(parts);
