@@ -2,9 +2,8 @@
 
 For each seed a model is made from nothing by one short recipe (pretraining and a cold start), whose seconds are not
 counted. From that very folder both sides learn: the same stream of problems, answers for each of them, longest answer,
-reward, loss, optimizer and clipping. Ours is the source of rollouts and the step of `sobre rl`, at the recipe's own
-learning rate; theirs is `GRPOTrainer`, which runs every rate of a sweep with the first seed, ours among them, and the
-other seeds at its best.
+reward, loss, optimizer and clipping. Ours is the source of rollouts and the step of `sobre rl`, theirs `GRPOTrainer`.
+Each side runs every learning rate of one sweep with the first seed, and the other seeds at its own best.
 
 Every few steps both answer the same held-out problems greedily, through the same engine, in time that neither pays for.
 A cell ends when the goal is reached, or when its seconds are over: then it was not reached within them, and is kept.
@@ -30,14 +29,15 @@ from sobre.config.load import decode, read_recipe, to_dict
 from sobre.config.recipe import Recipe
 from sobre.errors import RunError
 
-START, OURS = "start", "sobre"
+START, OURS, THEIRS = "start", "sobre", "trl"
+SIDES = (OURS, THEIRS)
 TARGET = 5.0
 SECONDS = "seconds to the goal"
 WITHIN = "seconds"
 
 
 def bench(cfg: ClimbBench, say: Say) -> Document:
-    """Make the starts, sweep TRL's rates, climb with every seed; do the cells that are missing, then sum up."""
+    """Make the starts, sweep the rates, climb with every seed; do the cells that are missing, then sum up."""
     trl_peer.require()
     torch.set_num_threads(cfg.threads)
     folder = Path(cfg.folder) if cfg.folder else FOLDER / "climb"
@@ -50,10 +50,11 @@ def bench(cfg: ClimbBench, say: Say) -> Document:
 
         made = queue.run(starts, make)
         whole = len(made) == len(starts)
-        swept = queue.run([peer(cfg, 0, lr) for lr in cfg.peer_lrs], work) if whole else []
-        best = best_rate(swept) if len(swept) == len(cfg.peer_lrs) else None
-        done = queue.run(pairs(cfg, best), work) if best is not None else []
-    ratio = speedup(done, f"trl {best:g}") if best is not None and len(done) == 2 * cfg.seeds else None
+        sweep = interleaved({side: [contestant(cfg, side, 0, lr) for lr in cfg.lrs] for side in SIDES})
+        swept = queue.run(sweep, work) if whole else []
+        best = {side: best_rate(swept, side) for side in SIDES} if len(swept) == len(sweep) else {}
+        done = queue.run(finals(cfg, best), work) if best else []
+    ratio = speedup(done) if best and len(done) == len(SIDES) * cfg.seeds else None
     body = {
         "cells": [brief(document) for document in [*made, *done]],
         "sweep": [brief(document) for document in swept],
@@ -89,18 +90,14 @@ def make(cell: Cell, place: Path) -> dict[str, float]:
     return figures(report, wall_s)
 
 
-def ours(cfg: ClimbBench, seed: int) -> Cell:
-    return Cell(OURS, seed, {**_settings(cfg, seed), "lr": cfg.lr, "dtype": cfg.dtype})
+def contestant(cfg: ClimbBench, side: str, seed: int, lr: float) -> Cell:
+    dtype = cfg.dtype if side == OURS else cfg.peer_dtype
+    return Cell(f"{side} {lr:g}", seed, {**_settings(cfg, seed), "side": side, "lr": lr, "dtype": dtype})
 
 
-def peer(cfg: ClimbBench, seed: int, lr: float) -> Cell:
-    return Cell(f"trl {lr:g}", seed, {**_settings(cfg, seed), "lr": lr, "dtype": cfg.peer_dtype})
-
-
-def pairs(cfg: ClimbBench, lr: float) -> list[Cell]:
-    """Both sides with every seed; TRL's first is a cell of the sweep."""
-    seeds = range(cfg.seeds)
-    return interleaved({OURS: [ours(cfg, seed) for seed in seeds], "trl": [peer(cfg, seed, lr) for seed in seeds]})
+def finals(cfg: ClimbBench, best: Mapping[str, float]) -> list[Cell]:
+    """Both sides with every seed at their best rates; those of the first seed are cells of the sweep."""
+    return interleaved({side: [contestant(cfg, side, seed, best[side]) for seed in range(cfg.seeds)] for side in SIDES})
 
 
 def climb(cfg: ClimbBench, cell: Cell, start: Path, place: Path, say: Say) -> dict[str, Any]:
@@ -109,8 +106,8 @@ def climb(cfg: ClimbBench, cell: Cell, start: Path, place: Path, say: Say) -> di
         raise RunError(f"{start} is gone, and its cell says that it was made; remove that cell's file to make it anew")
     course = climbers.Course(cfg, start, cell.round)
     ascent = climbers.Ascent(course.score, cfg.goal, cfg.every, cfg.seconds, partial(_tell, say, cell))
-    if cell.contestant == OURS:
-        climbers.climb_ours(course, ascent)
+    if cell.settings["side"] == OURS:
+        climbers.climb_ours(course, ascent, cell.settings["lr"])
     else:
         trl_peer.climb(course, ascent, cell.settings["lr"], place)
     return {
@@ -124,34 +121,37 @@ def climb(cfg: ClimbBench, cell: Cell, start: Path, place: Path, say: Say) -> di
     }
 
 
-def best_rate(swept: Sequence[Document]) -> float:
-    """The rate that was first at the goal; where none was there, the one that ended highest."""
+def best_rate(swept: Sequence[Document], side: str) -> float:
+    """The rate at which a side was first at the goal; where it was at none, the one that ended highest."""
 
     def rank(document: Document) -> tuple[float, float]:
         found = document["figures"]
         return found.get(SECONDS, float("inf")), -found["right at the end"]
 
-    return float(min(swept, key=rank)["settings"]["lr"])
+    return float(min((d for d in swept if d["settings"]["side"] == side), key=rank)["settings"]["lr"])
 
 
-def speedup(done: Sequence[Document], theirs: str) -> float:
+def speedup(done: Sequence[Document]) -> float:
     """Median over the seeds of their seconds to the goal over ours, at least: who did not reach it counts with all the
     seconds that it had. Where we did not reach it ourselves, a seed counts 0."""
     found: dict[int, dict[str, Mapping[str, Any]]] = {}
     for document in done:
-        cell = document["cell"]
-        found.setdefault(cell["round"], {})[cell["contestant"]] = document["figures"]
+        found.setdefault(document["cell"]["round"], {})[document["settings"]["side"]] = document["figures"]
     return median(
-        seed[theirs][WITHIN] / seed[OURS][SECONDS] if seed[OURS]["reached"] else 0.0 for seed in found.values()
+        seed[THEIRS][WITHIN] / seed[OURS][SECONDS] if seed[OURS]["reached"] else 0.0 for seed in found.values()
     )
 
 
 def notes(
-    cfg: ClimbBench, made: Sequence[Document], swept: Sequence[Document], best: float | None, done: Sequence[Document]
+    cfg: ClimbBench,
+    made: Sequence[Document],
+    swept: Sequence[Document],
+    best: Mapping[str, float],
+    done: Sequence[Document],
 ) -> tuple[str, ...]:
-    """How far the queue is, who did not reach the goal, and whether the sweep ended at its edge."""
+    """How far the queue is, who did not reach the goal, and whose best rate lies at the edge of the sweep."""
     found = []
-    if len(done) < 2 * cfg.seeds:
+    if len(done) < len(SIDES) * cfg.seeds:
         found.append(
             f"{len(made)} starts, {len(swept)} of the sweep, {len(done)} climbs are done; run it again to go on"
         )
@@ -163,8 +163,10 @@ def notes(
                 f"{cell['contestant']}, seed {cell['round']}: {cfg.goal:.0%} not reached within {seen[WITHIN]:,.0f} s"
                 f" ({seen['right at the end']:.0%} at the end)"
             )
-    if best in (min(cfg.peer_lrs), max(cfg.peer_lrs)) and len(cfg.peer_lrs) > 1:
-        found.append(f"TRL's best rate {best:g} lies at the edge of the sweep")
+    edges = (min(cfg.lrs), max(cfg.lrs)) if len(cfg.lrs) > 1 else ()
+    found += [
+        f"the best rate of {side}, {lr:g}, lies at the edge of the sweep" for side, lr in best.items() if lr in edges
+    ]
     return tuple(found)
 
 

@@ -133,7 +133,7 @@ class Ascent:
         self.tell(self.curve[-1])
 
 
-def climb_ours(course: Course, ascent: Ascent) -> None:
+def climb_ours(course: Course, ascent: Ascent, lr: float) -> None:
     """Rollouts, rewards and the step of `sobre rl`, on one process, with AdamW at one rate."""
     cfg = course.cfg
     model = load_model(course.start, compute_dtype=getattr(torch, cfg.dtype))
@@ -148,7 +148,7 @@ def climb_ours(course: Course, ascent: Ascent) -> None:
         seed=course.seed,
         forward_flops=lambda batch: 0.0,
     )
-    optimizer = make_optimizer(model, "adamw", cfg.lr)
+    optimizer = make_optimizer(model, "adamw", lr)
     while not ascent.is_over:
         began = time.perf_counter()
         feed = source.feed(ascent.steps)

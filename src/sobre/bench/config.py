@@ -271,7 +271,7 @@ class ClimbBench(QueueConfig):
     tasks: tuple[str, ...] = ("arithmetic",)
     difficulty: int = 2
     """Of what is asked; the start has seen worked examples up to it."""
-    start: str = "2e12flop"
+    start: str = "2.3e12flop"
     """Budget of the start, which must end well below the goal; not counted."""
     width: int = 96
     layers: int = 3
@@ -288,10 +288,8 @@ class ClimbBench(QueueConfig):
     group_size: int = 8
     new: int = 96
     """Longest answer, in tokens."""
-    lr: float = 3e-4
-    """Of our AdamW: the recipe's own rate for RL (optim.lr_adam times rl.lr_scale)."""
-    peer_lrs: tuple[float, ...] = (1e-6, 1e-5, 1e-4, 3e-4)
-    """TRL's sweep, with the first seed; its own default comes first, ours last. The other seeds run at its best."""
+    lrs: tuple[float, ...] = (1e-6, 1e-5, 1e-4)
+    """The sweep of either side, with the first seed; TRL's own default comes first. The other seeds run at its best."""
     peer_steps: int = 3000
     """Steps for which TRL's data set is made, before its clock runs: more than its seconds allow."""
     dtype: Dtype = "bfloat16"
@@ -309,8 +307,8 @@ class ClimbBench(QueueConfig):
             raise ConfigError(f"too small: {'; '.join(wrong)}")
         if not 0 < self.goal <= 1 or not self.seconds > 0:
             raise ConfigError(f"goal={self.goal} must lie in 0..1, 0 not, and seconds={self.seconds} above 0")
-        if not self.peer_lrs or len(set(self.peer_lrs)) < len(self.peer_lrs):
-            raise ConfigError(f"peer_lrs={list(self.peer_lrs)} must hold at least one rate, each once")
+        if not self.lrs or len(set(self.lrs)) < len(self.lrs):
+            raise ConfigError(f"lrs={list(self.lrs)} must hold at least one rate, each once")
         check_difficulty("difficulty", 1, self.difficulty)
 
 

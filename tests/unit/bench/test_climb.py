@@ -25,7 +25,7 @@ from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
 HERE = Source("a" * 40, False, "0" * 32)
-SECONDS = {("sobre", 3e-4): 20.0, ("trl", 1e-6): None, ("trl", 1e-4): 90.0, ("trl", 3e-4): 120.0}
+SECONDS = {("sobre", 1e-5): 20.0, ("sobre", 1e-4): 60.0, ("trl", 1e-5): None, ("trl", 1e-4): 90.0}
 
 
 @pytest.fixture
@@ -57,21 +57,25 @@ def test_every_rate_is_swept_with_the_first_seed_and_the_best_runs_the_others(tm
         ran.append((cell.contestant, cell.round))
         assert start.parts[-3:] == (start.parts[-3], "run", "sft")
         assert start.parts[-3].startswith(f"start-{cell.round}-")
-        took = SECONDS[cell.contestant.split()[0], cell.settings["lr"]]
+        took = SECONDS[cell.settings["side"], cell.settings["lr"]]
         found = {"seconds": took or 900.0, "steps": 10.0, "reached": float(took is not None)}
         found |= {climb.SECONDS: took} if took else {}
         return {**found, "right at the start": 0.4, "right at the end": 0.5, "curve": [[0, 0.0, 0.4]]}
 
     monkeypatch.setattr(climb, "climb", run)
-    cfg = ClimbBench(folder=str(tmp_path), peer_lrs=(1e-6, 1e-4, 3e-4))
+    cfg = ClimbBench(folder=str(tmp_path), lrs=(1e-5, 1e-4))
     document = climb.bench(cfg, lambda line: None)
-    assert ran[:3] == [("trl 1e-06", 0), ("trl 0.0001", 0), ("trl 0.0003", 0)]
-    assert sorted(ran[3:]) == [("sobre", 0), ("sobre", 1), ("sobre", 2), ("trl 0.0001", 1), ("trl 0.0001", 2)]
+    assert sorted(ran[:4]) == [("sobre 0.0001", 0), ("sobre 1e-05", 0), ("trl 0.0001", 0), ("trl 1e-05", 0)]
+    assert sorted(ran[4:]) == [("sobre 1e-05", 1), ("sobre 1e-05", 2), ("trl 0.0001", 1), ("trl 0.0001", 2)]
     jsonschema.validate(document, schema("bench"))
     (target,) = document["targets"]
     assert (target["value"], target["limit"], target["reached"]) == (4.5, 5.0, False)
-    assert document["means"].keys() == {"start", "sobre", "trl 0.0001"}
-    assert document["notes"] == ["trl 1e-06, seed 0: 80% not reached within 900 s (50% at the end)"]
+    assert document["means"].keys() == {"start", "sobre 1e-05", "trl 0.0001"}
+    assert document["notes"] == [
+        "trl 1e-05, seed 0: 80% not reached within 900 s (50% at the end)",
+        "the best rate of sobre, 1e-05, lies at the edge of the sweep",
+        "the best rate of trl, 0.0001, lies at the edge of the sweep",
+    ]
     assert "4.5" in table(document)
     assert climb.bench(cfg, lambda line: None)["means"] == document["means"]
     assert len(ran) == 8
@@ -83,21 +87,21 @@ def test_every_rate_is_swept_with_the_first_seed_and_the_best_runs_the_others(tm
 def test_who_did_not_reach_the_goal_counts_with_its_seconds_and_a_goal_missed_by_us_with_nothing() -> None:
     def cell(name, seed, took, had=900.0):
         figures = {"seconds": took or had, "reached": float(took is not None)} | ({climb.SECONDS: took} if took else {})
-        return {"cell": {"contestant": name, "round": seed}, "figures": figures}
+        return {"cell": {"contestant": f"{name} 1", "round": seed}, "settings": {"side": name}, "figures": figures}
 
     done = [cell("sobre", 0, 10.0), cell("trl", 0, None), cell("sobre", 1, None), cell("trl", 1, 50.0)]
-    assert climb.speedup([*done, cell("sobre", 2, 30.0), cell("trl", 2, 60.0)], "trl") == 2.0
-    assert climb.speedup(done[:2], "trl") == 90.0
+    assert climb.speedup([*done, cell("sobre", 2, 30.0), cell("trl", 2, 60.0)]) == 2.0
+    assert climb.speedup(done[:2]) == 90.0
 
 
 def test_both_sides_start_from_one_recipe_for_a_seed_and_differ_in_rate_and_dtype_alone() -> None:
     cfg = ClimbBench()
-    mine, theirs = climb.ours(cfg, 1), climb.peer(cfg, 1, 1e-5)
+    mine, theirs = climb.contestant(cfg, "sobre", 1, 1e-4), climb.contestant(cfg, "trl", 1, 1e-5)
     apart = {key for key in mine.settings if mine.settings[key] != theirs.settings[key]}
-    assert apart == {"lr", "dtype"}
+    assert apart == {"side", "lr", "dtype"}
     assert mine.settings["start"] == to_dict(replace(climb.beginning(cfg), seed=1))
-    assert climb.ours(cfg, 0).id != mine.id
-    assert climb.ours(replace(cfg, goal=0.9), 1).id != mine.id
+    assert climb.contestant(cfg, "sobre", 0, 1e-4).id != mine.id
+    assert climb.contestant(replace(cfg, goal=0.9), "sobre", 1, 1e-4).id != mine.id
     recipe = climb.beginning(cfg)
     assert recipe.stages == ("pretrain", "sft")
     assert (recipe.tasks.names, recipe.tasks.test_difficulty, recipe.text.difficulty) == (("arithmetic",), 2, (1, 2))
@@ -137,7 +141,7 @@ def test_the_course_is_what_our_source_draws_and_earns_what_a_rollout_earns(star
 
 
 def test_our_side_takes_real_steps_and_is_examined_between_them(start) -> None:
-    course = climbers.Course(replace(TINY, lr=1e-2), start, 0)
+    course = climbers.Course(TINY, start, 0)
     seen = []
 
     def score(model):
@@ -145,8 +149,7 @@ def test_our_side_takes_real_steps_and_is_examined_between_them(start) -> None:
         return 1.0 if len(seen) == 3 else 0.0
 
     ascent = climbers.Ascent(score, 0.8, 1, 1e9, lambda point: None)
-    course.__dict__["rewards"] = None  # frozen: not used by our side
-    climbers.climb_ours(course, ascent)
+    climbers.climb_ours(course, ascent, 1e-2)
     assert ascent.steps == 2
     assert ascent.seconds > 0
     assert course.score(climbers.load_model(start)) == 0.0
@@ -154,7 +157,7 @@ def test_our_side_takes_real_steps_and_is_examined_between_them(start) -> None:
 
 def test_a_start_that_is_gone_is_named(tmp_path) -> None:
     with pytest.raises(RunError, match="is gone.*remove that cell's file"):
-        climb.climb(TINY, climb.ours(TINY, 0), tmp_path / "run" / "sft", tmp_path, print)
+        climb.climb(TINY, climb.contestant(TINY, "sobre", 0, 1e-4), tmp_path / "run" / "sft", tmp_path, print)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_a_start_that_is_gone_is_named(tmp_path) -> None:
         ({"seeds": 0}, "seeds=0, at least 1"),
         ({"group_size": 1}, "group_size=1, at least 2"),
         ({"goal": 0.0}, "goal=0.0 must lie in 0..1"),
-        ({"peer_lrs": ()}, "at least one rate"),
+        ({"lrs": ()}, "at least one rate"),
         ({"difficulty": 9}, "difficulty"),
     ],
 )
