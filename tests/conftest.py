@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,16 +10,17 @@ from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 os.environ["XDG_CONFIG_HOME"] = "/nonexistent"  # a plan of the tests knows no chip of whoever runs them
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is first imported, here and in the processes that tests start
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, by whichever test that is
 
 
 @pytest.fixture
-def seeded_randn() -> "Callable[..., Tensor]":
+def seeded_randn() -> Callable[..., torch.Tensor]:
     """`seeded_randn(2, 3)`: normal numbers, the same in every run; `seed=` for others."""
-    import torch
 
-    def randn(*shape: int, seed: int = 0) -> "Tensor":
+    def randn(*shape: int, seed: int = 0) -> torch.Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
     return randn

@@ -24,6 +24,9 @@ STEPS, TIMEOUT_S = 120, 5
 ENDED_S = 90
 """By then the worker that is cut off has noticed and ended, and so has its agent, by the patience of that machine's
 kernel; that of the other machine is the usual one, a quarter of an hour, and must not be waited for."""
+ROUNDING = {"float32": 1e-4, "bfloat16": 1e-3}
+"""Of a loss that another number of processes finds (1.2e-4 was seen in bfloat16). From a step to the next, with other
+tokens, it changes by 3e-2 in the median."""
 BOTH = pytest.mark.skipif(not os.environ.get("SOBRE_MATRIX"), reason="the easier half: make matrix")
 
 
@@ -113,7 +116,8 @@ def test_a_run_goes_on_with_the_machine_that_is_left_when_a_network_is_cut_and_t
     metrics = lines(out / "metrics.jsonl")
     assert [line["step"] for line in metrics] == list(range(STEPS))
     # steps that two processes did, and one did again after the last state, learn from the same tokens
-    assert {step: metrics[step]["loss"] for step in before} == pytest.approx(before, rel=1e-4)
+    dtype = json.loads((out / "state" / "calibration.json").read_text())["dtype"]
+    assert {step: metrics[step]["loss"] for step in before} == pytest.approx(before, rel=ROUNDING[dtype])
     ledger = lines(out / "ledger.jsonl")
     (lost,) = (entry for entry in ledger if entry["stage"] == "lost")
     assert lost["wasted_s"] == lost["wall_s"] > 0

@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.testing import assert_close
 
 HAS_GPU = torch.cuda.is_available()
-if not HAS_GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 pytest.importorskip("triton", reason="triton is not installed: pip install 'sobre[kernels]'")
 
 from sobre.kernels import (  # noqa: E402

@@ -16,7 +16,7 @@ class Counting:
     def weights_changed(self) -> None:
         self.weight_version += 1
 
-    def generate(self, requests: list) -> list:
+    def generate(self, requests: list, enough: object = None) -> list:
         return []
 
 
