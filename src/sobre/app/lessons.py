@@ -140,16 +140,12 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
             " they would not end a rollout at the same token; set it to 0"
         )
     if cfg.samplers.are_apart:
-        engine, rests = (
-            samplers_for(session, bench.stage, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps),
-            False,
-        )
+        engine = samplers_for(session, bench.stage, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps)
+        rests = False
     else:
         own = engine_for(session, bench.sampler, **keeps)
-        engine, rests = (
-            SharedEngine(own, session.processes, fetch=bench.fetch),
-            offloads(session, model, cfg, own.cache_bytes),
-        )
+        engine = SharedEngine(own, session.processes, fetch=bench.fetch)
+        rests = offloads(session, model, cfg, own.cache_bytes)
     source = RolloutSource(
         engine=engine,
         model=bench.sampler,

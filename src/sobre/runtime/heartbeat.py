@@ -13,7 +13,7 @@ say that a process is there, not that it gets on.
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -78,19 +78,15 @@ class Heartbeat:
 
 def within(limit_s: float, ask: Callable[[], T]) -> T:
     """What `ask` returns or raises. Raises TimeoutError if that takes longer; a thread waits on for it."""
-    found: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
+    found: Future[T] = Future()
 
     def run() -> None:
         try:
-            found.put((ask(), None))
+            found.set_result(ask())
         except Exception as error:  # raised where it is waited for
-            found.put((None, error))
+            found.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        value, error = found.get(timeout=limit_s)
-    except Empty:
-        raise TimeoutError(f"no answer in {limit_s:g} s") from None
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]  # T may be None itself
+    if not wait([found], limit_s).done:
+        raise TimeoutError(f"no answer in {limit_s:g} s")
+    return found.result()
