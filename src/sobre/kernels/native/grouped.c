@@ -4,22 +4,8 @@
    Shapes: x (n, d); `q` (h k, d), `keys` and `values` (g k, d), `o` (d, h k); the norms' weights (k), or (h k) and (g k)
    where they run over all heads, or NULL; the first r numbers of a head are rotated, cosines and sines (n, r / 2); cells of
    `width` numbers, keys before values. The rest as in latent.c. */
-#include "products.h"
+#include "step.h"
 #ifndef LACKS_FORM
-
-int NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
-                    size d, size o);
-void PLAIN(rms_norm)(const number *x, const float *weight, number *y, float *inverse, size n, size d, float eps);
-void PLAIN(rope)(const number *restrict x, const float *restrict cosines, const float *restrict sines,
-                 number *restrict y, size n, size h, size r, size interleaved, float turn);
-int PLAIN(paged_attention)(const number *q, const number *cells, const int64_t *table, const int64_t *lengths, number *out,
-                           size n, size blocks, size block, size longest, size width, size h, size g, size k, size w,
-                           size value_at, float scale);
-
-/* Copy `rows` rows of `n` numbers, `from_stride` and `to_stride` apart. */
-static void copy(const number *from, size from_stride, number *to, size to_stride, size rows, size n) {
-  for (size i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)n * sizeof(number));
-}
 
 /* Rotate the first r of the k numbers of each head, in place; `plain` and `turned` have n h r numbers. */
 static void rotate(number *x, const float *cosines, const float *sines, number *plain, number *turned, size n, size h,

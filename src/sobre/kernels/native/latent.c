@@ -4,26 +4,8 @@
    Shapes: x (n, d); `q_down` (q_rank, d) or NULL, `q` (h (p + r), q_rank or d); `kv_down` (c + r, d); `maps` (h, p + w, c),
    from the latent to a head's key and value; `o` (d, h w); cosines and sines (n, r / 2); cells of `width` numbers, of which
    number `cell` of each token is written before it is read; table, lengths, blocks, block and longest as in paged.c. */
-#include "products.h"
+#include "step.h"
 #ifndef LACKS_FORM
-
-int NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
-                    size d, size o);
-void PLAIN(rms_norm)(const number *x, const float *weight, number *y, float *inverse, size n, size d, float eps);
-void PLAIN(rope)(const number *restrict x, const float *restrict cosines, const float *restrict sines,
-                 number *restrict y, size n, size h, size r, size interleaved, float turn);
-int PLAIN(heads_sums)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
-                      size x_head, size of_head, size of_row);
-void PLAIN(heads_products)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
-                           size x_head, size of_head);
-int PLAIN(paged_attention)(const number *q, const number *cells, const int64_t *table, const int64_t *lengths, number *out,
-                           size n, size blocks, size block, size longest, size width, size h, size g, size k, size w,
-                           size value_at, float scale);
-
-/* Copy `rows` rows of `n` numbers, `from_stride` and `to_stride` apart. */
-static void copy(const number *from, size from_stride, number *to, size to_stride, size rows, size n) {
-  for (size i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)n * sizeof(number));
-}
 
 /* Returns 0, or 1 when memory is short. */
 int NAMED(latent_step)(const number *x, const weight *q_down, const number *q_down_scales, const float *q_norm,

@@ -4,7 +4,7 @@
    Shapes: x (n, d), which the layers add to, and y (n, d), its norm; cosines and sines of every position, `half` each;
    `cells` are those of the first layer, the next one's lie `of_layer` numbers further; `experts` (routing layers, n, active).
    The rest as in latent.c, grouped.c and routed.c. */
-#include "products.h"
+#include "step.h"
 #ifndef LACKS_FORM
 
 typedef struct {
@@ -49,30 +49,6 @@ struct layer {
   const struct routed *routed;
   float eps;
 };
-
-int NAMED(latent_step)(const number *x, const weight *q_down, const number *q_down_scales, const float *q_norm,
-                       const weight *q, const number *q_scales, const weight *kv_down, const number *kv_down_scales,
-                       const float *kv_norm, const number *maps, const weight *o, const number *o_scales,
-                       const float *cosines, const float *sines, number *cells, const int64_t *cell,
-                       const int64_t *table, const int64_t *lengths, number *y, size n, size d, size q_rank, size h,
-                       size p, size r, size w, size c, size width, size blocks, size block, size longest,
-                       size interleaved, float norm_eps, float scale);
-int NAMED(grouped_step)(const number *x, const weight *q, const number *q_scales, const weight *keys,
-                        const number *keys_scales, const weight *values, const number *values_scales, const float *q_norm,
-                        const float *k_norm, const weight *o, const number *o_scales, const float *cosines,
-                        const float *sines, number *cells, const int64_t *cell, const int64_t *table,
-                        const int64_t *lengths, number *y, size n, size d, size h, size g, size k, size r, size width,
-                        size blocks, size block, size longest, size norms_all, size interleaved, float norm_eps,
-                        float scale);
-int NAMED(gated)(const number *x, const weight *gate, const number *gate_scales, const weight *up, const number *up_scales,
-                 const weight *down, const number *down_scales, number *y, size n, size d, size f);
-int NAMED(routed)(const number *x, const float *router, const float *bias, const weight *gate, const number *gate_scales,
-                  const weight *up, const number *up_scales, const weight *down, const number *down_scales,
-                  const weight *shared_gate, const number *shared_gate_scales, const weight *shared_up,
-                  const number *shared_up_scales, const weight *shared_down, const number *shared_down_scales,
-                  int64_t *experts, float *weights, number *y, size n, size active, size all_experts, size d, size f,
-                  size shared, size is_softmax, size is_normed, float scale);
-void PLAIN(rms_norm)(const number *x, const float *weight, number *y, float *inverse, size n, size d, float eps);
 
 /* Bytes of a row of the table: what layers.py believes, too. */
 size NAMED(layer_bytes)(void) { return (size)(sizeof(struct layer) + sizeof(struct latent) + sizeof(struct grouped)

@@ -8,13 +8,8 @@
 #ifdef __AVX512F__
 #define LANES 16
 #endif
-#include "products.h"
+#include "step.h"
 #ifndef LACKS_FORM
-
-int NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const weight *gate,
-                       const number *gate_scales, const weight *up, const number *up_scales, const weight *down,
-                       const number *down_scales, number *inner, float *parts, int64_t *order, number *y, size n,
-                       size active, size all_experts, size d, size f);
 
 /* The experts of one token, and what each counts for. */
 static void choose(const number *x, const float *router, const float *bias, float *scores, float *steered, int64_t *experts,

@@ -1,0 +1,51 @@
+/* What the pages of a decode step call of each other, said once: a page that defines one of these is held to it, too. */
+#ifndef STEP_H
+#define STEP_H
+#include "products.h"
+#ifndef LACKS_FORM
+
+int NAMED(few_rows)(const number *x, const weight *matrix, const number *scales, const number *bias, number *y, size n,
+                    size d, size o);
+int NAMED(few_experts)(const number *x, const int64_t *experts, const float *weights, const weight *gate,
+                       const number *gate_scales, const weight *up, const number *up_scales, const weight *down,
+                       const number *down_scales, number *inner, float *parts, int64_t *order, number *y, size n,
+                       size active, size all_experts, size d, size f);
+void PLAIN(rms_norm)(const number *x, const float *weight, number *y, float *inverse, size n, size d, float eps);
+void PLAIN(rope)(const number *restrict x, const float *restrict cosines, const float *restrict sines,
+                 number *restrict y, size n, size h, size r, size interleaved, float turn);
+int PLAIN(heads_sums)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
+                      size x_head, size of_head, size of_row);
+void PLAIN(heads_products)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
+                           size x_head, size of_head);
+int PLAIN(paged_attention)(const number *q, const number *cells, const int64_t *table, const int64_t *lengths, number *out,
+                           size n, size blocks, size block, size longest, size width, size h, size g, size k, size w,
+                           size value_at, float scale);
+int NAMED(latent_step)(const number *x, const weight *q_down, const number *q_down_scales, const float *q_norm,
+                       const weight *q, const number *q_scales, const weight *kv_down, const number *kv_down_scales,
+                       const float *kv_norm, const number *maps, const weight *o, const number *o_scales,
+                       const float *cosines, const float *sines, number *cells, const int64_t *cell,
+                       const int64_t *table, const int64_t *lengths, number *y, size n, size d, size q_rank, size h,
+                       size p, size r, size w, size c, size width, size blocks, size block, size longest,
+                       size interleaved, float norm_eps, float scale);
+int NAMED(grouped_step)(const number *x, const weight *q, const number *q_scales, const weight *keys,
+                        const number *keys_scales, const weight *values, const number *values_scales, const float *q_norm,
+                        const float *k_norm, const weight *o, const number *o_scales, const float *cosines,
+                        const float *sines, number *cells, const int64_t *cell, const int64_t *table,
+                        const int64_t *lengths, number *y, size n, size d, size h, size g, size k, size r, size width,
+                        size blocks, size block, size longest, size norms_all, size interleaved, float norm_eps,
+                        float scale);
+int NAMED(gated)(const number *x, const weight *gate, const number *gate_scales, const weight *up, const number *up_scales,
+                 const weight *down, const number *down_scales, number *y, size n, size d, size f);
+int NAMED(routed)(const number *x, const float *router, const float *bias, const weight *gate, const number *gate_scales,
+                  const weight *up, const number *up_scales, const weight *down, const number *down_scales,
+                  const weight *shared_gate, const number *shared_gate_scales, const weight *shared_up,
+                  const number *shared_up_scales, const weight *shared_down, const number *shared_down_scales,
+                  int64_t *experts, float *weights, number *y, size n, size active, size all_experts, size d, size f,
+                  size shared, size is_softmax, size is_normed, float scale);
+
+/* Copy `rows` rows of `n` numbers, `from_stride` and `to_stride` apart. */
+static inline void copy(const number *from, size from_stride, number *to, size to_stride, size rows, size n) {
+  for (size i = 0; i < rows; i++) memcpy(to + i * to_stride, from + i * from_stride, (size_t)n * sizeof(number));
+}
+#endif
+#endif
