@@ -4,14 +4,16 @@ DeepSeekMoE (arXiv 2412.19437, 2.1.2): y = sum over the A experts of a token of 
 Three choices make it fast on CPUs:
 - the routing weight is multiplied into the F wide inner activation, so the way back is a plain sum of A rows
   (`embedding_bag`, which adds in float32), and the gradient of the weight needs no second look at the output;
-- an expert's rows go through all its products at once, so what lies between them stays in the level-2 cache;
+- an expert's rows go through all its products at once, so what lies between them stays in the level-2 cache; gate and
+  up, side by side, are one product;
 - row counts are padded to multiples of 32, since oneDNN builds a new primitive for every shape that it has not met,
   which in bfloat16 takes 0.6 ms, three times the product itself. Padding rows repeat token 0 with weight 0: they add
   exact zeros, forward and backward.
 A pass without gradients on few tokens (decoding) is one call where there is a compiler (native/experts.py); elsewhere
 it skips the padding, and on one token it sorts nothing and calls no product for the experts that it does not visit.
 
-Shapes: N tokens, D width, E experts, A active, F expert width, M copies (N * A), P padded copies, U rows of one expert.
+Shapes: N tokens, D width, E experts, A active, F expert width, X widths of gate and up (2F), M copies (N * A), P padded
+copies, U rows of one expert.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,23 +34,23 @@ FEW = 16
 class Parts(NamedTuple):
     """What may be written in C; torch's operations where there is no compiler."""
 
-    gated: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gated: Callable[[Tensor, Tensor], Tensor]
     """As `weighted_swiglu`."""
-    gated_back: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+    gated_back: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     """As `weighted_swiglu_back`."""
     few_tokens: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None
     """`moe_ffn` of few tokens without gradients."""
 
 
-def weighted_swiglu(gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor) -> Tensor:
-    """silu(gate) * up times one weight for each row."""
+def weighted_swiglu(gate_up_UX: Tensor, weights_U: Tensor) -> Tensor:
+    """silu(gate) * up times one weight for each row; a row holds gate, then up."""
+    gate_UF, up_UF = gate_up_UX.chunk(2, dim=1)
     return F.silu(gate_UF).mul_(up_UF).mul_(weights_U.unsqueeze(1))
 
 
-def weighted_swiglu_back(
-    dinner_UF: Tensor, gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of gate, up and weights, and what `weighted_swiglu` returned; overwrites `dinner_UF`."""
+def weighted_swiglu_back(dinner_UF: Tensor, gate_up_UX: Tensor, weights_U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of gate, up (side by side) and weights, and what `weighted_swiglu` returned; overwrites `dinner_UF`."""
+    gate_UF, up_UF = gate_up_UX.chunk(2, dim=1)
     weights_U1 = weights_U.unsqueeze(1)
     act_UF = F.silu(gate_UF)
     inner_UF = act_UF * up_UF
@@ -56,7 +58,7 @@ def weighted_swiglu_back(
     dinner_UF.mul_(weights_U1)
     dup_UF = act_UF.mul_(dinner_UF)
     dgate_UF = torch.ops.aten.silu_backward(dinner_UF.mul_(up_UF), gate_UF)
-    return dgate_UF, dup_UF, dweights_U, inner_UF.mul_(weights_U1)
+    return torch.cat((dgate_UF, dup_UF), dim=1), dweights_U, inner_UF.mul_(weights_U1)
 
 
 IN_TORCH = Parts(weighted_swiglu, weighted_swiglu_back, None)
@@ -205,45 +207,40 @@ class _RoutedExperts(torch.autograd.Function):
         parts: Parts,
     ) -> Tensor:
         plan = plan_rows(experts_NA, gate_EFD.shape[0], PAD)
-        n_rows, d_expert = plan.token_P.numel(), gate_EFD.shape[1]
+        gate_up_EXD = torch.cat((gate_EFD, up_EFD), dim=1)
         x_PD = x_ND.index_select(0, plan.token_P)
-        weights_P = x_ND.new_zeros(n_rows).index_copy_(0, plan.place_NA.flatten(), weights_NA.flatten())
-        gate_PF, up_PF = x_ND.new_empty(n_rows, d_expert), x_ND.new_empty(n_rows, d_expert)
+        weights_P = x_ND.new_zeros(len(x_PD)).index_copy_(0, plan.place_NA.flatten(), weights_NA.flatten())
+        gate_up_PX = x_ND.new_empty(len(x_PD), gate_up_EXD.shape[1])
         y_PD = torch.empty_like(x_PD)
         for expert, rows in plan.rows:
-            gate_UF = torch.mm(x_PD[rows], gate_EFD[expert].t(), out=gate_PF[rows])
-            up_UF = torch.mm(x_PD[rows], up_EFD[expert].t(), out=up_PF[rows])
-            inner_UF = parts.gated(gate_UF, up_UF, weights_P[rows])
+            gate_up_UX = torch.mm(x_PD[rows], gate_up_EXD[expert].t(), out=gate_up_PX[rows])
+            inner_UF = parts.gated(gate_up_UX, weights_P[rows])
             torch.mm(inner_UF, down_EDF[expert].t(), out=y_PD[rows])
         # the input is kept for the gradients of gate and up, which frozen experts do without
         kept_PD = x_PD if any(ctx.needs_input_grad[3:5]) else None
-        ctx.save_for_backward(kept_PD, weights_P, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF)
+        ctx.save_for_backward(kept_PD, weights_P, gate_up_PX, gate_up_EXD, down_EDF)
         ctx.plan, ctx.parts = plan, parts
         return _sum_copies(y_PD, plan.place_NA)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_PD, weights_P, gate_PF, up_PF, gate_EFD, up_EFD, down_EDF = ctx.saved_tensors
+        x_PD, weights_P, gate_up_PX, gate_up_EXD, down_EDF = ctx.saved_tensors
         plan: Plan = ctx.plan
         dy_PD = dy_ND.index_select(0, plan.token_P)
         dx_PD, dweights_P = torch.empty_like(dy_PD), torch.empty_like(weights_P)
-        dgate_EFD, dup_EFD, ddown_EDF = (
-            torch.zeros_like(weight) if needed else None
-            for weight, needed in zip((gate_EFD, up_EFD, down_EDF), ctx.needs_input_grad[3:6], strict=True)
-        )
+        dgate_up_EXD = None if x_PD is None else torch.zeros_like(gate_up_EXD)
+        ddown_EDF = torch.zeros_like(down_EDF) if ctx.needs_input_grad[5] else None
         for expert, rows in plan.rows:
             dy_UD = dy_PD[rows]
             dinner_UF = torch.mm(dy_UD, down_EDF[expert])
-            found = ctx.parts.gated_back(dinner_UF, gate_PF[rows], up_PF[rows], weights_P[rows])
-            dgate_UF, dup_UF, dweights_P[rows], inner_UF = found
+            dgate_up_UX, dweights_P[rows], inner_UF = ctx.parts.gated_back(dinner_UF, gate_up_PX[rows], weights_P[rows])
             if ddown_EDF is not None:
                 torch.mm(dy_UD.t(), inner_UF, out=ddown_EDF[expert])
-            if dgate_EFD is not None:
-                torch.mm(dgate_UF.t(), x_PD[rows], out=dgate_EFD[expert])
-            if dup_EFD is not None:
-                torch.mm(dup_UF.t(), x_PD[rows], out=dup_EFD[expert])
-            torch.mm(dgate_UF, gate_EFD[expert], out=dx_PD[rows]).addmm_(dup_UF, up_EFD[expert])
+            if dgate_up_EXD is not None:
+                torch.mm(dgate_up_UX.t(), x_PD[rows], out=dgate_up_EXD[expert])
+            torch.mm(dgate_up_UX, gate_up_EXD[expert], out=dx_PD[rows])
         dx_ND = _sum_copies(dx_PD, plan.place_NA)
         dweights_NA = dweights_P[plan.place_NA]
+        dgate_EFD, dup_EFD = (None, None) if dgate_up_EXD is None else dgate_up_EXD.chunk(2, dim=1)
         return dx_ND, None, dweights_NA, dgate_EFD, dup_EFD, ddown_EDF, None

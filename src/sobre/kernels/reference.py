@@ -33,6 +33,11 @@ def router_scores(x_ND: Tensor, weight_ED: Tensor, score: str) -> Tensor:
     return affinities_NE.sigmoid() if score == "sigmoid" else affinities_NE.softmax(-1)
 
 
+def best_experts(scores_NE: Tensor, n_active: int) -> Tensor:
+    """The experts of the largest scores, the largest first; which of equals is not said: experts_NA."""
+    return scores_NE.topk(n_active, dim=-1).indices
+
+
 def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
     """Every head of every token times the matrix of its head: y_NHW."""
     return torch.bmm(x_NHK.transpose(0, 1), weight_HKW).transpose(0, 1)

@@ -43,6 +43,7 @@ from sobre.kernels.fp8 import Quantised
 from sobre.kernels.kept import Blocks
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
+from sobre.kernels.native import choice as native_choice
 from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import layers as native_layers
@@ -191,6 +192,10 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("linear", "tiled", tiled.linear, reason="the same bits in every batch"),
     Kernel("router_scores", "reference", reference.router_scores, reason="the library's product"),
     Kernel("router_scores", "tiled", tiled.router_scores, reason="the same bits in every batch"),
+    Kernel(
+        "best_experts", "native", native_choice.best_experts, ("cpu",), (torch.float32,), "one pass, in C", native.lacks
+    ),
+    Kernel("best_experts", "reference", reference.best_experts, reason="the library's choice"),
     Kernel("heads_linear", "native", native_linear.heads_linear, ("cpu",), IN_MEMORY, "few rows in C", native.lacks),
     Kernel("heads_linear", "reference", reference.heads_linear, reason="the library's product"),
     Kernel("heads_linear", "tiled", tiled.heads_linear, reason="the same bits in every batch"),
@@ -483,6 +488,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def router_scores(x_ND: Tensor, weight_ED: Tensor, score: str) -> Tensor:
     """How well each expert fits each token: sigmoid or softmax of its affinities, in float32."""
     return _kernel("router_scores", x_ND)(x_ND, weight_ED, score)
+
+
+def best_experts(scores_NE: Tensor, n_active: int) -> Tensor:
+    """The experts of the largest scores of each token, the largest first."""
+    return _kernel("best_experts", scores_NE)(scores_NE, n_active)
 
 
 def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:

@@ -95,14 +95,14 @@ class Router(nn.Module):
             kept_NX = best_NX.topk(self.cfg.n_active_groups, dim=-1).indices
             closed_NX = torch.ones_like(best_NX, dtype=torch.bool).scatter_(-1, kept_NX, False)
             steered_NE = grouped_NXE.masked_fill(closed_NX.unsqueeze(-1), -torch.inf).flatten(1)
-        return steered_NE.topk(self.cfg.n_active, dim=-1).indices
+        return select.best_experts(steered_NE, self.cfg.n_active)
 
     def _balance_loss(self, scores_NE: Tensor, step: StepInput) -> Tensor:
         """alpha * sum_i f_i P_i for each sequence, summed over sequences (eqs 17-20); f carries no gradient."""
         cfg = self.cfg
         if not cfg.balance_alpha or not (step.n_sequences or step.pieces):
             return scores_NE.new_zeros(())
-        chosen_NA = scores_NE.detach().topk(cfg.n_active, dim=-1).indices
+        chosen_NA = select.best_experts(scores_NE.detach(), cfg.n_active)
         picked_NE = torch.zeros_like(scores_NE).scatter_(-1, chosen_NA, 1.0)
         share_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
         picked_RE, share_RE = _sum_by_sequence(picked_NE, step), _sum_by_sequence(share_NE, step)

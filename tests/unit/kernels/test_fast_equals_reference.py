@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from sobre.kernels import attention, coded, experts, loss, moe, pointwise, reference, sdpa, select, tail
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
+from sobre.kernels.native import choice as native_choice
 from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import linear as native_linear
@@ -203,6 +204,28 @@ def test_frozen_experts_get_no_gradient_and_the_rest_get_theirs(frozen):
     part = results(partly, [tensors[i] for i in learning])
     for got, wanted in zip(part, [whole[0], *(whole[i + 1] for i in learning)], strict=True):
         assert torch.equal(got, wanted)
+
+
+@compiled
+@pytest.mark.parametrize(("n_experts", "n_active"), [(1, 1), (7, 3), (32, 4), (256, 8), (5, 5)])
+def test_the_best_experts_in_c_are_those_of_the_largest_scores_in_their_order(n_experts, n_active):
+    scores_NE = randn(300, n_experts, dtype=torch.float32)
+    assert torch.equal(native_choice.best_experts(scores_NE, n_active), reference.best_experts(scores_NE, n_active))
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([1.0, 2.0, 2.0, 0.5], [1, 2, 0]),
+        ([-0.0, 0.0, -1.0, -2.0], [0, 1, 2]),
+        ([-3.0, -1.0, float("-inf"), -2.0], [1, 3, 0]),
+        ([float("-inf")] * 4, [0, 1, 2]),
+        ([1.0, float("inf"), float("nan"), -float("nan")], [2, 3, 1]),
+    ],
+)
+def test_of_equal_scores_the_first_expert_is_chosen_and_no_number_hides(scores, best):
+    assert native_choice.best_experts(torch.tensor([scores]), 3).tolist() == [best]
 
 
 def test_rows_of_each_expert_are_padded_and_every_copy_is_found_again():
@@ -647,8 +670,10 @@ def test_weighted_swiglu_of_an_expert_and_its_gradients(dtype, shape, page):
     leaves = [x.double().requires_grad_() for x in (gate, up, weights)]
     inner = reference.weighted_swiglu(*leaves)
     inner.backward(dinner.double())
-    assert_close(page.weighted_swiglu(gate, up, weights).double(), inner.detach(), rtol=0.02, atol=TOLERANCE[dtype])
-    found = page.weighted_swiglu_back(dinner.clone(), gate, up, weights)
+    both = torch.cat((gate, up), dim=1)
+    assert_close(page.weighted_swiglu(both, weights).double(), inner.detach(), rtol=0.02, atol=TOLERANCE[dtype])
+    dboth, dweights, again = page.weighted_swiglu_back(dinner.clone(), both, weights)
+    found = (*dboth.chunk(2, dim=1), dweights, again)
     for got, exact in zip(found, [*(leaf.grad for leaf in leaves), inner.detach()], strict=True):
         assert (got.double() - exact).norm() <= TOLERANCE[dtype] * exact.norm()
 

@@ -34,10 +34,17 @@ static size pairs_of(size width) { return (width + PAIR - 1) / PAIR; }
 /* An odd number of tiles: rows a power of two apart would share the few places that a cache has for them. */
 static size stride_of(size n) { return rounded(n, TILE) | TILE; }
 
+/* Rows of one head lie apart in memory, where the processor does not foresee them. */
+static void fetch(const number *rows, size n, size width, size stride) {
+  for (size i = 0; i < n; i++)
+    for (size j = 0; j < width; j += 64 / sizeof(number)) __builtin_prefetch(rows + i * stride + j);
+}
+
 /* to[j][i] = pair j of row i, for `rows` rows of `width`, `stride` apart; a line of `to` at a time. */
 static void transpose(const number *from, size rows, size width, size stride, pair *to, size to_stride) {
   for (size begin = 0; begin < rows; begin += TILE) {
     size end = smaller(begin + TILE, rows);
+    fetch(from + end * stride, smaller(TILE, rows - end), width, stride);
     for (size j = 0; j < width / PAIR; j++)
       for (size i = begin; i < end; i++) memcpy(to + j * to_stride + i, from + i * stride + j * PAIR, sizeof(pair));
     for (size i = begin; width % PAIR && i < end; i++)
@@ -45,12 +52,22 @@ static void transpose(const number *from, size rows, size width, size stride, pa
   }
 }
 
-/* to[i / PAIR][j] = the numbers j of PAIR rows; rows of `width`, `stride` apart. */
+/* to[i / PAIR][j] = the numbers j of PAIR rows, 0 for one that is not there; rows of `width`, `stride` apart. */
 static void across(const number *from, size rows, size width, size stride, pair *to, size to_stride) {
   number *numbers = (number *)to;
-  for (size i = 0; i < rows; i++)
-    for (size j = 0; j < width; j++)
-      numbers[(i / PAIR * to_stride + j) * PAIR + i % PAIR] = from[i * stride + j];
+  for (size i = 0; i < rows; i += PAIR) {
+    size begin = 0;
+#ifdef BFLOAT16
+    const number *row = from + i * stride;
+    for (; begin + LANES <= width; begin += LANES) {
+      shorts next = i + 1 < rows ? load_shorts(row + stride + begin) : (shorts){0};
+      store_pairs(to + i / PAIR * to_stride + begin, side_by_side(load_shorts(row + begin), next));
+    }
+#endif
+    for (size r = i; r < i + PAIR; r++)
+      for (size j = begin; j < width; j++)
+        numbers[(i / PAIR * to_stride + j) * PAIR + r % PAIR] = r < rows ? from[r * stride + j] : 0;
+  }
 }
 
 /* out[r][s] = scale * a[r] . b_t[.][s], for ROWS rows of `width` pairs and s below `end` (a multiple of TILE). */
@@ -147,6 +164,12 @@ static float dot(const number *a, const number *b, size n) {
   return sum(sums) + rest;
 }
 
+static void leave(const float *sums, float scale, number *to, size n) {
+  size j = 0;
+  for (; j + LANES <= n; j += LANES) put(to + j, load(sums + j) * scale);
+  for (; j < n; j++) to[j] = narrow(sums[j] * scale);
+}
+
 static size forward_room(const job *x, size S) {
   size kp = pairs_of(x->k_width), W = rounded(x->w_width, TILE);
   return kp * S + S / PAIR * W + ROWS * kp + ROWS * S + ROWS * S / PAIR;
@@ -166,7 +189,8 @@ static void forward_tail(const job *x, size first, size T, size first_key, size 
     for (size i = 0; i < T; i += ROWS) {
       number *o[ROWS];
       float shares[ROWS];
-      size end = rounded(before + smaller(i + ROWS, T), TILE);
+      size end = rounded(before + smaller(i + ROWS, T), TILE), next = smaller(i + ROWS, T);
+      fetch(x->q + ((first + next) * x->h + head) * kw, smaller(ROWS, T - next), kw, x->h * kw);
       for (size r = 0; r < ROWS; r++) {
         size at = (first + smaller(i + r, T - 1)) * x->h + head;
         memcpy(q_rows + r * kp, x->q + at * kw, (size_t)kw * sizeof(number));
@@ -214,6 +238,10 @@ static void back_one(const job *x, size first, size T, size group, float *buffer
       size last = smaller(begin + BLOCK, T), beyond = rounded(last, TILE), done = 0;
       const number *q_block = x->q + ((first + begin) * x->h + head) * kw;
       const number *do_block = x->dout + ((first + begin) * x->h + head) * ww;
+      size next = smaller(BLOCK, T - last);
+      fetch(q_block + BLOCK * x->h * kw, next, kw, x->h * kw);
+      fetch(do_block + BLOCK * x->h * ww, next, ww, x->h * ww);
+      fetch(x->out + ((first + last) * x->h + head) * ww, next, ww, x->h * ww);
       across(q_block, last - begin, kw, x->h * kw, q_across, K);
       across(do_block, last - begin, ww, x->h * ww, do_across, W);
       for (size i = begin; i < last; i += ROWS, done += ROWS / PAIR) {
@@ -242,9 +270,8 @@ static void back_one(const job *x, size first, size T, size group, float *buffer
       spread(p_by_rows, do_across, done, W, S, beyond, dv_sum);
     }
   for (size t = 0; t < T; t++) {
-    number *dk = x->dk + ((first + t) * x->g + group) * kw, *dv = x->dv + ((first + t) * x->g + group) * ww;
-    for (size j = 0; j < kw; j++) dk[j] = narrow(dk_sum[t * K + j] * x->scale);
-    for (size j = 0; j < ww; j++) dv[j] = narrow(dv_sum[t * W + j]);
+    leave(dk_sum + t * K, x->scale, x->dk + ((first + t) * x->g + group) * kw, kw);
+    leave(dv_sum + t * W, 1.0f, x->dv + ((first + t) * x->g + group) * ww, ww);
   }
 }
 

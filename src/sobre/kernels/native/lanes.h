@@ -18,7 +18,7 @@
 #if defined(__AVX512F__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #define SCALES
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define ROUNDS
 #endif
 #endif
@@ -37,10 +37,14 @@ typedef long size;
 #define OF_LANES(name) _mm512_##name
 #define ROUND_LANES _mm512_roundscale_ps
 typedef __m512bh pairs_of_lanes;
+typedef __m512i register_of_lanes;
+typedef __m256i half_of_lanes;
 #else
 #define OF_LANES(name) _mm256_##name
 #define ROUND_LANES _mm256_roundscale_ps
 typedef __m256bh pairs_of_lanes;
+typedef __m256i register_of_lanes;
+typedef __m128i half_of_lanes;
 #endif
 #endif
 
@@ -73,11 +77,21 @@ static inline lanes all(float x) { return x - (lanes){0}; }
 static inline lanes where(ints mask, lanes yes, lanes no) { return (lanes)((mask & (ints)yes) | (~mask & (ints)no)); }
 
 #ifdef BFLOAT16
-static inline lanes get(const number *from) {
+static inline words widen(shorts x) {
+#ifdef SCALES
+  return (words)OF_LANES(cvtepu16_epi32)((half_of_lanes)x); /* one instruction, of which compilers make four */
+#else
+  return __builtin_convertvector(x, words);
+#endif
+}
+
+static inline shorts load_shorts(const number *from) {
   shorts x;
   memcpy(&x, from, sizeof x);
-  return (lanes)(__builtin_convertvector(x, words) << 16);
+  return x;
 }
+
+static inline lanes get(const number *from) { return (lanes)(widen(load_shorts(from)) << 16); }
 
 static inline shorts round_lanes(lanes x) {
 #ifdef ROUNDS
@@ -123,8 +137,18 @@ enum { PAIR = 2 };
 typedef uint32_t pair;
 typedef words pairs;
 
+static inline pairs side_by_side(shorts low, shorts high) { return widen(low) | widen(high) << 16; }
+
 static inline pairs both(lanes low, lanes high) {
-  return __builtin_convertvector(round_lanes(low), words) | __builtin_convertvector(round_lanes(high), words) << 16;
+#ifdef ROUNDS
+  uint16_t order[2 * LANES];
+  register_of_lanes places;
+  for (int i = 0; i < LANES; i++) order[2 * i] = (uint16_t)i, order[2 * i + 1] = (uint16_t)(LANES + i);
+  memcpy(&places, order, sizeof places);
+  return (pairs)OF_LANES(permutexvar_epi16)(places, (register_of_lanes)OF_LANES(cvtne2ps_pbh)(high, low));
+#else
+  return side_by_side(round_lanes(low), round_lanes(high));
+#endif
 }
 
 static inline lanes multiply(lanes sums, pair a, pairs b) {
@@ -181,10 +205,21 @@ static inline lanes larger(lanes a, lanes b) {
 #endif
 }
 
+typedef int32_t half_ints __attribute__((vector_size(16)));
+
+static inline half larger_half(half a, half b) {
+  half_ints mask = a > b;
+  return (half)((mask & (half_ints)a) | (~mask & (half_ints)b));
+}
+
 static inline float largest(lanes x) {
-  float found = x[0];
-  for (int i = 1; i < LANES; i++) found = x[i] > found ? x[i] : found;
-  return found;
+  half parts[LANES / 4];
+  memcpy(parts, &x, sizeof x);
+  for (int i = LANES / 8; i; i /= 2)
+    for (int j = 0; j < i; j++) parts[j] = larger_half(parts[j], parts[j + i]);
+  float low = parts[0][0] > parts[0][2] ? parts[0][0] : parts[0][2];
+  float high = parts[0][1] > parts[0][3] ? parts[0][1] : parts[0][3];
+  return low > high ? low : high;
 }
 
 #define LOG2_E 1.44269504f

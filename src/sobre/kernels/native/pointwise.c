@@ -1,6 +1,9 @@
 /* RMSNorm, SwiGLU and the softmax of the output head: one pass over memory each, forward and back.
 
    Shapes: n rows, d width, v vocabulary; all contiguous. Weights, losses and what is kept for the way back are float32. */
+#ifdef __AVX512F__
+#define LANES 16
+#endif
 #include "lanes.h"
 
 #define MANY 16384 /* numbers that are worth a second thread */
@@ -88,43 +91,47 @@ void NAMED(swiglu_back)(const number *dy, const number *gate, const number *up, 
   }
 }
 
-/* y = silu(gate) * up * the row's weight, for n rows of f. */
-void NAMED(weighted_swiglu)(const number *gate, const number *up, const number *weights, number *y, size n, size f) {
+/* y = silu(gate) * up * the row's weight, for n rows of f; a row holds gate, then up. */
+void NAMED(weighted_swiglu)(const number *gate_up, const number *weights, number *y, size n, size f) {
 #pragma omp parallel for if (n * f > MANY)
   for (size i = 0; i < n; i++) {
+    const number *gate = gate_up + i * 2 * f, *up = gate + f;
+    number *to = y + i * f;
     float weight = wide(weights[i]);
-    size j = i * f, end = j + f;
-    for (; j + LANES <= end; j += LANES) {
+    size j = 0;
+    for (; j + LANES <= f; j += LANES) {
       lanes g = get(gate + j);
-      put(y + j, g / (1.0f + exponential(-g)) * get(up + j) * weight);
+      put(to + j, g / (1.0f + exponential(-g)) * get(up + j) * weight);
     }
-    for (; j < end; j++) {
+    for (; j < f; j++) {
       float g = wide(gate[j]);
-      y[j] = narrow(g / (1.0f + expf(-g)) * wide(up[j]) * weight);
+      to[j] = narrow(g / (1.0f + expf(-g)) * wide(up[j]) * weight);
     }
   }
 }
 
-/* Its gradients from dy, and y itself once more. */
-void NAMED(weighted_swiglu_back)(const number *dy, const number *gate, const number *up, const number *weights,
-                                 number *dgate, number *dup, number *dweights, number *y, size n, size f) {
+/* Its gradients from dy, those of a row of gate_up side by side as well, and y itself once more. */
+void NAMED(weighted_swiglu_back)(const number *dy, const number *gate_up, const number *weights, number *dgate_up,
+                                 number *dweights, number *y, size n, size f) {
 #pragma omp parallel for if (n * f > MANY)
   for (size i = 0; i < n; i++) {
+    const number *gate = gate_up + i * 2 * f, *up = gate + f, *di = dy + i * f;
+    number *dgate = dgate_up + i * 2 * f, *dup = dgate + f, *to = y + i * f;
     float weight = wide(weights[i]), rest = 0;
     lanes dots = all(0);
-    size j = i * f, end = j + f;
-    for (; j + LANES <= end; j += LANES) {
-      lanes g = get(gate + j), u = get(up + j), d = get(dy + j);
+    size j = 0;
+    for (; j + LANES <= f; j += LANES) {
+      lanes g = get(gate + j), u = get(up + j), d = get(di + j);
       lanes s = 1.0f / (1.0f + exponential(-g)), inner = g * s * u;
       dots += d * inner;
-      put(y + j, inner * weight);
+      put(to + j, inner * weight);
       put(dup + j, d * weight * g * s);
       put(dgate + j, d * weight * u * s * (1.0f + g * (1.0f - s)));
     }
-    for (; j < end; j++) {
-      float g = wide(gate[j]), u = wide(up[j]), d = wide(dy[j]), s = 1.0f / (1.0f + expf(-g)), inner = g * s * u;
+    for (; j < f; j++) {
+      float g = wide(gate[j]), u = wide(up[j]), d = wide(di[j]), s = 1.0f / (1.0f + expf(-g)), inner = g * s * u;
       rest += d * inner;
-      y[j] = narrow(inner * weight);
+      to[j] = narrow(inner * weight);
       dup[j] = narrow(d * weight * g * s);
       dgate[j] = narrow(d * weight * u * s * (1.0f + g * (1.0f - s)));
     }

@@ -1,6 +1,6 @@
 """RMSNorm, SwiGLU and the output head's softmax through `pointwise.c`, on a CPU.
 
-Shapes: N rows, D width, V vocabulary; leading dimensions are free. U rows of an expert, F its width.
+Shapes: N rows, D width, V vocabulary; leading dimensions are free. U rows of an expert, F its width, X twice that.
 """
 
 from typing import Any
@@ -27,20 +27,18 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up) if torch.is_grad_enabled() else _gated(gate.contiguous(), up.contiguous())
 
 
-def weighted_swiglu(gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor) -> Tensor:
+def weighted_swiglu(gate_up_UX: Tensor, weights_U: Tensor) -> Tensor:
     """As `moe.weighted_swiglu`."""
-    inner_UF = torch.empty_like(gate_UF)
-    call("weighted_swiglu", gate_UF, up_UF, weights_U, inner_UF, *gate_UF.shape)
+    n, width = gate_up_UX.shape
+    inner_UF = gate_up_UX.new_empty(n, width // 2)
+    call("weighted_swiglu", gate_up_UX, weights_U, inner_UF, *inner_UF.shape)
     return inner_UF
 
 
-def weighted_swiglu_back(
-    dinner_UF: Tensor, gate_UF: Tensor, up_UF: Tensor, weights_U: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def weighted_swiglu_back(dinner_UF: Tensor, gate_up_UX: Tensor, weights_U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `moe.weighted_swiglu_back`."""
-    dgate_UF, dup_UF, inner_UF = (torch.empty_like(gate_UF) for _ in range(3))
-    made = (dgate_UF, dup_UF, torch.empty_like(weights_U), inner_UF)
-    call("weighted_swiglu_back", dinner_UF, gate_UF, up_UF, weights_U, *made, *gate_UF.shape)
+    made = (torch.empty_like(gate_up_UX), torch.empty_like(weights_U), torch.empty_like(dinner_UF))
+    call("weighted_swiglu_back", dinner_UF, gate_up_UX, weights_U, *made, *dinner_UF.shape)
     return made
 
 

@@ -1,13 +1,14 @@
 /* A feed-forward layer of few tokens in one call: the router's choice, the chosen experts, and the shared one that every
    token visits (models/moe.py); or that one alone, a plain gated layer (models/ffn.py).
 
-   Scores are float32, as are the router's weights. Of experts that score alike the first wins.
+   Scores are float32, as are the router's weights.
 
    Shapes: x and y (n, d), router (e, d), bias (e) or NULL, experts and weights (n, active); the shared expert's width is
    `shared`, 0 without one. */
 #ifdef __AVX512F__
 #define LANES 16
 #endif
+#include "choice.h"
 #include "step.h"
 #ifndef LACKS_FORM
 
@@ -32,13 +33,8 @@ static void choose(const number *x, const float *router, const float *bias, floa
     if (is_softmax) scores[i] /= sum_of_all;
     steered[i] = scores[i] + (bias ? bias[i] : 0);
   }
-  for (size a = 0; a < active; a++) {
-    size best = 0;
-    for (size i = 1; i < e; i++)
-      if (steered[i] > steered[best] || steered[i] != steered[i]) best = i; /* what is no number wins, and is seen */
-    experts[a] = best, weights[a] = scores[best], chosen += scores[best];
-    steered[best] = -INFINITY;
-  }
+  best_of(steered, e, active, experts);
+  for (size a = 0; a < active; a++) weights[a] = scores[experts[a]], chosen += weights[a];
   for (size a = 0; a < active; a++) weights[a] *= scale / (is_normed ? chosen + 1e-20f : 1);
 }
 
