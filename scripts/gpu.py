@@ -33,6 +33,7 @@ PARTS: dict[str, float] = {
     "kernels": 45.0,
     "train": 60.0,
     "dense": 45.0,
+    "recompute": 45.0,
     "train-1b": 75.0,
     "decode": 60.0,
     "prefill": 40.0,

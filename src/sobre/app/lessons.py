@@ -10,9 +10,9 @@ from sobre.app.grader import ModelGrader
 from sobre.app.prepare import make_examples
 from sobre.app.problems import training_problem
 from sobre.app.references import References
+from sobre.app.room import settle
 from sobre.app.sampling import engine_for, samplers_for
 from sobre.app.session import Session
-from sobre.app.sharing import offloads
 from sobre.app.teacher import open_model
 from sobre.app.training import Job, n_trained, nothing
 from sobre.config.recipe import StageName
@@ -24,6 +24,7 @@ from sobre.data.pairs import TokenPair, read_pairs, tokenize_pairs
 from sobre.data.problems import training_levels
 from sobre.data.rubrics import read_rubrics
 from sobre.distill.on_policy import StudentSource, check_same_tokens
+from sobre.engine.engine import Engine
 from sobre.errors import ConfigError, DataError
 from sobre.eval.score import prompt_ids
 from sobre.models.adapt import sharing_copy
@@ -83,7 +84,7 @@ def lesson(bench: Bench) -> Job:
         case "pretrain":
             assert bench.corpus is not None, "whatever pretrains has read its text"
             loader = PackedLoader(bench.corpus.shards, recipe.data.seq_len, bench.seed)
-            return _supervised(bench, RowSource(loader, recipe.pretrain), recipe.pretrain)
+            return _supervised(bench, RowSource(loader, recipe.pretrain), recipe.pretrain, longest=loader.seq_len)
         case "sft":
             return _fine_tuned(bench, recipe.sft)
         case "sft2":
@@ -98,12 +99,29 @@ def lesson(bench: Bench) -> Job:
             return _fine_tuned(bench, recipe.distill) if recipe.distill.method == "text" else _distilled(bench)
 
 
-def _supervised(bench: Bench, source: Source, cfg: StageConfig) -> Job:
+def _supervised(bench: Bench, source: Source, cfg: StageConfig, *, longest: int) -> Job:
     mtp_weight = cfg.mtp_weight if bench.model.lora is None else 0.0  # a frozen module has nothing to learn
-    return _job(bench, cfg, source, next_token, mtp_weight=mtp_weight, rebalance=True, precision=cfg.precision)
+    recompute, _ = settle(bench.session, bench.stage, bench.model, cfg, longest=longest)
+    return _job(
+        bench,
+        cfg,
+        source,
+        next_token,
+        recompute=recompute,
+        mtp_weight=mtp_weight,
+        rebalance=True,
+        precision=cfg.precision,
+    )
 
 
-def _job(bench: Bench, cfg: StageConfig | RLConfig, source: Source, loss_fn: LossFn, **more: Any) -> Job:
+def _longest(bench: Bench, cfg: StageConfig) -> int:
+    """The longest sequence that a batch may hold."""
+    return min(bench.model.cfg.max_len, cfg.batch_tokens)
+
+
+def _job(
+    bench: Bench, cfg: StageConfig | RLConfig, source: Source, loss_fn: LossFn, *, recompute: bool, **more: Any
+) -> Job:
     """What every kind of stage says of itself; the router biases stay as they are unless `more` says otherwise."""
     common: dict[str, Any] = {
         "budget": bench.budget(cfg.steps),
@@ -111,7 +129,7 @@ def _job(bench: Bench, cfg: StageConfig | RLConfig, source: Source, loss_fn: Los
         "lr_scale": cfg.lr_scale,
         "clip": cfg.clip,
         "rebalance": False,
-        "recompute": cfg.recompute,
+        "recompute": recompute,
     }
     return Job(source=source, loss_fn=loss_fn, **{**common, **more})
 
@@ -123,7 +141,8 @@ def _fine_tuned(bench: Bench, cfg: FineTuneConfig) -> Job:
         samples = answered_examples(session, bench.stage, cfg, bench.tokenizer, max_len=max_len, allowance=allowance)
     else:
         samples = make_examples(session, bench.stage, cfg, bench.tokenizer, max_len)
-    return _supervised(bench, SampleSource(ChatLoader(samples, bench.seed), cfg), cfg)
+    source = SampleSource(ChatLoader(samples, bench.seed), cfg)
+    return _supervised(bench, source, cfg, longest=_longest(bench, cfg))
 
 
 def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
@@ -134,6 +153,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     routes = model.cfg.ffn.kind == "moe"
     keeps = {"return_routes": routes, "return_kept": cfg.is_filtered}
     engine: SharedEngine | RemoteEngine
+    own: Engine | None = None
     if cfg.stragglers.groups and session.processes.count > 1:
         raise ConfigError(
             f"rl.stragglers.groups={cfg.stragglers.groups} is for one process, and there are {session.processes.count}:"
@@ -141,11 +161,12 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         )
     if cfg.samplers.are_apart:
         engine = samplers_for(session, bench.stage, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps)
-        rests = False
     else:
         own = engine_for(session, bench.sampler, **keeps)
         engine = SharedEngine(own, session.processes, fetch=bench.fetch)
-        rests = offloads(session, model, cfg, own.cache_bytes)
+    beside = [one for one in (reference, None if bench.sampler is model else bench.sampler) if one is not None]
+    longest = model.cfg.max_len if own is None else own.max_len
+    recompute, rests = settle(session, bench.stage, model, cfg, longest=longest, engine=own, beside=beside)
     source = RolloutSource(
         engine=engine,
         model=bench.sampler,
@@ -163,7 +184,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         rests=rests,
     )
     close = engine.close if isinstance(engine, RemoteEngine) else nothing
-    return _job(bench, cfg, source, source.loss_fn, offloads=rests, close=close)
+    return _job(bench, cfg, source, source.loss_fn, recompute=recompute, offloads=rests, close=close)
 
 
 def _general(bench: Bench, cfg: RLConfig) -> list[Problem]:
@@ -188,8 +209,12 @@ def _distilled(bench: Bench) -> Job:
     def draw(step: int, n: int) -> list[Problem]:
         return [training_problem(session, f"distill/{bench.seed}", step * n + i) for i in range(n)]
 
+    own = engine_for(session, bench.sampler)
+    beside = [teacher] if bench.sampler is bench.model else [teacher, bench.sampler]
+    longest = own.max_len
+    recompute, _ = settle(session, bench.stage, bench.model, cfg, longest=longest, engine=own, beside=beside)
     source = StudentSource(
-        engine=SharedEngine(engine_for(session, bench.sampler), session.processes, fetch=bench.fetch),
+        engine=SharedEngine(own, session.processes, fetch=bench.fetch),
         model=bench.model,
         teacher=teacher,
         tokenizer=bench.tokenizer,
@@ -198,7 +223,7 @@ def _distilled(bench: Bench) -> Job:
         teacher_flops=lambda batch: _reading(teacher, batch),
         judge_s=session.recipe.tasks.judge_s,
     )
-    return _job(bench, cfg, source, source.loss_fn)
+    return _job(bench, cfg, source, source.loss_fn, recompute=recompute)
 
 
 def _preferred(bench: Bench) -> Job:
@@ -213,7 +238,8 @@ def _preferred(bench: Bench) -> Job:
     if events.n_bad:
         session.console.say(f"dpo: {events.n_bad:,} pairs are left out, {len(pairs):,} learned from")
     source = PairSource(pairs, _references(bench, pairs), cfg, seed=bench.seed)
-    return _job(bench, cfg, source, preference_loss(cfg), precision=cfg.precision)
+    recompute, _ = settle(session, "dpo", bench.model, cfg, longest=cfg.batch_tokens)
+    return _job(bench, cfg, source, preference_loss(cfg), recompute=recompute, precision=cfg.precision)
 
 
 def _references(bench: Bench, pairs: list[TokenPair]) -> list[LogProbs]:

@@ -1,7 +1,7 @@
 """What one accelerator does: shares of its own measured peak and bandwidth, one part to a process, one file to a part.
 
     python -m sobre.bench.gpu PART --out FILE
-    parts: peak, train, train-1b, dense, fp8, decode, prefill, kernels, rl
+    parts: peak, train, train-1b, dense, recompute, fp8, decode, prefill, kernels, rl
 
 `make gpu` runs them all (scripts/gpu.py). Needs torch and numpy alone, so that it runs on a bare machine. Without an
 accelerator the sizes are tiny, and the figures say that everything runs and nothing else. Weights are random and drawn
@@ -35,8 +35,9 @@ from sobre.models.low_precision import set_precision
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
+from sobre.plan.card import Load, Sampler
+from sobre.plan.card import parts as held
 from sobre.plan.count import cache_bytes_per_token, forward_flops, params, train_flops
-from sobre.plan.layout import Layout, training_memory
 from sobre.plan.outline import outline
 from sobre.rl.batch import microbatches, to_batch, to_samples
 from sobre.rl.config import GRPOConfig, RLConfig
@@ -133,11 +134,14 @@ def peak(place: Place) -> dict[str, Any]:
     return found
 
 
-def train(place: Place, cfg: ModelConfig = MIDDLE, precision: Precision = "auto", micros: int = 4) -> dict[str, Any]:
+def train(
+    place: Place, cfg: ModelConfig = MIDDLE, precision: Precision = "auto", micros: int = 4, recompute: bool = False
+) -> dict[str, Any]:
     """Optimizer steps of 65,536 tokens in micro-batches: speed, share of the bf16 peak, memory beside the plan's."""
     top = place.flops_peak()
     model = place.model(cfg)
     set_precision(model, precision)
+    model.recompute = recompute
     rows, length, micros, steps = (32 // micros, 2048, micros, 4) if place.full else (2, 64, 2, 2)
     names = dict(model.named_parameters())
     optimizer = Optimizer(names, roles(names), OptimConfig(kind="adamw"), dtype=model.dtype)
@@ -151,7 +155,8 @@ def train(place: Place, cfg: ModelConfig = MIDDLE, precision: Precision = "auto"
     times = timed_calls(step, steps, place)
     flops = sum(train_flops(model.cfg, batch.step.lengths) for batch in batches)
     tokens = rows * length * micros
-    plan = sum(training_memory(outline(model.cfg), Layout(micro_batch=rows), length, 1).values())
+    load = Load(model=outline(model.cfg), tokens=rows * length)
+    plan = sum(held(load, recompute=recompute, offload=False).values())
     used = place.peak_bytes()
     counted = params(model.cfg)
     return {
@@ -307,9 +312,12 @@ def rl(place: Place) -> dict[str, Any]:
     rollouts, updates = zip(*times[1:], strict=True)
     tokens = n_prompts * group_size * new
     used = place.peak_bytes()
-    micro = max(len(batch.step.lengths) for batch in batches)
-    plan = sum(training_memory(outline(model.cfg), Layout(micro_batch=micro), prompt + new, 1).values())
-    plan += cache_bytes_per_token(model.cfg) * n_prompts * group_size * (prompt + new) + 2 * params(model.cfg).total
+    load = Load(
+        model=outline(model.cfg),
+        tokens=max(batch.step.tokens_N.numel() for batch in batches),
+        sampler=Sampler(copy_bytes=2.0 * params(model.cfg).total, cache_bytes=engine.cache_bytes),
+    )
+    plan = sum(held(load, recompute=False, offload=False).values())
     return {
         "step_s": median(rollouts) + median(updates),
         "rollout_s": median(rollouts),
@@ -351,6 +359,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "train": train,
     "train-1b": lambda place: train(place, LARGE, micros=8),
     "dense": lambda place: train(place, dense_twin(MIDDLE)),
+    "recompute": lambda place: train(place, recompute=True),
     "fp8": fp8,
     "decode": decode,
     "prefill": prefill,

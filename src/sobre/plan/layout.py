@@ -7,7 +7,7 @@ attention scores never stored. Experts are divided over `expert` chips, out of t
 """
 
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Any, Literal
 
 from sobre.errors import ConfigError
@@ -22,6 +22,8 @@ WEIGHT, GRADIENT, OPTIMIZER = 2.0, 4.0, 12.0
 """Bytes per parameter."""
 FRAGMENTS = 0.06
 """Share of what is allocated and freed that lies unused between blocks: *assumed*."""
+ROOM = 0.97
+"""Share of a chip's memory that a plan may fill."""
 RUNTIME_BYTES = 1.5e9
 """Context, libraries and communication buffers of a chip: *assumed*."""
 
@@ -100,9 +102,15 @@ def _passing(layer: Layer) -> int:
 
 
 def training_memory(
-    model: Outline, layout: Layout, seq_len: int, n_micro: int, precision: str = "bf16"
+    model: Outline,
+    layout: Layout,
+    seq_len: int,
+    n_micro: int,
+    precision: str = "bf16",
+    *,
+    most_logits: float = inf,
 ) -> dict[str, float]:
-    """Peak bytes on the fullest chip, by part."""
+    """Peak bytes on the fullest chip, by part; `most_logits` is what a head holds of its logits at once, at most."""
     size = min(2.0, BYTES[precision])
     weight, optimizer, wide = (4.0, 8.0, 2.0) if precision == "fp32" else (WEIGHT, OPTIMIZER, 1.0)  # no copy in 16 bits
     rest, experts = held(model, layout)
@@ -124,7 +132,7 @@ def training_memory(
     working = wide * tokens / layout.tensor * (passing + (widest if layout.recompute != "none" else 0.0))
     heads = 2 if model.mtp else 1  # MTP's loss waits for the same backward pass
     # 16 bits and FP32, in pieces of 8,192 tokens
-    logits = heads * min(tokens, 8192) * model.vocab_size * 6.0 / layout.tensor
+    logits = heads * min(min(tokens, 8192) * model.vocab_size * 6.0 / layout.tensor, most_logits)
     gathered = 2 * weight * (rest + experts) / max(1, model.n_layers / layout.pipeline) if layout.zero == 3 else 0.0
     parts = {
         "weights": split(weight, 3),

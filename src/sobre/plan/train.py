@@ -9,7 +9,7 @@ from sobre.errors import ConfigError
 from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.plan.chips import Chip
 from sobre.plan.efficiency import FITTED, Efficiency
-from sobre.plan.layout import Layout, does_not_fit, n_micro_batches, training_memory
+from sobre.plan.layout import ROOM, Layout, does_not_fit, n_micro_batches, training_memory
 from sobre.plan.outline import Outline
 from sobre.plan.schedule import unplayable
 from sobre.plan.step import StepWork, overhead, seconds, work
@@ -19,8 +19,6 @@ TRAINED = ("fp32", "bf16", "fp16", "fp8", "fp4")
 """Formats of the matrix products of a training."""
 TENSOR_FROM, PIPELINE_FROM = 5e9, 2e10
 """Active parameters from which on a layer is divided over chips, and stored ones from which on the layers are."""
-ROOM = 0.97
-"""Share of a chip's memory that a plan may fill."""
 POWER_SHARE = 0.85
 """Mean draw in training over the thermal design power: *assumed*."""
 MOST_CHIPS = 131_072

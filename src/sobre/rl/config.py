@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from sobre.config.base import by_kind, config
 from sobre.errors import ConfigError
 from sobre.tasks.config import check_difficulty
+from sobre.train.config import Recompute
 
 Advantage = Literal["centred", "standardised", "leave_one_out"]
 """How rewards of a group become advantages (`rl.advantage`)."""
@@ -377,8 +378,9 @@ class RLConfig:
     """Passes over the same rollouts."""
     micro_tokens: int = 16_384
     """Most tokens in one forward and backward pass; the step's gradient is the same for every value."""
-    recompute: bool = False
-    """Keep of each layer its input alone, and compute the layer again in the backward pass: memory for arithmetic."""
+    recompute: Recompute = "auto"
+    """Keep of each layer its input alone, and compute the layer again in the backward pass: memory for arithmetic.
+    auto: where the device's memory would not hold sampler and trainer else, taking turns (`offload`) tried first."""
     offload: Literal["auto", "on", "off"] = "auto"
     """Keep the optimizer's state on the host while answers are sampled: auto where an accelerator's memory would not
     hold everything at once."""

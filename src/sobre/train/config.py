@@ -6,6 +6,7 @@ from sobre.config.base import config
 from sobre.errors import ConfigError
 
 Precision = Literal["auto", "fp8", "fp8-power-of-two"]
+Recompute = bool | Literal["auto"]
 
 
 @config
@@ -41,9 +42,10 @@ class StageConfig:
     """Weight of the multi-token prediction loss (lambda); 0 leaves the module untrained."""
     clip: float = 1.0
     """Largest norm of the gradient; larger ones are scaled down."""
-    recompute: bool = False
+    recompute: Recompute = "auto"
     """Keep of each layer its input alone, and compute the layer again in the backward pass: memory for about a third
-    more arithmetic, the same gradients."""
+    more arithmetic, the same gradients. auto: where the device's memory would not hold the stage else, by the plan's
+    count (plan/card.py)."""
     precision: Precision = "auto"
     """What matrices and experts multiply in: auto is what the machine is fastest in; fp8 is DeepSeek-V3's
     (arXiv 2412.19437, 3.3), emulated on a CPU and slower there; power-of-two rounds its scales up, as V3.1 does, which

@@ -1,12 +1,15 @@
 """Sampler and trainer share one device: when they take turns, and that nothing is lost by it."""
 
 import dataclasses
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sobre.app import sharing
+from sobre.app import room
+from sobre.config.recipe import Recipe
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
@@ -15,33 +18,86 @@ from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
+from sobre.plan import card
 from sobre.rl.config import RLConfig
+from sobre.runtime.events import EventLog
+from sobre.runtime.processes import Processes
 from sobre.train.batch import from_rows
+from sobre.train.config import StageConfig
 from sobre.train.loop import Feed, Stage, _fed
 from sobre.train.losses import next_token
 from sobre.train.step import train_step
 
 
-def session(kind: str) -> SimpleNamespace:
-    return SimpleNamespace(device=torch.device(kind), console=SimpleNamespace(say=lambda line: None))
+def session(kind: str, folder: Path) -> SimpleNamespace:
+    said: list[str] = []
+    folder.mkdir(exist_ok=True)
+    return SimpleNamespace(
+        device=torch.device(kind),
+        console=SimpleNamespace(say=said.append, said=said),
+        recipe=Recipe(),
+        processes=Processes(),
+        events=EventLog(folder / "events.jsonl"),
+    )
+
+
+def settled(here: SimpleNamespace, model: Decoder, cfg: RLConfig | StageConfig) -> tuple[bool, bool]:
+    engine = Engine(model, EngineConfig(max_batch=2)) if isinstance(cfg, RLConfig) else None
+    return room.settle(here, "rl", model, cfg, longest=64, engine=engine)
+
+
+def planned(here: SimpleNamespace, model: Decoder, cfg: RLConfig | StageConfig, **how: bool) -> float:
+    engine = Engine(model, EngineConfig(max_batch=2)) if isinstance(cfg, RLConfig) else None
+    return sum(card.parts(room.load_of(here, model, cfg, longest=64, engine=engine), **how).values())
 
 
 @pytest.mark.parametrize(
-    ("kind", "offload", "room", "taken"),
+    ("kind", "offload", "memory", "taken"),
     [
         ("cuda", "auto", 1.1, False),
-        ("cuda", "auto", 0.9, True),
+        ("cuda", "auto", 0.99, True),
         ("cuda", "on", 1.1, True),
-        ("cuda", "off", 0.9, False),
-        ("cpu", "on", 0.9, False),
+        ("cuda", "off", 0.99, False),
+        ("cpu", "on", 0.99, False),
     ],
 )
-def test_they_take_turns_when_the_plan_exceeds_the_memory(monkeypatch, nano_config, kind, offload, room, taken):
-    model, cfg = Decoder(nano_config), RLConfig(offload=offload)
-    planned = sharing.planned_bytes(model, cfg, cache_bytes=1000)
-    monkeypatch.setattr(sharing, "memory_of", lambda device: int(room * planned))
-    assert sharing.offloads(session(kind), model, cfg, 1000) is taken
-    assert sharing.planned_bytes(model, cfg, 2000) == planned + 1000
+def test_they_take_turns_when_the_plan_exceeds_the_memory(
+    monkeypatch, tmp_path, nano_config, kind, offload, memory, taken
+):
+    here, model, cfg = session(kind, tmp_path), Decoder(nano_config), RLConfig(offload=offload, recompute=False)
+    whole = planned(here, model, cfg, recompute=False, offload=False)
+    monkeypatch.setattr(room, "memory_of", lambda device: int(memory * whole))
+    assert settled(here, model, cfg) == (False, taken)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_layers_are_computed_again_where_nothing_else_is_room_enough(monkeypatch, tmp_path, nano_config, kind):
+    here, model = session(kind, tmp_path), Decoder(nano_config)
+    cfg = RLConfig(micro_tokens=2_000_000)
+    turns = planned(here, model, cfg, recompute=False, offload=kind == "cuda")
+    monkeypatch.setattr(room, "memory_of", lambda device: int(0.9 * turns))
+    again, _ = settled(here, model, cfg)
+    assert again
+    assert "computed again" in here.console.said[0]
+    refused = session(kind, tmp_path / "refused")
+    assert settled(refused, model, replace(cfg, recompute=False))[0] is False
+    assert "may " in refused.console.said[0]  # it is said that the device may not hold it
+
+
+def test_what_was_settled_holds_for_a_resumed_run_whatever_the_memory_is_then(monkeypatch, tmp_path, nano_config):
+    here, model, cfg = session("cpu", tmp_path), Decoder(nano_config), StageConfig(micro_tokens=500_000)
+    whole = planned(here, model, cfg, recompute=False, offload=False)
+    monkeypatch.setattr(room, "memory_of", lambda device: int(0.9 * whole))
+    assert settled(here, model, cfg) == (True, False)
+    (event,) = here.events.events(kind="memory")
+    assert (event.stage, event.step, event.data["recompute"]) == ("rl", 0, True)
+    monkeypatch.setattr(room, "memory_of", lambda device: int(9 * whole))
+    again = session("cpu", tmp_path)
+    assert settled(again, model, cfg) == (True, False)
+    assert settled(session("cpu", tmp_path / "anew"), model, cfg) == (False, False)
+    fixed = session("cpu", tmp_path / "fixed")
+    assert settled(fixed, model, replace(cfg, recompute=True)) == (True, False)
+    assert not fixed.events.events()
 
 
 def test_a_feed_is_made_while_the_state_is_away_and_the_step_after_it_is_the_same(nano_config):
