@@ -10,7 +10,7 @@ from sobre.data.problems import held_out
 from sobre.data.sources import Document
 from sobre.eval.baselines import baselines
 from sobre.eval.bits import bits_per_byte, first_of_each
-from sobre.eval.score import evaluate
+from sobre.eval.score import evaluate, prompt_ids
 from sobre.models.decoder import Decoder
 from sobre.plan.count import forward_flops
 from sobre.runtime.files import write_json
@@ -47,7 +47,9 @@ def _answers(
     problems: Sequence[Problem],
     spending: Spending,
 ) -> dict[str, Any]:
-    engine, recipe = engine_for(session, model, as_saved=True), session.recipe
+    recipe = session.recipe
+    longest = max(len(prompt_ids(tokenizer, problem)) for problem in problems) + recipe.eval.max_new_tokens
+    engine = engine_for(session, model, longest=longest, as_saved=True)
     result = evaluate(engine, tokenizer, problems, recipe.eval, seed=recipe.seed, judge_s=recipe.tasks.judge_s)
     spending.add(tokens=engine.stats.generated_tokens, flops=engine.stats.flops)
     right = result.overall

@@ -7,7 +7,7 @@ from typing import Any
 
 from sobre.app.answers import answered_examples
 from sobre.app.grader import ModelGrader
-from sobre.app.prepare import make_examples
+from sobre.app.prepare import chat_len, make_examples
 from sobre.app.problems import training_problem
 from sobre.app.references import References
 from sobre.app.room import settle
@@ -150,6 +150,9 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     if cfg.reference_every and bench.fetch is not None:
         raise ConfigError("rl.reference_every is for models that every process holds whole; set it to 0 or divide less")
     reference = sharing_copy(bench.sampler).eval() if cfg.algorithm.kl else None
+    is_open = bool(cfg.tools or cfg.general.files)  # a call's result, or a question, may have any length
+    asked = chat_len(session.recipe, bench.tokenizer, session.sets)
+    longest = model.cfg.max_len if is_open else min(asked, model.cfg.max_len)
     routes = model.cfg.ffn.kind == "moe"
     keeps = {"return_routes": routes, "return_kept": cfg.is_filtered}
     engine: SharedEngine | RemoteEngine
@@ -162,10 +165,9 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     if cfg.samplers.are_apart:
         engine = samplers_for(session, bench.stage, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps)
     else:
-        own = engine_for(session, bench.sampler, **keeps)
+        own = engine_for(session, bench.sampler, longest=longest, **keeps)
         engine = SharedEngine(own, session.processes, fetch=bench.fetch)
     beside = [one for one in (reference, None if bench.sampler is model else bench.sampler) if one is not None]
-    longest = model.cfg.max_len if own is None else own.max_len
     recompute, rests = settle(session, bench.stage, model, cfg, longest=longest, engine=own, beside=beside)
     source = RolloutSource(
         engine=engine,
@@ -209,9 +211,9 @@ def _distilled(bench: Bench) -> Job:
     def draw(step: int, n: int) -> list[Problem]:
         return [training_problem(session, f"distill/{bench.seed}", step * n + i) for i in range(n)]
 
-    own = engine_for(session, bench.sampler)
+    longest = min(chat_len(session.recipe, bench.tokenizer, session.sets), bench.model.cfg.max_len)
+    own = engine_for(session, bench.sampler, longest=longest)
     beside = [teacher] if bench.sampler is bench.model else [teacher, bench.sampler]
-    longest = own.max_len
     recompute, _ = settle(session, bench.stage, bench.model, cfg, longest=longest, engine=own, beside=beside)
     source = StudentSource(
         engine=SharedEngine(own, session.processes, fetch=bench.fetch),

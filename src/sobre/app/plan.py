@@ -17,6 +17,7 @@ from sobre.schemas import VERSION
 if TYPE_CHECKING:
     from sobre.app.plan_options import (
         BuyOptions,
+        CardOptions,
         CompareOptions,
         DistillOptions,
         EnginesOptions,
@@ -44,6 +45,7 @@ QUESTIONS = """sobre plan: what would this budget buy, what would that model cos
   sobre plan --model deepseek-v3 --chip h800    what it takes to train a known model, or the path of a config.json
   sobre plan --model qwen3-8b --serve           what it takes to serve it, and what a million tokens cost
   sobre plan --model qwen3-8b --reason --rollouts 100        to teach it by reinforcement learning
+  sobre plan --model qwen3-0.6b --one-card --chip rtx4090    the same with sampler and trainer on one card: does it fit?
   sobre plan --model qwen3-8b --teacher deepseek-r1          to teach it by a larger model's answers
   sobre plan --layout demo                      how a recipe's model would lie on chips
   sobre plan compare deepseek-v3 llama-3.1-405b              models side by side
@@ -92,6 +94,7 @@ def read(argv: list[str]) -> tuple[Callable[[Any], None], Any]:
         kinds: dict[str, tuple[Callable[..., None], type]] = {
             "--serve": (_serve, ask.ServeOptions),
             "--reason": (_reason, ask.ReasonOptions),
+            "--one-card": (_one_card, ask.CardOptions),
         }
         if "--teacher" in flags:
             return _distill, load(ask.DistillOptions, argv, recipes=None, prog="sobre plan --teacher")
@@ -326,6 +329,36 @@ def _reason(options: "ReasonOptions") -> None:
         max_tokens=most, precision=options.precision,
     )  # fmt: skip
     print(json.dumps(found.to_dict()) if options.json else show.reasoning(found))
+
+
+def _one_card(options: "CardOptions") -> None:
+    from sobre.plan import show
+    from sobre.plan.card import on_one_card
+    from sobre.plan.chips import chip
+    from sobre.plan.known import shape
+    from sobre.plan.units import context
+
+    if options.chips != 1:
+        raise ConfigError(
+            f"--chips {options.chips}: one card is one chip; --reason plans reinforcement learning on many"
+        )
+    for name in ("at_once", "micro_tokens"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} must be 1 or more")
+    cfg, _ = shape(options.model)
+    found = on_one_card(
+        cfg,
+        options.model,
+        chip(options.chip, options.chips_file),
+        at_once=options.at_once,
+        longest=context(options.context, "--context"),
+        micro_tokens=options.micro_tokens,
+        lora_rank=options.lora_rank,
+        reference=options.reference,
+        recompute=options.recompute,
+        offload="auto" if options.offload == "auto" else options.offload == "on",
+    )
+    print(json.dumps(found.to_dict()) if options.json else show.one_card(found))
 
 
 def _distill(options: "DistillOptions") -> None:

@@ -1,10 +1,12 @@
 """What can be asked of `sobre plan`: one class of flags for each question."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import tyro
 
 from sobre.plan.serving import VARIETY
+from sobre.train.config import Recompute
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,29 @@ class ReasonOptions(ChipOptions):
     """Where an answer is cut."""
     precision: str = "bf16"
     """Of weights and matrix products: bf16 or fp8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardOptions(ChipOptions):
+    """Reinforcement learning with sampler and trainer on one card: does it fit, and what gives way?"""
+
+    model: str
+    """A known model, a folder, or the path of a config.json, of a family that we run."""
+    chips: int = 1
+    at_once: int = 128
+    """Answers sampled together (`engine.max_batch`)."""
+    context: str = "1k"
+    """Tokens of a question with its longest answer."""
+    micro_tokens: int = 16_384
+    """Most tokens in one forward and backward pass (`rl.micro_tokens`)."""
+    lora_rank: int = 0
+    """Rank of adapters that learn beside frozen weights (`lora.rank`); 0: all weights learn."""
+    reference: bool = False
+    """Keep a second model for a KL."""
+    recompute: Recompute = "auto"
+    """Compute layers again in the backward pass; auto: where nothing else is room enough (`rl.recompute`)."""
+    offload: Literal["auto", "on", "off"] = "auto"
+    """Sampler and trainer take turns; auto: where they do not fit together (`rl.offload`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

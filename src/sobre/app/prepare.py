@@ -141,7 +141,7 @@ def _plan(
     if model is not None:
         _check_context(recipe, tokenizer, model, session.sets)
     elif recipe.has_tasks:
-        max_len = max(recipe.model.max_len, _chat_len(recipe, tokenizer, session.sets))
+        max_len = max(recipe.model.max_len, chat_len(recipe, tokenizer, session.sets))
         recipe = replace(recipe, model=replace(recipe.model, max_len=max_len))
     sizes = model or replace(recipe.model, vocab_size=tokenizer.vocab_size)
     plan = solve(
@@ -205,7 +205,7 @@ def _check_context(recipe: Recipe, tokenizer: Tokenizer, model: ModelConfig, set
         )
     if not recipe.has_tasks:
         return
-    need, answer = _chat_len(recipe, tokenizer, sets), _answer_len(recipe)
+    need, answer = chat_len(recipe, tokenizer, sets), _answer_len(recipe)
     if need > model.max_len:
         raise ConfigError(
             f"questions and answers of the tasks need {need:,} tokens, {answer:,} of them for an answer, and"
@@ -214,7 +214,7 @@ def _check_context(recipe: Recipe, tokenizer: Tokenizer, model: ModelConfig, set
         )
 
 
-def _chat_len(recipe: Recipe, tokenizer: Tokenizer, sets: tuple[ProblemSet, ...]) -> int:
+def chat_len(recipe: Recipe, tokenizer: Tokenizer, sets: tuple[ProblemSet, ...]) -> int:
     """Context that a question with its longest answer needs, and a worked example, with room for longer ones."""
     asked = test_set(200, recipe.tasks) if recipe.tasks.names else []
     question = int(max((len(prompt_ids(tokenizer, problem)) for problem in asked), default=0) * LENGTH_MARGIN)

@@ -13,6 +13,7 @@ from sobre.engine.engine import Engine
 from sobre.errors import ConfigError
 from sobre.models.checkpoint import save_model
 from sobre.models.decoder import Decoder
+from sobre.plan import card
 from sobre.plan.count import forward_flops
 from sobre.rl.config import RLConfig, SamplersConfig
 from sobre.rl.http_pool import HttpPool
@@ -25,17 +26,22 @@ def engine_for(
     session: Session,
     model: Decoder,
     *,
+    longest: int = 0,
     as_saved: bool = False,
     return_routes: bool = False,
     return_kept: bool = False,
 ) -> Engine:
     """An engine over the weights of `model`, in the dtype that decodes fastest here.
 
-    On a CPU `as_saved` computes in float32, the dtype of the folder: an examination that `sobre eval` repeats.
+    Its cache holds as many requests of `longest` tokens as run together (0: of the whole context); longer ones wait
+    their turn. On a CPU `as_saved` computes in float32, the dtype of the folder: an examination that `sobre eval`
+    repeats.
     """
     is_exact = as_saved and model.device.type == "cpu"
     view = model.computing_in(torch.float32) if is_exact else model.for_decoding()
     cfg = _sizes(session, model, return_routes, return_kept)
+    if longest and not cfg.cache_tokens:
+        cfg = replace(cfg, cache_tokens=card.cache_tokens(cfg.max_batch, longest, cfg.max_len))
     return Engine(view, cfg, run_seed=_run_seed(session))
 
 

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from sobre.errors import ConfigError
+from sobre.models.config import BLOCK, LoraConfig, ModelConfig
+from sobre.plan.chips import Chip
+from sobre.plan.count import adapter_numbers, cache_bytes_per_token
 from sobre.plan.layout import (
     GRADIENT,
     OPTIMIZER,
@@ -21,7 +25,8 @@ from sobre.plan.layout import (
     n_micro_batches,
     training_memory,
 )
-from sobre.plan.outline import Outline
+from sobre.plan.outline import Outline, outline
+from sobre.schemas import VERSION
 
 LOGITS_BYTES = 1.5 * 2**30
 """Logits in 16 bits that are kept for the backward pass, and the piece of them that is turned into gradients in 32."""
@@ -88,14 +93,13 @@ class Settled:
     @property
     def reason(self) -> str:
         """In words."""
-        of = f"of {self.memory / 1e9:,.1f} GB"
-        if not (self.recompute or self.offload):
-            tail = "" if self.fits else ", which may not hold it"
-            return f"planned at {self.planned / 1e9:,.1f} GB {of}{tail}: nothing is given up for room"
-        what = ["sampler and trainer take turns, the optimizer's state on the host"] * self.offload
-        what += ["layers are computed again in the backward pass"] * self.recompute
-        tail = "" if self.fits else ", which may still not hold it"
-        return f"{self.plain / 1e9:,.1f} GB {of} at once, so {' and '.join(what)}: {self.planned / 1e9:,.1f} GB{tail}"
+        given = ["sampler and trainer take turns, the optimizer's state on the host"] * self.offload
+        given += ["layers are computed again in the backward pass"] * self.recompute
+        at_once = f"{self.plain / 1e9:,.1f} GB at once would not fit"
+        why = at_once if self.plain > self.memory * ROOM else "as asked"
+        what = f"{'; '.join(given)} ({why})" if given else "nothing is given up for room"
+        tail = "" if self.fits else ", which may not hold it"
+        return f"{what}: {self.planned / 1e9:,.1f} of {self.memory / 1e9:,.1f} GB planned{tail}"
 
     def to_dict(self) -> dict[str, Any]:
         """What an event keeps."""
@@ -123,20 +127,25 @@ def parts(load: Load, *, recompute: bool, offload: bool) -> dict[str, float]:
     """Bytes by part while the device is fullest."""
     learning = _learning(load, recompute)
     if load.sampler is None:
-        return learning
+        return _there(learning)
     sampler = load.sampler
-    learning["sampler's weights"] = sampler.copy_bytes
+    learning["sampler"] = sampler.copy_bytes
     if not offload:
-        return learning | {"cache": sampler.cache_bytes}
+        return _there(learning | {"cache": sampler.cache_bytes})
     sampling = {
         "weights": load.frozen_bytes,
-        "numbers that learn": _masters(load, learning),
+        "masters": _masters(load, learning),
         "other models": load.beside,
-        "sampler's weights": sampler.copy_bytes,
+        "sampler": sampler.copy_bytes,
         "cache": sampler.cache_bytes,
         "buffers": RUNTIME_BYTES + 3 * 4.0 * sampler.at_once * load.model.vocab_size,
     }
-    return max(learning, sampling, key=lambda phase: sum(phase.values()))
+    return _there(max(learning, sampling, key=lambda phase: sum(phase.values())))
+
+
+def _there(parts: dict[str, float]) -> dict[str, float]:
+    """The parts that are there at all."""
+    return {name: size for name, size in parts.items() if size}
 
 
 def _learning(load: Load, recompute: bool) -> dict[str, float]:
@@ -157,3 +166,89 @@ def _masters(load: Load, learning: dict[str, float]) -> float:
     if load.precision == "fp32" and not load.adapters:
         return learning["weights"]
     return learning["optimizer"] * MASTER / OPTIMIZER
+
+
+def cache_tokens(at_once: int, longest: int, max_len: int) -> int:
+    """Tokens of a cache that holds `at_once` requests of `longest` tokens; one of the whole context at least."""
+
+    def blocks(length: int) -> int:
+        return -(-length // BLOCK)
+
+    return max(at_once * blocks(longest), blocks(max_len)) * BLOCK
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnOneCard:
+    """GRPO on paper, with sampler and trainer on one chip."""
+
+    name: str
+    chip: Chip
+    at_once: int
+    longest: int
+    load: Load
+    settled: Settled
+
+    def to_dict(self) -> dict[str, Any]:
+        sampler = self.load.sampler
+        assert sampler is not None
+        return {
+            "schema": VERSION,
+            "kind": "one-card",
+            "model": self.name,
+            "chip": self.chip.name,
+            "at_once": self.at_once,
+            "longest": self.longest,
+            "micro_tokens": self.load.tokens,
+            "learning": self.load.adapters or self.load.model.total + self.load.model.mtp_total,
+            "cache_bytes": sampler.cache_bytes,
+            "memory": self.settled.parts,
+            "memory_bytes": self.settled.memory,
+            **self.settled.to_dict(),
+        }
+
+
+def on_one_card(
+    cfg: ModelConfig,
+    name: str,
+    chip: Chip,
+    *,
+    at_once: int,
+    longest: int,
+    micro_tokens: int,
+    lora_rank: int = 0,
+    reference: bool = False,
+    recompute: Wish = "auto",
+    offload: Wish = "auto",
+) -> OnOneCard:
+    """Plan reinforcement learning of a model in 16 bits on one chip, as a run of ours lays it out.
+
+    `at_once` answers of up to `longest` tokens, question included, are sampled together; the learner reads
+    `micro_tokens` at a time. With `lora_rank` above 0 adapters learn, else all weights do; a `reference` is a second
+    model of what learns, for a KL.
+    """
+    if longest > cfg.max_len:
+        raise ConfigError(f"{name} reads at most {cfg.max_len:,} tokens, and {longest:,} are asked for")
+    model, lora = outline(cfg, name), LoraConfig(rank=lora_rank)
+    total = model.total + model.mtp_total
+    adapters = adapter_numbers(cfg, lora) if lora_rank else 0
+    learning = adapters or total
+    n_cached = at_once * -(-longest // BLOCK) * BLOCK
+    load = Load(
+        model=model,
+        tokens=max(micro_tokens, longest),
+        adapters=adapters,
+        frozen_bytes=WEIGHT * total if adapters else 0.0,
+        sampler=Sampler(
+            copy_bytes=WEIGHT * learning, cache_bytes=float(n_cached * cache_bytes_per_token(cfg)), at_once=at_once
+        ),
+        beside=MASTER * learning if reference else 0.0,
+    )
+    settled = settle(load, chip.memory_bytes, recompute=recompute, offload=offload)
+    if not settled.fits:
+        largest = max(settled.parts, key=lambda part: settled.parts[part])
+        raise ConfigError(
+            f"does not fit: {name} needs {settled.planned / 1e9:,.1f} GB with all that can be given up, and a"
+            f" {chip.name} has {chip.memory_gb:g}; most of it is {largest} ({settled.parts[largest] / 1e9:,.1f} GB):"
+            " fewer answers at once or shorter ones, fewer micro-tokens, or adapters (--lora-rank 16) may fit"
+        )
+    return OnOneCard(name=name, chip=chip, at_once=at_once, longest=longest, load=load, settled=settled)

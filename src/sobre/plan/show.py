@@ -8,6 +8,7 @@ from sobre.plan.plan import short
 from sobre.plan.schedule import Placed, idle
 
 if TYPE_CHECKING:
+    from sobre.plan.card import OnOneCard
     from sobre.plan.reasoning import DistillPlan, ReasoningPlan
     from sobre.plan.serving import Serving
     from sobre.plan.trace import Trace
@@ -89,6 +90,23 @@ def reasoning(plan: "ReasoningPlan") -> str:
             f"sampling  {plan.rollout_s:,.0f} s each: {short(plan.generate_hours)} chip-hours",
             f"updates   {short(plan.tokens)} tokens: {short(plan.update_hours)} chip-hours",
             f"all       {short(plan.gpu_hours)} chip-hours{usd}",
+        ]
+    )
+
+
+def one_card(plan: "OnOneCard") -> str:
+    """Sampler and trainer on one chip."""
+    settled, load, chip = plan.settled, plan.load, plan.chip
+    learn = f"adapters of {short(load.adapters)} learn" if load.adapters else "all weights learn"
+    return "\n".join(
+        [
+            f"model     {plan.name}: {load.model.total:,} parameters, {learn}",
+            f"sampling  {plan.at_once:,} answers at once, of up to {plan.longest:,} tokens with their questions",
+            f"learning  {load.tokens:,} tokens in a forward and backward pass",
+            f"memory    {settled.planned / 1e9:.1f} of {chip.memory_gb:g} GB of the {chip.name}",
+            f"settled   {settled.reason}",
+            "",
+            *_bars("what it holds when it is fullest", settled.parts, settled.planned, "GB", 1e9),
         ]
     )
 

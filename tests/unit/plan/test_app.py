@@ -22,6 +22,7 @@ ASKED = {
     "serving": "--model qwen3-8b --serve --chip rtx4090 --context 32k --users 16",
     "reasoning": "--model qwen3-8b --reason --rollouts 100 --chip h100",
     "distillation": "--model qwen3-8b --teacher deepseek-r1 --weights fp8 --chip h200 --chips 8",
+    "one-card": "--model qwen3-0.6b --one-card --chip rtx4090 --lora-rank 8 --reference",
     "comparison": "compare qwen3-8b llama-3.1-8b --chips 64",
     "validation": "validate",
     "engines": "engines demo deepseek-v3",
@@ -33,7 +34,7 @@ ASKED = {
 def test_help_shows_every_question_and_each_of_them_can_be_asked(capsys):
     assert main(["--help"]) == 0
     shown = re.findall(r"^  (sobre plan .*?)(?:   |$)", capsys.readouterr().out, re.MULTILINE)
-    assert len(shown) == 13
+    assert len(shown) == 14
     asked = [read(shlex.split(line)[2:])[0].__name__ for line in shown]
     assert len(set(asked)) == len(asked)
 
@@ -57,6 +58,9 @@ def test_every_question_is_answered_with_one_document(kind, capsys):
         ("--model qwen3-8b --serve --context 32M", "32k"),
         ("--model qwen3-8b --serve --input-per-day 3B", "belong together"),
         ("--model qwen3-8b --reason --rollouts 3 --mean-tokens 9k", "exceeds"),
+        ("--model qwen3-0.6b --one-card --chips 2", "one chip"),
+        ("--model qwen3-0.6b --one-card --at-once 0", "1 or more"),
+        ("--model qwen3-0.6b --one-card --chip rtx4090 --context 8k", "fewer answers"),
         ("compare qwen3-8b", "two models"),
         ("engines", "needs a recipe"),
         ("engines mixtral-8x7b", "none of ours"),
