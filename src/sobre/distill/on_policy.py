@@ -101,6 +101,9 @@ class StudentSource:
         """Sum of the divergences of the answers' tokens."""
         return teacher_loss(self.teacher, self.tokenizer.vocab_size, self.cfg.beta)(model, output, batch)
 
+    def prepare(self, step: int, device: torch.device) -> None:
+        """Nothing: the weights that answer are not there yet."""
+
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed: the engine forgets what it cached."""
         self.engine.weights_changed()

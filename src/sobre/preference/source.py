@@ -6,14 +6,14 @@ step, and no second model is kept.
 Shapes: N tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sobre.data.loader import LoaderState, Order
+from sobre.data.loader import Order
 from sobre.data.pairs import TokenPair
 from sobre.errors import DataError
 from sobre.models.decoder import Decoder
@@ -21,14 +21,13 @@ from sobre.models.step import StepInput
 from sobre.preference.config import DPOConfig
 from sobre.preference.dpo import answer_log_probs
 from sobre.train.batch import Batch
-from sobre.train.loop import Feed
-from sobre.train.step import StepInfo
+from sobre.train.sources import LoaderSource
 
 LogProbs = tuple[float, float]
 """Of the chosen and the rejected answer under the reference."""
 
 
-class PairSource:
+class PairSource(LoaderSource):
     """Pairs as many as fit into `batch_tokens`."""
 
     def __init__(
@@ -36,6 +35,7 @@ class PairSource:
     ) -> None:
         self._pairs, self._references, self._cfg = pairs, references, cfg
         self._order = Order(len(pairs), seed)
+        super().__init__(self._order)
         longest = max(pairs, key=lambda pair: pair.n_tokens)
         if longest.n_tokens > cfg.batch_tokens:
             raise DataError(
@@ -43,20 +43,9 @@ class PairSource:
                 f"{cfg.batch_tokens:,}; at least {longest.n_tokens:,} would do"
             )
 
-    def feed(self, step: int) -> Feed:
+    def make(self) -> list[Batch]:
         """The next pairs, cut into forward passes of at most `micro_tokens`."""
-        return Feed(
-            [to_batch([self._pairs[i] for i in part], [self._references[i] for i in part]) for part in self._parts()]
-        )
-
-    def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        return dict(self._order.state())
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._order.restore(cast(LoaderState, state))
+        return [to_batch([self._pairs[i] for i in part], [self._references[i] for i in part]) for part in self._parts()]
 
     def _parts(self) -> list[list[int]]:
         parts: list[list[int]] = []

@@ -123,6 +123,9 @@ class RolloutSource:
             flops += self._probe_routes(batches[0])
         return Feed(batches, flops, {**metrics, "replay": self.is_replaying})
 
+    def prepare(self, step: int, device: torch.device) -> None:
+        """Nothing: the weights that answer are not there yet."""
+
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed: the engine forgets what it cached, and the next step may replay routes."""
         self.engine.weights_changed()

@@ -89,9 +89,14 @@ def carried(tensor: Tensor, device: torch.device) -> Tensor:
     host, it waits."""
     if tensor.device == device:
         return tensor
+    return pinned(tensor, device).to(device, non_blocking=tensor.device.type == "cpu")
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host in memory that `device` copies from by itself; any other, and what is pinned, as it is."""
     if tensor.device.type == "cpu" and device.type == "cuda" and torch.cuda.is_available():
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=tensor.device.type == "cpu")
+        return tensor.pin_memory()
+    return tensor
 
 
 def exact(tensor: Tensor) -> Tensor:

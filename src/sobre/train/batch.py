@@ -4,7 +4,7 @@ Shapes: N tokens, L routing layers, A active experts.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sobre.models.step import StepInput
-from sobre.runtime.device import carried, exact
+from sobre.runtime.device import carried, exact, pinned
 
 
 class Learned(NamedTuple):
@@ -34,6 +34,11 @@ class Learned(NamedTuple):
     def pick(self, x_N: Tensor) -> Tensor:
         """The rows of x that are learned from."""
         return x_N if self.places is None else x_N.index_select(0, self.places)
+
+    def pinned(self, device: torch.device) -> "Learned":
+        """The same in memory that is copied to `device` without waiting."""
+        places = None if self.places is None else pinned(self.places, device)
+        return Learned(pinned(self.targets_N, device), pinned(self.weights_N, device), places, self.total)
 
     def to(self, device: torch.device) -> "Learned":
         places = None if self.places is None else carried(self.places, device)
@@ -72,6 +77,19 @@ class Batch:
     def second(self) -> Learned:
         """The token after it (MTP)."""
         return Learned.of(*second_targets(self))
+
+    def ready(self, device: torch.device) -> "Batch":
+        """The same batch, with nothing left to be done before it goes to `device`: what is learned where is found, and
+        all is in pinned memory."""
+        if self.step.tokens_N.device == device:
+            return self
+        first, second = self.first.pinned(device), self.second.pinned(device)
+        routes_LNA = None if self.routes_LNA is None else pinned(self.routes_LNA, device)
+        streams = {name: pinned(stream, device) for name, stream in self.streams.items()}
+        step = replace(self.step, tokens_N=pinned(self.step.tokens_N, device))
+        waiting = Batch(step, first.targets_N, first.weights_N, routes_LNA, streams)
+        waiting.__dict__.update(first=first, second=second)  # the cached properties
+        return waiting
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; what is learned where is found before it leaves the host."""

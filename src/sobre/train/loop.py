@@ -38,6 +38,10 @@ class Source(Protocol):
     """Where the batches of a stage come from; its state is small, and the same state gives the same feed."""
 
     def feed(self, step: int) -> Feed: ...
+    def prepare(self, step: int, device: torch.device) -> None:
+        """Make what `feed(step)` will give, pinned for `device`; called while the device computes the step before.
+        Nothing where the feed depends on that step. What waits is no part of the state."""
+
     def updated(self, step: int, info: StepInfo) -> Mapping[str, Any]:
         """The weights have changed by this step; returns what it learned of it for the log."""
 
@@ -147,6 +151,7 @@ def _step(stage: Stage, feed: Feed, lr: float, step: int) -> StepInfo:
             mtp_weight=stage.mtp_weight,
             rebalance=stage.rebalance,
             division=stage.division,
+            meanwhile=lambda: stage.source.prepare(step + 1, stage.model.device),
         )
     except RunError as error:
         raise RunError(f"{stage.name}, step {step}: {error}") from error

@@ -5,10 +5,11 @@ by those global counts, so that accumulation and data parallelism give the gradi
 refuse what is not finite, clip, update, and move the router biases by the load of the whole batch.
 
 Batches come from the host: what is counted is counted there, and they are carried to the model's device without
-waiting. The host waits once, for the numbers that decide whether the step is refused (`_read`).
+waiting. The host waits once, for the numbers that decide whether the step is refused (`_read`); before it does, it has
+time for something else, such as the next batches (`meanwhile`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,10 @@ class StepInfo:
     """Share of tokens whose experts are not those of the sampler; None where there was nothing to compare."""
 
 
+def nothing_else() -> None:
+    """What the host does beside a step, where nobody asks for more."""
+
+
 def train_step(
     model: Decoder,
     optimizer: Optimizer,
@@ -56,11 +61,13 @@ def train_step(
     mtp_weight: float = 0.0,
     rebalance: bool = True,
     division: Division | None = None,
+    meanwhile: Callable[[], None] = nothing_else,
 ) -> StepInfo:
     """Accumulate over `batches`, update once.
 
-    `rebalance=False` freezes the router biases (RL). Raises RunError, with nothing updated, when loss or gradient is
-    not finite. With a `division`, every process brings its share of each batch.
+    `meanwhile` is called when all that the device computes before the update is on its way. `rebalance=False` freezes
+    the router biases (RL). Raises RunError, with nothing updated, when loss or gradient is not finite. With a
+    `division`, every process brings its share of each batch.
     """
     mtp_weight = mtp_weight if model.cfg.n_mtp else 0.0
     device = model.device
@@ -85,6 +92,7 @@ def train_step(
         if division.pipeline is not None:
             sums = told(division.pipeline, sums, loads)
     full_norm = clip_grad_norm([here(gradient) for gradient in gradients.values()], clip, norm=norm)
+    meanwhile()
     rows = None if division is None or division.pipeline is None else routing_layers(division.pipeline, model.cfg)
     return _update(model, optimizer, sums, loads, counts, full_norm, rows, lr_scale=lr_scale, rebalance=rebalance)
 
