@@ -49,8 +49,8 @@ class KVCache(Protocol):
         """cells_MC of a layer and where in them the entries of the step's sequences lie: for reading in place."""
 
     def in_place(self, step: StepInput) -> Cells | None:
-        """The same of all layers, for what writes the step's entries itself; None where they are kept in another
-        form."""
+        """The same of all layers and of every token by itself, for what writes the step's entries first; None where
+        they cannot be read so."""
 
 
 class BlockTables:
@@ -140,15 +140,22 @@ class PagedCache:
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
         return self._cells("entries", layer), self.tables.places(step)
 
-    def in_place(self, step: StepInput) -> Cells | None:
-        kept_LB = self.layers["entries"]
-        cells_LMC = kept_LB.view(len(kept_LB), -1, kept_LB.shape[2] // BLOCK)
-        return Cells(cells_LMC, self.tables.cells_N(step), self.tables.places(step))
+    def in_place(self, step: StepInput) -> Cells:
+        places = self.tables.places(step)
+        if step.max_length > 1:  # a token for itself: it sees the cells of its sequence up to its own
+            table_NB = places.table_RB[step.sequence_N]
+            places = replace(places, table_RB=table_NB, lengths_R=step.positions_N + 1, first=None)
+        return Cells(self._of_all("entries"), self.tables.cells_N(step), places)
 
     def _cells(self, name: str, layer: int) -> Tensor:
         """(M, numbers of a token): what is kept under this name in a layer."""
         kept_LB = self.layers[name]
         return kept_LB[layer].view(-1, kept_LB.shape[2] // BLOCK)
+
+    def _of_all(self, name: str) -> Tensor:
+        """(L, M, numbers of a token): the same of all layers."""
+        kept_LB = self.layers[name]
+        return kept_LB.view(len(kept_LB), -1, kept_LB.shape[2] // BLOCK)
 
     def leave(self, trail: int, x_N: Tensor, step: StepInput) -> None:
         self.trails[trail].index_copy_(0, self.tables.cells_N(step), x_N.to(self.trails[trail].dtype))
@@ -201,8 +208,8 @@ class Int8Cache(PagedCache):
         codes_RSC, scales_RSP = (gather(self._cells(name, layer), places) for name in ("entries", "scales"))
         return from_int8(codes_RSC, scales_RSP, self.attention.cache_parts, self.dtype)
 
-    def in_place(self, step: StepInput) -> None:
-        return None
+    def in_place(self, step: StepInput) -> Cells:
+        return super().in_place(step)._replace(scales_LMP=self._of_all("scales"))
 
     def paged(self, layer: int, step: StepInput) -> tuple[Tensor, Places]:
         """The blocks of the step's sequences alone, widened, one after the other."""

@@ -1,7 +1,10 @@
 """A decode step in one call: all layers, from the embedding to the final norm (kernels/native/layers.py).
 
+A sequence may bring several tokens, its last one and guesses at the next: all entries of a layer are written before any
+is read, and each token attends to those up to its own.
+
 Where a model is more than its matrices (an adapter, a bias, sparse attention, a memory, groups of experts), where
-somebody hooked a module, and where the cache keeps its entries in another form, there is no such call: `run` returns
+somebody hooked a module, and where the cache keeps its entries in another dtype, there is no such call: `run` returns
 None, and the caller takes the model's own parts. These are the specification.
 """
 
@@ -34,14 +37,14 @@ class WholeStep:
         self._is_known, self._table = False, None
 
     def run(self, step: StepInput, cache: KVCache) -> StepOutput | None:
-        """What the model makes of one new token of each of few sequences; None where its parts must."""
+        """What the model makes of few new tokens; None where its parts must."""
         model, n = self.model, step.tokens_N.numel()
-        if model is None or step.max_length > 1 or n > FEW_ROWS or torch.is_grad_enabled():
+        if model is None or n > FEW_ROWS or torch.is_grad_enabled():
             return None
         if not self._is_known:
             self._learn(model)
         at = None if self._table is None or any(self._hooks) else cache.in_place(step)
-        if self._table is None or at is None or at.cells_LMC.dtype != model.dtype:
+        if self._table is None or at is None or (at.scales_LMP is None and at.cells_LMC.dtype != model.dtype):
             return None
         x_ND = model.embed(step.tokens_N).to(model.dtype)
         layers = select.whole("layers", x_ND)

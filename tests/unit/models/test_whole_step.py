@@ -8,11 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from sobre.kernels import select
+from sobre.kernels.int8_entries import from_int8
 from sobre.kernels.native import build as native
 from sobre.kernels.native import layers, whole
 from sobre.models.adapt import adapt
 from sobre.models.cache import BlockTables, Int8Cache, PagedCache
-from sobre.models.config import DenseConfig, GQAConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
+from sobre.models.config import BLOCK, DenseConfig, GQAConfig, LoraConfig, MLAConfig, ModelConfig, MoEConfig, RopeConfig
 from sobre.models.quantised import quantised
 from sobre.models.step import StepInput
 from sobre.models.whole_step import WholeStep
@@ -33,8 +34,9 @@ CFG = ModelConfig(
 )
 SOFTMAX = replace(
     CFG,
+    d_model=72,  # widths and experts that fill no register
     attention=MLAConfig(n_heads=4, kv_rank=32, nope_dim=8, rope_dim=4, v_dim=8),
-    ffn=replace(CFG.ffn, score="softmax", biased=False, bias_speed=0.0, norm_weights=False, n_shared=0),
+    ffn=replace(CFG.ffn, n_experts=7, score="softmax", biased=False, bias_speed=0.0, norm_weights=False, n_shared=0),
 )
 QWEN = replace(
     CFG,
@@ -48,6 +50,8 @@ MINIMAX = replace(
 )
 LENGTHS = (5, 17, 1)
 STEP = StepInput(torch.tensor([1, 2, 3]), (1, 1, 1), LENGTHS, slots=(0, 1, 2))
+GUESSES = StepInput(torch.tensor([1, 9, 2, 3, 4, 5, 6, 7]), (2, 1, 5), LENGTHS, slots=(0, 1, 2))
+"""Sequences that bring guesses at their next tokens, too."""
 
 
 def cache_of(cfg, dtype=torch.float32, kind=PagedCache):
@@ -68,22 +72,28 @@ def after_prompts(model, cache=None):
     return cache
 
 
-def decoded(model, *, parts, cache=None, called=None):
+def entries_of(cache):
+    """All that the cache holds, as numbers."""
+    entries, *scales = (kept_LB.unflatten(-1, (BLOCK, -1)) for kept_LB in cache.layers.values())
+    return from_int8(entries, *scales, cache.attention.cache_parts, torch.float32) if scales else entries.float()
+
+
+def decoded(model, *, parts, cache=None, called=None, step=STEP):
     """Hidden states, routes and the cache's entries of a decode step after three prompts."""
     cache = after_prompts(model, cache)
     if called is not None:
         called.clear()
     with torch.no_grad(), select.overrides(IN_PARTS if parts else {}):
-        output = model(STEP, cache)
-    return output.hidden_ND.float(), output.routes, cache.layers["entries"].float()
+        output = model(step, cache)
+    return output.hidden_ND.float(), output.routes, entries_of(cache)
 
 
-def decoded_at_once(model, whole_step=None):
+def decoded_at_once(model, whole_step=None, step=STEP, cache=None):
     """The same, all layers in one call."""
-    cache = after_prompts(model)
+    cache = after_prompts(model, cache)
     with torch.no_grad():
-        output = (whole_step or WholeStep(model)).run(STEP, cache)
-    return output.hidden_ND.float(), output.routes, cache.layers["entries"].float()
+        output = (whole_step or WholeStep(model)).run(step, cache)
+    return output.hidden_ND.float(), output.routes, entries_of(cache)
 
 
 @pytest.fixture
@@ -128,6 +138,16 @@ def test_what_is_more_than_its_matrices_goes_part_by_part(called):
     assert set(called) == {"gated"}
 
 
+@pytest.mark.parametrize("kind", [PagedCache, Int8Cache])
+def test_a_token_that_is_no_number_is_seen_by_those_after_it_and_by_no_other_sequence(kind):
+    model = build(CFG)
+    with torch.no_grad():
+        model.embed.weight[GUESSES.tokens_N[0]] = torch.nan
+    hidden_ND, *_ = decoded_at_once(model, step=GUESSES, cache=cache_of(CFG, kind=kind))
+    assert hidden_ND[:2].isnan().all()
+    assert hidden_ND[2:].isfinite().all()
+
+
 def test_a_token_that_is_no_number_stays_alone(called):
     model = build(CFG)
     with torch.no_grad():
@@ -138,31 +158,35 @@ def test_a_token_that_is_no_number_stays_alone(called):
     assert hidden_ND[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [PagedCache, Int8Cache])
+@pytest.mark.parametrize("step", [STEP, GUESSES], ids=["one each", "guesses"])
 @pytest.mark.parametrize("cfg", [CFG, SOFTMAX, QWEN, MINIMAX])
-def test_all_layers_in_one_call_are_the_layers_one_by_one(cfg, called):
+def test_all_layers_in_one_call_are_the_layers_one_by_one(cfg, step, kind, called):
     model = build(cfg)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # no two norms alike, so that none stands for another
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
-    hidden_ND, routes, entries = decoded_at_once(model)
+    hidden_ND, routes, entries = decoded_at_once(model, step=step, cache=cache_of(cfg, kind=kind))
     assert called == ["layers"]
-    expected_ND, expected_routes, expected = decoded(model, parts=True)
+    expected_ND, expected_routes, expected = decoded(model, parts=True, step=step, cache=cache_of(cfg, kind=kind))
     assert_close(hidden_ND, expected_ND, rtol=1e-5, atol=1e-5)
     assert_close(entries, expected, rtol=1e-5, atol=1e-5)
     assert [experts_NA.tolist() for experts_NA in routes] == [experts_NA.tolist() for experts_NA in expected_routes]
 
 
 @in_bytes
+@pytest.mark.parametrize("step", [STEP, GUESSES], ids=["one each", "guesses"])
 @pytest.mark.parametrize("form", ["", "_int8", "_int4"])
+@pytest.mark.parametrize("kind", [PagedCache, Int8Cache])
 @pytest.mark.parametrize("cfg", [CFG, QWEN])
-def test_so_they_are_in_bfloat16_and_in_codes(cfg, form, called):
+def test_so_they_are_in_bfloat16_and_in_codes(cfg, kind, form, step, called):
     model = build(cfg)
     model = quantised(model, form[1:]) if form else model.to(torch.bfloat16).computing_in(torch.bfloat16)
-    hidden_ND, _, entries = decoded_at_once(model)
+    hidden_ND, _, entries = decoded_at_once(model, step=step, cache=cache_of(cfg, model.dtype, kind))
     assert called == [f"layers{form}"]
-    expected_ND, _, expected = decoded(model, parts=True)
+    expected_ND, _, expected = decoded(model, parts=True, step=step, cache=cache_of(cfg, model.dtype, kind))
     assert (hidden_ND - expected_ND).norm() < 2e-2 * expected_ND.norm()
     assert (entries - expected).norm() < 2e-2 * expected.norm()
 
@@ -179,8 +203,9 @@ def test_what_one_call_does_not_take_is_left_to_the_parts():
     assert not runs(replace(CFG, attention=replace(CFG.attention, bias=True)))
     assert not runs(replace(QWEN, attention=replace(QWEN.attention, qkv_bias=True)))
     assert not runs(replace(CFG, ffn=replace(CFG.ffn, n_groups=4, n_active_groups=2)))
-    assert not runs(kind=Int8Cache)
-    assert not runs(step=StepInput(torch.arange(6), (2, 2, 2), LENGTHS, slots=(0, 1, 2)))
+    assert runs(kind=Int8Cache)
+    assert runs(step=StepInput(torch.arange(16), (5, 5, 6), LENGTHS, slots=(0, 1, 2)))
+    assert not runs(step=StepInput(torch.arange(17), (5, 6, 6), LENGTHS, slots=(0, 1, 2)))
     assert not runs(change=lambda model: adapt(model, LoraConfig(rank=2), seed=0))
     assert not runs(change=lambda model: model.layers[1].ffn.register_forward_hook(lambda *_: None))
     assert not runs(change=lambda model: model.computing_in(torch.bfloat16).layers[0].attn.o.to(torch.bfloat16))

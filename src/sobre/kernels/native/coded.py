@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sobre.kernels.coded import Bits, Coded
-from sobre.kernels.moe import FEW, by_expert
+from sobre.kernels.moe import by_expert
 from sobre.kernels.native.build import call
 from sobre.kernels.native.experts import run as run_experts
 from sobre.kernels.native.linear import run as run_rows
 
 MOST_ROWS = 16
 """The library is faster beyond, the widening included."""
+FEW = 16
+"""Copies for each expert, on average, beyond which inputs are not rounded."""
 
 
 def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:

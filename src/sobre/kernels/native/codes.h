@@ -15,10 +15,10 @@
 
 #if defined(INT8)
 typedef int8_t weight;
-enum { PER_BYTE = 1, GROUP = 0, ZERO = 128 };
+enum { PER_BYTE = 1, GROUP = 0, ZERO = 128, MANY_ROWS = 3 };
 #else
 typedef uint8_t weight;
-enum { PER_BYTE = 2, GROUP = 32, ZERO = 8 };
+enum { PER_BYTE = 2, GROUP = 32, ZERO = 8, MANY_ROWS = 1 };
 #endif
 enum { BLOCK = 128, WORDS = 16 };
 #define TINY 1e-30f /* numbers below it are 0: 127 over them may be no number */
@@ -87,7 +87,7 @@ static inline void prepare_block(const number *x, given *to) {
 /* NULL when memory is short. */
 static inline given *given_room(const number *x, size rows, size n) {
   (void)x;
-  return (given *)room(rows * given_of(n) * (size)(sizeof(given) / sizeof(float)));
+  return fresh(rows * given_of(n) * (size)sizeof(given));
 }
 
 static inline void free_given(given *rows) { free(rows); }
@@ -145,12 +145,11 @@ static inline __m512 add_block(__m512 so_far, const given *x, __m512i low, __m51
   return _mm512_fmadd_ps(lane, GROUP ? _mm512_mul_ps(scale, scales) : scale, so_far);
 }
 
-static inline __attribute__((always_inline)) void some_columns(const given *const *x, const weight *const *w,
-                                                              const number *const *scales, size n, float *found,
-                                                              const int rows, const int columns) {
-  __m512 so_far[COLUMNS][ROWS];
+static inline __attribute__((always_inline)) void add_columns(const given *const *x, const weight *const *w,
+                                                             const number *const *scales, size n,
+                                                             sums so_far[][ROWS], const int rows, const int columns) {
   for (int c = 0; c < columns; c++)
-    for (int r = 0; r < rows; r++) so_far[c][r] = _mm512_setzero_ps();
+    for (int r = 0; r < rows; r++) so_far[c][r] = nothing();
   for (size i = 0; i < n; i += BLOCK) {
     __m512i low[COLUMNS], high[COLUMNS];
     __m512 factors[COLUMNS];
@@ -163,20 +162,27 @@ static inline __attribute__((always_inline)) void some_columns(const given *cons
       for (int c = 0; c < columns; c++)
         so_far[c][r] = add_block(so_far[c][r], x[r] + i / BLOCK, low[c], high[c], factors[c]);
   }
-  for (int c = 0; c < columns; c++)
-    for (int r = 0; r < rows; r++)
-      found[c * ROWS + r] = _mm512_reduce_add_ps(so_far[c][r]) * (GROUP ? 1 : wide(scales[c][0]));
 }
 
-static inline __attribute__((always_inline)) void one_column(const given *const *x, const weight *w, const number *scales,
-                                                            size n, float *found, const int rows) {
-  some_columns(x, &w, &scales, n, found, rows, 1);
+static inline __attribute__((always_inline)) void alone(const given *const *x, const weight *w, const number *scales, size n,
+                                                       sums *so_far, const int rows) {
+  add_columns(x, &w, &scales, n, (sums(*)[ROWS])so_far, rows, 1);
 }
 
-static inline __attribute__((always_inline)) void four_columns(const given *const *x, const weight *const *w,
-                                                              const number *const *scales, size n, float *found,
-                                                              const int rows) {
-  some_columns(x, w, scales, n, found, rows, COLUMNS);
+static inline __attribute__((always_inline)) void together(const given *const *x, const weight *const *w,
+                                                          const number *const *scales, size n,
+                                                          sums so_far[COLUMNS][ROWS], const int rows) {
+  add_columns(x, w, scales, n, so_far, rows, COLUMNS);
+}
+
+/* In 8 bits a row of weights has one scale. */
+static inline void scaled(float *found, const number *const *scales) {
+#if defined(INT8)
+  __m128 each = _mm_setr_ps(wide(scales[0][0]), wide(scales[1][0]), wide(scales[2][0]), wide(scales[3][0]));
+  _mm512_storeu_ps(found, _mm512_loadu_ps(found) * _mm512_broadcast_f32x4(each));
+#else
+  (void)found, (void)scales;
+#endif
 }
 
 #if defined(INT8)

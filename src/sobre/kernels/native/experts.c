@@ -72,13 +72,16 @@ int NAMED(few_experts)(const number *x, const int64_t *experts, const float *wei
       for (size top = begin[e]; top < begin[e + 1]; top += ROWS) {
         size rows = top + ROWS < begin[e + 1] ? ROWS : begin[e + 1] - top;
         const given *from[ROWS];
+        number *to[ROWS];
         float gates[COLUMNS * ROWS] = {0}, ups[COLUMNS * ROWS] = {0}; /* fewer rows fill some of it */
-        for (size r = 0; r < rows; r++) from[r] = given_x + sorted[top + r] / active * given_of(d);
+        for (size r = 0; r < rows; r++) {
+          from[r] = given_x + sorted[top + r] / active * given_of(d);
+          to[r] = inner + sorted[top + r] * f + first;
+        }
         products(from, rows, gate_e.codes, gate_e.scales, first, columns, d, gates);
         products(from, rows, up_e.codes, up_e.scales, first, columns, d, ups);
         gate_by(gates, ups);
-        for (size r = 0; r < rows; r++)
-          for (size c = 0; c < columns; c++) inner[sorted[top + r] * f + first + c] = narrow(gates[c * ROWS + r]);
+        put_block(gates, rows, columns, to);
       }
     }
 #pragma omp for
@@ -94,16 +97,23 @@ int NAMED(few_experts)(const number *x, const int64_t *experts, const float *wei
         for (size r = 0; r < rows; r++) from[r] = given_inner + sorted[top + r] * given_of(f);
         products(from, rows, down_e.codes, down_e.scales, first, columns, f, found);
         for (size r = 0; r < rows; r++)
-          for (size c = 0; c < columns; c++) parts[sorted[top + r] * d + first + c] = found[c * ROWS + r];
+          for (size c = 0; c < columns; c++) parts[sorted[top + r] * d + first + c] = found[r * COLUMNS + c];
       }
     }
 #pragma omp for
-    for (size i = 0; i < n; i++)
-      for (size j = 0; j < d; j++) {
+    for (size i = 0; i < n; i++) {
+      size j = 0;
+      for (; j + LANES <= d; j += LANES) {
+        lanes total = all(0);
+        for (size a = i * active; a < (i + 1) * active; a++) total += weights[a] * load(parts + a * d + j);
+        put(y + i * d + j, total);
+      }
+      for (; j < d; j++) {
         float total = 0;
         for (size a = i * active; a < (i + 1) * active; a++) total += weights[a] * parts[a * d + j];
         y[i * d + j] = narrow(total);
       }
+    }
   }
   free_given(given_x);
   free_given(given_inner);

@@ -3,39 +3,85 @@
 
    Shapes: x (n, h, k) and W (h, k, w) with any strides but for the last of x, which is 1, and one of W's two inner ones;
    y (n, h, w) contiguous. */
-#ifdef __AVX512F__
-#define LANES 16
-#endif
 #include "products.h"
 
 #define MANY 100000 /* products that are worth a second thread */
 
-/* W (h, k, w) in steps of `of_head` and `of_row`. Returns 0, or 1 when memory is short. */
-int NAMED(heads_sums)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
-                      size x_head, size of_head, size of_row) {
-  int failed = 0;
-#pragma omp parallel if (n * h * k * w > MANY)
-  {
-    float *sums = room(w);
-    if (!sums) failed = 1;
-#pragma omp for
-    for (size one = 0; one < h * n; one++) {
-      if (!sums) continue;
-      size head = one / n, token = one % n;
-      number *to = y + (token * h + head) * w;
-      memset(sums, 0, (size_t)w * sizeof(float));
-      for (size i = 0; i < k; i++) {
-        const number *row = maps + head * of_head + i * of_row;
-        float each = wide(x[token * x_token + head * x_head + i]);
-        size j = 0;
-        for (; j + LANES <= w; j += LANES) store(sums + j, load(sums + j) + each * get(row + j));
-        for (; j < w; j++) sums[j] += each * wide(row[j]);
+/* The pairs that two rows of W, `of_row` apart, make of each other. */
+static inline pairs rows_at(const number *row, size of_row) {
+#ifdef BFLOAT16
+  return side_by_side(load_shorts(row), load_shorts(row + of_row));
+#else
+  (void)of_row;
+  return get(row);
+#endif
+}
+
+/* y[r] = x[r] W over `sides` registers of columns, for `rows` rows of x. */
+static inline __attribute__((always_inline)) void columns_of(const number *const *x, const number *maps, number *const *y,
+                                                            size k, size of_row, const int rows, const int sides) {
+  lanes sums[ROWS][SIDES];
+  for (int r = 0; r < rows; r++)
+    for (int side = 0; side < sides; side++) sums[r][side] = all(0);
+  size i = 0;
+  for (; i + PAIR <= k; i += PAIR)
+    for (int side = 0; side < sides; side++) {
+      pairs part = rows_at(maps + i * of_row + side * LANES, of_row);
+      for (int r = 0; r < rows; r++) {
+        pair each;
+        memcpy(&each, x[r] + i, sizeof each);
+        sums[r][side] = multiply(sums[r][side], each, part);
       }
-      for (size j = 0; j < w; j++) to[j] = narrow(sums[j]);
     }
-    free(sums);
+  for (; i < k; i++)
+    for (int side = 0; side < sides; side++)
+      for (int r = 0; r < rows; r++) sums[r][side] += wide(x[r][i]) * get(maps + i * of_row + side * LANES);
+  for (int r = 0; r < rows; r++)
+    for (int side = 0; side < sides; side++) put(y[r] + side * LANES, sums[r][side]);
+}
+
+static inline __attribute__((always_inline)) void sums_of(const number *const *x, const number *maps, number *const *y,
+                                                         size k, size w, size of_row, const int rows) {
+  number *to[ROWS];
+  size j = 0;
+  for (; j + SIDES * LANES <= w; j += SIDES * LANES) {
+    for (int r = 0; r < rows; r++) to[r] = y[r] + j;
+    columns_of(x, maps + j, to, k, of_row, rows, SIDES);
   }
-  return failed;
+  for (; j + LANES <= w; j += LANES) {
+    for (int r = 0; r < rows; r++) to[r] = y[r] + j;
+    columns_of(x, maps + j, to, k, of_row, rows, 1);
+  }
+  for (; j < w; j++)
+    for (int r = 0; r < rows; r++) {
+      float total = 0;
+      for (size i = 0; i < k; i++) total += wide(x[r][i]) * wide(maps[i * of_row + j]);
+      y[r][j] = narrow(total);
+    }
+}
+
+/* W (h, k, w) in steps of `of_head` and `of_row`. */
+void NAMED(heads_sums)(const number *x, const number *maps, number *y, size n, size h, size k, size w, size x_token,
+                       size x_head, size of_head, size of_row) {
+  size parts = (n + ROWS - 1) / ROWS;
+#pragma omp parallel for if (n * h * k * w > MANY)
+  for (size one = 0; one < h * parts; one++) {
+    size head = one / parts, top = one % parts * ROWS, rows = top + ROWS < n ? ROWS : n - top;
+    const number *from[ROWS];
+    number *to[ROWS];
+    for (size r = 0; r < rows; r++) {
+      from[r] = x + (top + r) * x_token + head * x_head;
+      to[r] = y + ((top + r) * h + head) * w;
+    }
+    if (rows == 4)
+      sums_of(from, maps + head * of_head, to, k, w, of_row, 4);
+    else if (rows == 3)
+      sums_of(from, maps + head * of_head, to, k, w, of_row, 3);
+    else if (rows == 2)
+      sums_of(from, maps + head * of_head, to, k, w, of_row, 2);
+    else
+      sums_of(from, maps + head * of_head, to, k, w, of_row, 1);
+  }
 }
 
 /* The same where W lies turned, (h, w, k), a column after the other. */
@@ -48,11 +94,14 @@ void NAMED(heads_products)(const number *x, const number *maps, number *y, size 
       for (size top = 0; top < n; top += ROWS) {
         size rows = top + ROWS < n ? ROWS : n - top;
         const number *from[ROWS];
-        float found[COLUMNS * ROWS];
-        for (size r = 0; r < rows; r++) from[r] = x + (top + r) * x_token + head * x_head;
+        number *to[ROWS];
+        float found[COLUMNS * ROWS] = {0};
+        for (size r = 0; r < rows; r++) {
+          from[r] = x + (top + r) * x_token + head * x_head;
+          to[r] = y + ((top + r) * h + head) * w + first;
+        }
         products(from, rows, maps + head * of_head, NULL, first, columns, k, found);
-        for (size r = 0; r < rows; r++)
-          for (size c = 0; c < columns; c++) y[((top + r) * h + head) * w + first + c] = narrow(found[c * ROWS + r]);
+        put_block(found, rows, columns, to);
       }
     }
 }

@@ -286,12 +286,16 @@ static inline float weigh(float *row, size valid, size end, float *total) {
 
 static inline size rounded(size n, size unit) { return (n + unit - 1) / unit * unit; }
 
-/* Zeroed memory that begins at a cache line; NULL when there is none. */
-static inline float *room(size n) {
+/* Memory that begins at a cache line, with whatever it holds; NULL when there is none. */
+static inline void *fresh(size bytes) {
   void *found = NULL;
-  size bytes = rounded(n * (size)sizeof(float), 64);
-  if (posix_memalign(&found, 64, (size_t)bytes)) return NULL;
-  memset(found, 0, (size_t)bytes);
+  return posix_memalign(&found, 64, (size_t)rounded(bytes, 64)) ? NULL : found;
+}
+
+/* The same for n floats, zeroed. */
+static inline float *room(size n) {
+  float *found = fresh(n * (size)sizeof(float));
+  if (found) memset(found, 0, (size_t)n * sizeof(float));
   return found;
 }
 #endif

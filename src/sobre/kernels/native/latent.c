@@ -1,9 +1,10 @@
-/* One new token of each of n sequences through latent attention in its absorbed form (models/mla.py), from its normed state
-   to what is added to it: the other pages' functions one after the other, without a look back at Python between them.
+/* n new tokens through latent attention in its absorbed form (models/mla.py), from their normed states to what is added to
+   them: the other pages' functions one after the other, without a look back at Python between them.
 
    Shapes: x (n, d); `q_down` (q_rank, d) or NULL, `q` (h (p + r), q_rank or d); `kv_down` (c + r, d); `maps` (h, p + w, c),
-   from the latent to a head's key and value; `o` (d, h w); cosines and sines (n, r / 2); cells of `width` numbers, of which
-   number `cell` of each token is written before it is read; table, lengths, blocks, block and longest as in paged.c. */
+   from the latent to a head's key and value; `o` (d, h w); cosines and sines (n, r / 2); cells of `width` numbers (c + r),
+   or of codes with two scales, of which number `cell` of each token is written before it is read; table, lengths, blocks,
+   block and longest as in paged.c. */
 #include "step.h"
 #ifndef LACKS_FORM
 
@@ -11,12 +12,13 @@
 int NAMED(latent_step)(const number *x, const weight *q_down, const number *q_down_scales, const float *q_norm,
                        const weight *q, const number *q_scales, const weight *kv_down, const number *kv_down_scales,
                        const float *kv_norm, const number *maps, const weight *o, const number *o_scales,
-                       const float *cosines, const float *sines, number *cells, const int64_t *cell,
+                       const float *cosines, const float *sines, void *cells, float *cell_scales, const int64_t *cell,
                        const int64_t *table, const int64_t *lengths, number *y, size n, size d, size q_rank, size h,
                        size p, size r, size w, size c, size width, size blocks, size block, size longest,
                        size interleaved, float norm_eps, float scale) {
   size entry = c + r, of_query = p + r, of_map = (p + w) * c;
-  number *latent_q = (number *)room(n * (q_rank + h * of_query + entry + 2 * (h + 1) * r + h * (c + entry) + h * (c + w)));
+  size of_token = q_rank + h * of_query + entry + 2 * (h + 1) * r + h * (c + entry) + h * (c + w);
+  number *latent_q = fresh(n * of_token * (size)sizeof(number));
   if (!latent_q) return 1;
   number *queries = latent_q + n * q_rank, *entries = queries + n * h * of_query, *plain = entries + n * entry;
   number *turned = plain + n * (h + 1) * r, *folded = turned + n * (h + 1) * r, *absorbed = folded + n * h * c;
@@ -36,13 +38,13 @@ int NAMED(latent_step)(const number *x, const weight *q_down, const number *q_do
   PLAIN(rope)(plain, cosines, sines, turned, n, h + 1, r, interleaved, 1);
   for (size i = 0; i < n; i++) {
     copy(turned + (i * (h + 1) + h) * r, r, entries + i * entry + c, r, 1, r);
-    copy(entries + i * entry, entry, cells + cell[i] * width, width, 1, entry);
+    write_entry(entries + i * entry, cells, cell_scales, cell[i], width, c, 1);
   }
-  failed |= PLAIN(heads_sums)(queries, maps, folded, n, h, p, c, h * of_query, of_query, of_map, c);
+  PLAIN(heads_sums)(queries, maps, folded, n, h, p, c, h * of_query, of_query, of_map, c);
   copy(folded, c, absorbed, entry, n * h, c);
   for (size i = 0; i < n; i++) copy(turned + i * (h + 1) * r, r, absorbed + i * h * entry + c, entry, h, r);
-  failed |= PLAIN(paged_attention)(absorbed, cells, table, lengths, mixed, n, blocks, block, longest, width, h, 1, entry, c,
-                                   0, scale);
+  failed |= PLAIN(paged_attention)(absorbed, cells, cell_scales, table, lengths, mixed, n, blocks, block, longest, width, c, h,
+                                   1, entry, c, 0, scale);
   PLAIN(heads_products)(mixed, maps + p * c, values, n, h, c, w, h * c, c, of_map);
   failed |= NAMED(few_rows)(values, o, o_scales, NULL, y, n, h * w, d);
   free(latent_q);

@@ -96,13 +96,15 @@ class Table:
 
 
 def layers(x_ND: Tensor, table: Table, rope_T2: tuple[Tensor, Tensor], at: Cells) -> tuple[Tensor, Tensor]:
-    """Embedded tokens, one new one of each of N sequences, to their states after the final norm, and the experts that
-    they chose in each routing layer (L, N, A); entries are written. x_ND is overwritten."""
+    """Embedded tokens to their states after the final norm, and the experts that they chose in each routing layer
+    (L, N, A); entries are written. `at` places each token by itself. x_ND is overwritten."""
     (n, d), places, cells_LMC = x_ND.shape, at.places, at.cells_LMC
     y_ND = torch.empty_like(x_ND)
     experts_LNA = x_ND.new_empty(table.n_routing, n, table.n_active, dtype=torch.int64)
-    given = (x_ND, table.rows, table.norm_D, *rope_T2, cells_LMC, at.cell_N, places.table_RB, places.lengths_R)
-    of_cells = (rope_T2[0].shape[1], cells_LMC.stride(0), cells_LMC.shape[2])
+    cells = (cells_LMC, at.scales_LMP, at.cell_N)
+    given = (x_ND, table.rows, table.norm_D, *rope_T2, *cells, places.table_RB, places.lengths_R)
+    of_scales = 0 if at.scales_LMP is None else at.scales_LMP.stride(0)
+    of_cells = (rope_T2[0].shape[1], cells_LMC.stride(0), of_scales, cells_LMC.shape[2])
     numbers = (len(table.rows), n, d, *of_cells, places.table_RB.shape[1], places.block, places.longest, table.n_active)
     if call(f"layers{table.form}", *given, experts_LNA, y_ND, *numbers, table.norm_eps):
         raise MemoryError(f"a step of {n} tokens after up to {places.longest - 1:,} positions found no memory")

@@ -31,12 +31,16 @@ int NAMED(few_rows)(const number *x, const weight *matrix, const number *scales,
     for (size top = 0; top < n; top += ROWS) {
       size rows = top + ROWS < n ? ROWS : n - top;
       const given *from[ROWS];
-      float found[COLUMNS * ROWS];
-      for (size r = 0; r < rows; r++) from[r] = rows_of_x + (top + r) * given_of(d);
+      number *to[ROWS];
+      float found[COLUMNS * ROWS] = {0};
+      for (size r = 0; r < rows; r++) {
+        from[r] = rows_of_x + (top + r) * given_of(d);
+        to[r] = y + (top + r) * o + first;
+      }
       products(from, rows, matrix, scales, first, columns, d, found);
-      for (size r = 0; r < rows; r++)
-        for (size c = 0; c < columns; c++)
-          y[(top + r) * o + first + c] = narrow(found[c * ROWS + r] + (bias ? wide(bias[first + c]) : 0));
+      for (size r = 0; bias && r < rows; r++)
+        for (size c = 0; c < columns; c++) found[r * COLUMNS + c] += wide(bias[first + c]);
+      put_block(found, rows, columns, to);
     }
   }
   free_given(rows_of_x);

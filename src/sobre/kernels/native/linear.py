@@ -10,8 +10,6 @@ from sobre.kernels.native.build import call, learns
 
 MOST_ROWS = 16
 """The library, which lays the weights out anew for more of them, is faster beyond."""
-MOST_SUMMED = 2
-"""The same, of products that add up rows of the weights."""
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -37,14 +35,13 @@ def heads_linear(x_NHK: Tensor, weight_HKW: Tensor) -> Tensor:
     width = weight_HKW.shape[2]
     of_head, of_row, of_column = weight_HKW.stride()
     is_turned = of_row == 1 and of_column == k_width
-    fits = (is_turned and n <= MOST_ROWS) or (of_column == 1 and n <= MOST_SUMMED)
-    if not fits or learns(x_NHK, weight_HKW):
+    if n > MOST_ROWS or not (is_turned or of_column == 1) or learns(x_NHK, weight_HKW):
         return reference.heads_linear(x_NHK, weight_HKW)
     x_NHK = x_NHK if x_NHK.stride(2) == 1 else x_NHK.contiguous()
     y_NHW = x_NHK.new_empty(n, n_heads, width)
     places = (n, n_heads, k_width, width, *x_NHK.stride()[:2], of_head)
     if is_turned:
         call("heads_products", x_NHK, weight_HKW, y_NHW, *places)
-    elif call("heads_sums", x_NHK, weight_HKW, y_NHW, *places, of_row):
-        raise MemoryError(f"a product of heads {width:,} wide found no memory for its sums")
+    else:
+        call("heads_sums", x_NHK, weight_HKW, y_NHW, *places, of_row)
     return y_NHW

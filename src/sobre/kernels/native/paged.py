@@ -32,8 +32,9 @@ def _attend(
     n, n_heads, k_width = q_RHK.shape
     out_RHW = q_RHK.new_empty(n, n_heads, v_width)
     table_RB = places.table_RB
-    numbers = (n, table_RB.shape[1], places.block, places.longest, cells_MC.shape[1], n_heads, n_groups, k_width)
-    given = (q_RHK.contiguous(), cells_MC, table_RB, places.lengths_R, out_RHW, *numbers, v_width, value_at)
+    of_cells = (table_RB.shape[1], places.block, places.longest, cells_MC.shape[1], k_width)
+    numbers = (n, *of_cells, n_heads, n_groups, k_width, v_width, value_at)
+    given = (q_RHK.contiguous(), cells_MC, None, table_RB, places.lengths_R, out_RHW, *numbers)
     if call("paged_attention", *given, float(scale)):
         raise MemoryError(f"attention over {places.longest:,} cached tokens found no memory for its scores")
     return out_RHW

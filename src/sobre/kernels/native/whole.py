@@ -41,6 +41,9 @@ class Cells(NamedTuple):
     cells_LMC: Tensor
     cell_N: Tensor
     places: Places
+    """Of each token, as if it were a sequence's only new one; those of the same sequence name the same blocks."""
+    scales_LMP: Tensor | None = None
+    """Where the cells hold codes: a scale for each vector (kernels/int8_entries.py)."""
 
 
 class Latent(NamedTuple):
@@ -113,7 +116,7 @@ def latent_step(x_ND: Tensor, layer: Latent, rope: tuple[Tensor, Tensor], at: Ce
     down = (None, None) if layer.q_down is None else layer.q_down[:2]
     matrices = (*down, layer.q_norm, *layer.q[:2], *layer.kv_down[:2], layer.kv_norm, layer.maps_HXC, *layer.o[:2])
     angles = [table_N2.float().contiguous() for table_N2 in rope]
-    given = (*angles, cells_MC, at.cell_N, places.table_RB, places.lengths_R, y_ND)
+    given = (*angles, cells_MC, None, at.cell_N, places.table_RB, places.lengths_R, y_ND)
     widths = (n, d, q_rank, n_heads, of_head - layer.v_dim, layer.rope_dim, layer.v_dim, c_width, cells_MC.shape[1])
     numbers = (*widths, places.table_RB.shape[1], places.block, places.longest, int(layer.interleaved))
     if call(f"latent_step{layer.o.form}", x_ND, *matrices, *given, *numbers, layer.norm_eps, layer.scale):
