@@ -43,13 +43,13 @@ class Batch:
         self.choice = Choice.of(params, run_seed, vocab_size, device, keeps=keeps)
         self.shaped = [i for i, row in enumerate(rows) if is_shaped(row.request)]
         self.listed = [place for place, p in enumerate(params) if p.n_logprobs is not None]
-        self._slots = tuple(row.slot for row in rows)
+        self.slots = tuple(row.slot for row in rows)
         self._request_ids = tuple(row.request.id for row in rows)
 
     def step(self) -> StepInput:
         """What every row brings, at its positions."""
         starts = tuple(self.starts_R.tolist())
-        return StepInput(self.tokens_T, self.n_read, starts, self._slots, self._request_ids)
+        return StepInput(self.tokens_T, self.n_read, starts, self.slots, self._request_ids)
 
     def at_places(self, hidden_TD: Tensor) -> Tensor:
         """Of what the model made of the step, the rows that tokens are sampled from."""

@@ -31,6 +31,9 @@ class EngineConfig:
     """What the cache holds: numbers of the model's dtype, or 8 bits each and a scale per token and head or latent."""
     deterministic: bool = False
     """The same bits for a request whatever runs beside it, found in the prefix cache or not, guessed ahead or not."""
+    graphs: Literal["auto", "off"] = "auto"
+    """Record a decode step once for each size of batch and context, and launch it as one from then on: auto is on CUDA,
+    where nothing in the step asks the device (engine/static.py)."""
     return_routes: bool = False
     """Keep the experts that every token visited, for routing replay."""
     return_kept: bool = False

@@ -26,10 +26,11 @@ from sobre.engine.determinism import check_rows, fixed_shapes
 from sobre.engine.drafting import Lookup
 from sobre.engine.ending import finish_reason, plain_reason
 from sobre.engine.request import FinishReason, Output, Request, SamplingParams, Token
-from sobre.engine.runner import Model, Runner
+from sobre.engine.runner import Runner
 from sobre.engine.sampling import model_logprobs, sample
 from sobre.engine.scheduler import Row, Scheduler
 from sobre.engine.shaping import shape
+from sobre.engine.static import Model
 from sobre.engine.weights import prepared, refresh
 from sobre.errors import ConfigError, EngineError, PromptTooLong
 from sobre.models.config import BLOCK
@@ -114,6 +115,11 @@ class Engine:
     def cache_bytes(self) -> int:
         """Memory of the cache, as long as the engine does not rest."""
         return self._runner.cache.size_bytes
+
+    @property
+    def n_recorded(self) -> int:
+        """Sizes of decode steps that were recorded, and run as one (engine/static.py)."""
+        return self._runner.n_recorded
 
     @property
     def stats(self) -> EngineStats:
@@ -250,7 +256,7 @@ class Engine:
         if self.has_work:
             raise EngineError(f"an engine with work cannot rest; {self.n_running} run and {self.n_waiting} wait")
         self._scheduler.requeue()
-        self._runner.cache.rest()
+        self._runner.rest()
 
     def _check(self, request: Request, n_new: int | None = None) -> None:
         n_prompt, vocab_size = len(request.prompt_ids), self.model.cfg.vocab_size

@@ -3,8 +3,9 @@
 Shapes: N tokens of a step, R rows, V vocabulary, L routing layers, A active experts, M cells of the cache, B blocks.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,23 +14,15 @@ from sobre.engine.batch import Batch
 from sobre.engine.config import EngineConfig
 from sobre.engine.drafting import OwnHead, SecondToken
 from sobre.engine.scheduler import Piece, Plan, Row
-from sobre.models.cache import BlockTables, Int8Cache, KVCache, PagedCache
+from sobre.engine.static import Made, Model, Record, Replays, recorder
+from sobre.models.cache import BlockTables, Int8Cache, PagedCache
 from sobre.models.config import BLOCK, ModelConfig, MoEConfig
-from sobre.models.step import StepInput, StepOutput
+from sobre.models.step import StepInput
 from sobre.models.whole_step import WholeStep
 from sobre.plan.count import decode_flops, forward_flops
 from sobre.runtime.device import carried
 
-
-class Model(Protocol):
-    """What the engine asks of a decoder."""
-
-    cfg: ModelConfig
-    dtype: torch.dtype
-
-    def __call__(self, step: StepInput, cache: KVCache | None = None) -> StepOutput: ...
-
-    def logits(self, hidden_ND: Tensor) -> Tensor: ...
+log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -44,7 +37,10 @@ class Runner:
         own_head = cfg.speculate and model.cfg.n_mtp > 0
         n_layers = model.cfg.n_layers + own_head
         kind = Int8Cache if cfg.cache == "int8" else PagedCache
-        self.cache = kind(model.cfg, self.tables, n_blocks, model.dtype, n_layers=n_layers)
+        record = _recorder(model, cfg, device)
+        n_spare = int(record is not None)  # a block for rows that only fill a bucket
+        self.cache = kind(model.cfg, self.tables, n_blocks + n_spare, model.dtype, n_layers=n_layers)
+        self._replays = None if record is None else Replays(model, self.cache, self.tables, n_blocks, record)
         self.own_head = OwnHead(cast(SecondToken, model), self.cache, run_seed, device) if own_head else None
         self.routes_LMA = _route_store(model.cfg, cfg, n_blocks, device)
         self.n_prefilled = self.n_decoded = 0
@@ -67,7 +63,7 @@ class Runner:
         for pieces in pack(plan.pieces, self.chunk):
             step = _step(pieces, self.device)
             output = self.model(step, self.cache)
-            self._keep_routes(step, output)
+            self._keep_routes(step, output.routes_LNA)
             if self.own_head is not None:
                 self.own_head.read(step, output.hidden_ND, pieces)
             self.n_prefilled += step.tokens_N.numel()
@@ -78,10 +74,14 @@ class Runner:
     def decode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """logits_NV of the token after each place, and the hidden states of all that was read."""
         step = batch.step()
-        output = self._whole.run(step, self.cache)
-        if output is None:
-            output = self.model(step, self.cache)
-        self._keep_routes(step, output)
+        made = self._recorded(batch)
+        if made is None:
+            output = self._whole.run(step, self.cache)
+            if output is None:
+                output = self.model(step, self.cache)
+            logits_NV = self.model.logits(batch.at_places(output.hidden_ND))
+            made = Made(logits_NV, output.hidden_ND, output.routes_LNA)
+        self._keep_routes(step, made.routes_LRA)
         if any(batch.late):
             self.n_prefilled += sum(batch.late)
             late = [(start, n) for start, n in zip(step.starts, batch.late, strict=True) if n]
@@ -90,7 +90,23 @@ class Runner:
         n_places = len(batch.positions_N)
         self.n_decoded += n_places
         self._n_attended += int(batch.positions_N.sum()) + n_places
-        return self.model.logits(batch.at_places(output.hidden_ND)), output.hidden_ND
+        return made.logits_RV, made.hidden_RD
+
+    def _recorded(self, batch: Batch) -> Made | None:
+        """The step as a recorded one; None where it must be launched piece by piece."""
+        if self._replays is None or batch.is_once:
+            return None
+        try:
+            return self._replays.run(batch)
+        except RuntimeError as error:  # of a recording; what runs again has run before
+            log.warning("decode steps are launched kernel by kernel: recording one failed: %s", error)
+            self._replays = None
+            return None
+
+    @property
+    def n_recorded(self) -> int:
+        """Sizes of decode steps that were recorded."""
+        return 0 if self._replays is None else len(self._replays.buckets)
 
     def read(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """hidden_ND of prompts that leave nothing behind."""
@@ -114,6 +130,14 @@ class Runner:
     def weights_changed(self) -> None:
         """The model's weights are others now."""
         self._whole.forget()
+        if self._replays is not None:
+            self._replays.weights_changed()
+
+    def rest(self) -> None:
+        """Give the cache's memory back."""
+        self.cache.rest()
+        if self._replays is not None:
+            self._replays.forget()
 
     def clear(self) -> None:
         """After a step that failed: nothing in the cache is to be trusted."""
@@ -123,9 +147,24 @@ class Runner:
         for kept_B in self.by_block():
             kept_B[target] = kept_B[source]
 
-    def _keep_routes(self, step: StepInput, output: StepOutput) -> None:
-        if self.routes_LMA is not None and output.routes_LNA is not None:
-            self.routes_LMA[:, self.tables.cells_N(step)] = output.routes_LNA.to(self.routes_LMA.dtype)
+    def _keep_routes(self, step: StepInput, routes_LNA: Tensor | None) -> None:
+        if self.routes_LMA is not None and routes_LNA is not None:
+            self.routes_LMA[:, self.tables.cells_N(step)] = routes_LNA.to(self.routes_LMA.dtype)
+
+
+def _recorder(model: Model, cfg: EngineConfig, device: torch.device) -> Record | None:
+    """What records this engine's decode steps, if anything does; said either way."""
+    if cfg.graphs == "off":
+        found: Record | str = "engine.graphs is off"
+    elif cfg.speculate:
+        found = "guesses differ in number from step to step"
+    else:
+        found = recorder(model, device)
+    if isinstance(found, str):
+        log.info("decode steps are launched kernel by kernel: %s", found)
+        return None
+    log.info("decode steps are recorded once for each size, and launched as one")
+    return found
 
 
 def pack(pieces: Sequence[Piece], chunk: int) -> Iterator[list[Piece]]:

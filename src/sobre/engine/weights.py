@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sobre.engine.runner import Model
+from sobre.engine.static import Model
 from sobre.errors import EngineError
 from sobre.kernels.kept import FP8
 from sobre.models.decoder import Decoder

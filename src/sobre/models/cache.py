@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sobre.kernels.int8_entries import from_int8, to_int8
@@ -94,6 +95,15 @@ class BlockTables:
             places = Places(table_RB, step.starts_R + step.lengths_R, step.context, BLOCK, first)
             self._places = (step, places)
         return self._places[1]
+
+    def hold(self, step: StepInput, cells_N: Tensor, places: Places) -> None:
+        """Answer for this step with tensors that somebody else fills, whatever its slots say."""
+        self._cells, self._places = (step, cells_N), (step, places)
+
+    def blocks_of(self, slots: Sequence[int], n_blocks: int) -> NDArray[np.int64]:
+        """The first blocks of each slot, on the host; 0 beyond the longest context."""
+        rows = self._table_RB[np.array(slots), :n_blocks]
+        return np.pad(rows, ((0, 0), (0, n_blocks - rows.shape[1])))
 
     def row_cells(self, slot: int, length: int) -> Tensor:
         """Where the first `length` tokens of a slot lie."""
