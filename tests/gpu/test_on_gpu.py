@@ -1,20 +1,23 @@
 """On an accelerator: what runs there equals the CPU's reference. Skipped where there is none."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from sobre.engine import static
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
 from sobre.kernels import fp8, reference, scaled, select
 from sobre.kernels.fp8 import TILE, Quantised
 from sobre.kernels.paged import Places
-from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
+from sobre.models.regions import compile_layers
 from sobre.models.step import StepInput
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
@@ -235,3 +238,55 @@ def test_liger_there_equals_the_reference_forward_and_back(op, dtype):
     close = CLOSE if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
     for there, here in zip(*found, strict=True):
         assert_close(there.cpu(), here, **close)
+
+
+GROUPED = replace(SMALL, attention=GQAConfig(n_heads=4, n_kv_heads=2), ffn=DenseConfig(d_ff=40))
+
+
+@pytest.mark.parametrize("cfg", [GROUPED, replace(SMALL, ffn=DenseConfig(d_ff=40))], ids=["grouped", "latent"])
+def test_recorded_decode_steps_answer_as_launched_ones_do(cfg):
+    model = Decoder(cfg)
+    model.init_weights(0)
+    model.to("cuda").eval()
+    requests = [
+        Request(str(i), tuple(range(3 + i, 12 + 3 * i)), SamplingParams(max_tokens=9 + 4 * i, seed=i)) for i in range(5)
+    ]
+    found = []
+    for graphs in ("auto", "off"):
+        engine = Engine(model, EngineConfig(max_batch=4, graphs=graphs), run_seed=7)
+        found.append([engine.generate(requests) for _ in range(2)])
+        assert (engine.n_recorded > 1) == (graphs == "auto" and static.why_not(model, torch.device("cuda")) is None)
+        engine.rest()
+        found[-1].append(engine.generate(requests))
+    for ours, launched in zip(*found, strict=True):
+        for one, other in zip(ours, launched, strict=True):
+            assert list(one.token_ids) == list(other.token_ids)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+
+
+def test_layers_compiled_by_region_learn_what_the_others_do():
+    found = []
+    for compiles in (False, True):
+        model = Decoder(GROUPED)
+        model.init_weights(0)
+        model.to("cuda").train()
+        if compiles:
+            compile_layers(model)
+        batch = from_rows(torch.arange(66).view(2, 33) % 61).to(torch.device("cuda"))
+        loss = next_token(model, model(batch.step), batch).sum
+        loss.backward()
+        found.append((loss.detach().cpu(), model.embed.weight.grad.cpu()))
+    assert_close(found[1][0], found[0][0], **CLOSE)
+    assert_close(found[1][1], found[0][1], **CLOSE)
+
+
+def test_a_batch_that_is_ready_is_pinned_and_goes_over_without_waiting():
+    batch = from_rows(torch.arange(34).view(2, 17))
+    ready = batch.ready(torch.device("cuda"))
+    assert all(tensor.is_pinned() for tensor in (ready.step.tokens_N, ready.first.targets_N, ready.second.weights_N))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = ready.to(torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(there.targets_N.cpu(), batch.targets_N)

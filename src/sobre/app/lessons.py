@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sobre.app.answers import answered_examples
@@ -84,7 +84,9 @@ def lesson(bench: Bench) -> Job:
         case "pretrain":
             assert bench.corpus is not None, "whatever pretrains has read its text"
             loader = PackedLoader(bench.corpus.shards, recipe.data.seq_len, bench.seed)
-            return _supervised(bench, RowSource(loader, recipe.pretrain), recipe.pretrain, longest=loader.seq_len)
+            source = RowSource(loader, recipe.pretrain)
+            job = _supervised(bench, source, recipe.pretrain, longest=loader.seq_len)
+            return replace(job, compiles=recipe.pretrain.compile)
         case "sft":
             return _fine_tuned(bench, recipe.sft)
         case "sft2":

@@ -16,6 +16,7 @@ from sobre.ledger.ledger import Entry
 from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
+from sobre.models.regions import compile_layers
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.optim.schedule import lr_scale as lr_at
@@ -265,6 +266,8 @@ class Job:
     rebalance: bool = True
     precision: Precision = "auto"
     recompute: bool = False
+    compiles: bool = False
+    """By region, as the stage begins."""
     offloads: bool = False
     close: Callable[[], None] = nothing
     """Ends what the source has started."""
@@ -277,6 +280,9 @@ def train(
     optim = session.recipe.optim
     set_precision(model, job.precision)
     model.recompute = job.recompute
+    if job.compiles:
+        compile_layers(model)
+        session.console.say(f"{name}: layers are compiled by region as the first step meets them")
     names = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer = Optimizer(names, roles(names), optim, dtype=model.dtype, matrices=division)
     stage = Stage(
@@ -300,6 +306,7 @@ def train(
     try:
         Trainer(session, stage, rehearse=job.rebalance).run()
     finally:
+        model.parts = None
         job.close()
     save_folder(session, name, model, division, tokenizer)
     session.finish(f"train:{name}")

@@ -1,7 +1,7 @@
 """What one accelerator does: shares of its own measured peak and bandwidth, one part to a process, one file to a part.
 
     python -m sobre.bench.gpu PART --out FILE
-    parts: peak, train, train-1b, dense, recompute, fp8, decode, prefill, kernels, rl
+    parts: peak, train, train-1b, dense, recompute, compiled, fp8, decode, prefill, kernels, rl
 
 `make gpu` runs them all (scripts/gpu.py). Needs torch and numpy alone, so that it runs on a bare machine. Without an
 accelerator the sizes are tiny, and the figures say that everything runs and nothing else. Weights are random and drawn
@@ -32,6 +32,7 @@ from sobre.kernels.paged import Places
 from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
+from sobre.models.regions import compile_layers
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
@@ -135,13 +136,21 @@ def peak(place: Place) -> dict[str, Any]:
 
 
 def train(
-    place: Place, cfg: ModelConfig = MIDDLE, precision: Precision = "auto", micros: int = 4, recompute: bool = False
+    place: Place,
+    cfg: ModelConfig = MIDDLE,
+    precision: Precision = "auto",
+    micros: int = 4,
+    *,
+    recompute: bool = False,
+    compiles: str = "",
 ) -> dict[str, Any]:
     """Optimizer steps of 65,536 tokens in micro-batches: speed, share of the bf16 peak, memory beside the plan's."""
     top = place.flops_peak()
     model = place.model(cfg)
     set_precision(model, precision)
     model.recompute = recompute
+    if compiles:
+        compile_layers(model, compiles)
     rows, length, micros, steps = (32 // micros, 2048, micros, 4) if place.full else (2, 64, 2, 2)
     names = dict(model.named_parameters())
     optimizer = Optimizer(names, roles(names), OptimConfig(kind="adamw"), dtype=model.dtype)
@@ -185,6 +194,20 @@ def fp8(place: Place) -> dict[str, Any]:
     }
 
 
+def compiled(place: Place) -> dict[str, Any]:
+    """The step with its layers compiled by region, over the same without; on a CPU nothing is compiled."""
+    plain = train(place)
+    ours = train(place, compiles="inductor" if place.full else "eager")
+    return {
+        "compiled_over_plain": plain["step_s"] / ours["step_s"],
+        "plain_step_s": plain["step_s"],
+        "compiled_step_s": ours["step_s"],
+        "share_of_peak": ours["share_of_peak"],
+        "memory_over_plan": ours["memory_over_plan"],
+        "loss_first_difference": ours["loss_first"] / plain["loss_first"] - 1,
+    }
+
+
 def decode(place: Place) -> dict[str, Any]:
     """Tokens per second of the engine at several batches, and the bytes it must read over what the card can copy."""
     width = place.bandwidth()
@@ -193,15 +216,18 @@ def decode(place: Place) -> dict[str, Any]:
     counted = params(model.cfg)
     found: dict[str, Any] = {"bandwidth_bytes_per_s": width}
     for batch in (1, 16, 64) if place.full else (1, 4):
-        engine = Engine(model, EngineConfig(max_batch=batch, max_len=prompt + new, prefix_cache=False))
-        short, long = (min(answer(engine, batch, prompt, n) for _ in range(3)) for n in (1, new))
-        step_s = (long - short) / (new - 1)
+        sizes = EngineConfig(max_batch=batch, max_len=prompt + new, prefix_cache=False)
+        engine = Engine(model, sizes)
+        step_s = step_seconds(engine, batch, prompt, new)
+        launched_s = step_seconds(Engine(model, replace(sizes, graphs="off")), batch, prompt, new)
         weights = 2.0 * (counted.active if batch == 1 else min(counted.total, counted.active * batch))
         read = weights + batch * (prompt + new / 2) * cache_bytes_per_token(model.cfg)
         found |= {
             f"b{batch}_tokens_per_s": batch / step_s,
             f"b{batch}_step_s": step_s,
             f"b{batch}_share_of_bandwidth": read / step_s / width,
+            f"b{batch}_steps_recorded": engine.n_recorded,
+            f"b{batch}_over_launched": launched_s / step_s,
         }
     return found
 
@@ -330,6 +356,13 @@ def rl(place: Place) -> dict[str, Any]:
     }
 
 
+def step_seconds(engine: Engine, batch: int, prompt: int, new: int) -> float:
+    """Of one decode step, the best of three: what more tokens take, but for the first time, when steps are recorded."""
+    answer(engine, batch, prompt, new)
+    short, long = (min(answer(engine, batch, prompt, n) for _ in range(3)) for n in (1, new))
+    return (long - short) / (new - 1)
+
+
 def answer(engine: Engine, batch: int, prompt: int, new: int) -> float:
     """Continue `batch` prompts, each to its full length; return the seconds."""
     vocab_size, before = engine.model.cfg.vocab_size, engine.stats.seconds
@@ -360,6 +393,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "train-1b": lambda place: train(place, LARGE, micros=8),
     "dense": lambda place: train(place, dense_twin(MIDDLE)),
     "recompute": lambda place: train(place, recompute=True),
+    "compiled": compiled,
     "fp8": fp8,
     "decode": decode,
     "prefill": prefill,

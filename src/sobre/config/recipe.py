@@ -20,7 +20,7 @@ from sobre.rl.config import RLConfig
 from sobre.runtime.config import Device
 from sobre.tasks.config import TasksConfig, TextConfig
 from sobre.tokenizer.config import TokenizerConfig
-from sobre.train.config import FineTuneConfig, SaveConfig, StageConfig, StartConfig
+from sobre.train.config import FineTuneConfig, PretrainConfig, SaveConfig, StartConfig
 
 StageName = Literal["pretrain", "sft", "rl", "sft2", "rl2", "dpo", "distill"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
@@ -51,7 +51,7 @@ class Recipe:
     model: ModelConfig = ModelConfig()
     lora: LoraConfig = LoraConfig()
     optim: OptimConfig = OptimConfig()
-    pretrain: StageConfig = StageConfig()
+    pretrain: PretrainConfig = PretrainConfig()
     sft: FineTuneConfig = FineTuneConfig()
     rl: RLConfig = RLConfig()
     sft2: FineTuneConfig = FineTuneConfig()

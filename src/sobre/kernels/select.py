@@ -370,6 +370,16 @@ KERNELS += tuple(
 )
 OPS = tuple(dict.fromkeys(kernel.op for kernel in KERNELS))
 
+COMPILED: dict[str, Callable[..., Any]] = {
+    "rms_norm": reference.rms_norm,
+    "swiglu": reference.swiglu,
+    "rope": reference.rope,
+    "latent_heads": reference.latent_heads,
+    "linear": reference.linear,
+    "causal_attention": sdpa.causal_attention,
+}
+"""What stands in a compiled region (models/regions.py): formulas, for the compiler to fuse, and torch's attention."""
+
 _chosen: dict[tuple[str, str, torch.dtype], tuple[Kernel, str]] = {}
 """With the reason, and why those before it cannot run."""
 _forced: dict[str, str] = {}
@@ -444,6 +454,8 @@ def _force(op: str, name: str | None) -> None:
 
 
 def _kernel(op: str, x: Tensor) -> Callable[..., Any]:
+    if torch.compiler.is_compiling():
+        return COMPILED[op]
     key = (op, x.device.type, x.dtype)
     found = _chosen.get(key)
     if found is None:

@@ -8,7 +8,8 @@ Shapes: N tokens of a step, D width, V vocabulary, L routing layers, A active ex
 """
 
 import copy
-from typing import assert_never
+from collections.abc import Callable
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -71,18 +72,38 @@ class Block(nn.Module):
         step: StepInput,
         cache: KVCache | None,
         experts_NA: Tensor | None,
+        parts: "Parts | None" = None,
     ) -> tuple[Tensor, Routing | None]:
-        normed_ND = self.attn_norm(x_ND)
-        x_ND = self._add(x_ND, normed_ND, self.attn(normed_ND, rope, step, cache), self.attn_factors)
-        normed_ND = self.ffn_norm(x_ND)
+        attend, feed = parts or (Block.attend, Block.feed)
+        x_ND = attend(self, x_ND, rope, step, cache)
         if not isinstance(self.ffn, MoE):
-            return self._add(x_ND, normed_ND, self.ffn(normed_ND), self.ffn_factors), None
+            return feed(self, x_ND), None
+        normed_ND = self.ffn_norm(x_ND)
         y_ND, routing = self.ffn(normed_ND, step, experts_NA)
         return self._add(x_ND, normed_ND, y_ND, self.ffn_factors), routing
+
+    def attend(
+        self, x_ND: Tensor, rope: tuple[Tensor, Tensor], step: StepInput, cache: KVCache | None = None
+    ) -> Tensor:
+        """The first half."""
+        normed_ND = self.attn_norm(x_ND)
+        return self._add(x_ND, normed_ND, self.attn(normed_ND, rope, step, cache), self.attn_factors)
+
+    def feed(self, x_ND: Tensor) -> Tensor:
+        """The second half, where it is dense."""
+        normed_ND = self.ffn_norm(x_ND)
+        return self._add(x_ND, normed_ND, self.ffn(normed_ND), self.ffn_factors)
 
     @staticmethod
     def _add(x_ND: Tensor, normed_ND: Tensor, y_ND: Tensor, factors: tuple[float, float] | None) -> Tensor:
         return x_ND + y_ND if factors is None else normed_ND * factors[0] + y_ND * factors[1]
+
+
+class Parts(NamedTuple):
+    """What runs in the place of a block's halves (models/regions.py)."""
+
+    attend: Callable[..., Tensor]
+    feed: Callable[..., Tensor]
 
 
 class MTP(nn.Module):
@@ -110,6 +131,8 @@ class Decoder(nn.Module):
 
     recompute: bool = False
     """Training computes each block twice and keeps its input alone in between (arXiv 1604.06174)."""
+    parts: Parts | None = None
+    """Compiled halves of a block, for training on sequences of one length; None runs them as they are."""
 
     def __init__(
         self, cfg: ModelConfig, *, dtype: torch.dtype = torch.float32, dispatch: Dispatch = local_dispatch
@@ -183,12 +206,14 @@ class Decoder(nn.Module):
 
         The second run visits the experts of the first: rounding cannot send a token elsewhere.
         """
-        if not (self.recompute and self.training and torch.is_grad_enabled()):
-            return block(x_ND, rope, step, cache, experts_NA)
+        learns = self.training and torch.is_grad_enabled()
+        parts = self.parts if learns and cache is None and step.is_uniform and step.pieces is None else None
+        if not (self.recompute and learns):
+            return block(x_ND, rope, step, cache, experts_NA, parts)
         chosen = [experts_NA]
 
         def again(x_ND: Tensor) -> tuple[Tensor, Routing | None]:
-            y_ND, routing = block(x_ND, rope, step, cache, chosen[0])
+            y_ND, routing = block(x_ND, rope, step, cache, chosen[0], parts)
             if routing is not None:
                 chosen[0] = routing.experts_NA
             return y_ND, routing

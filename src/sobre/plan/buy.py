@@ -29,7 +29,7 @@ from sobre.plan.rules import LADDER, Rules, Rung
 from sobre.plan.train import TrainingPlan, energy_kwh, train
 from sobre.schemas import VERSION
 from sobre.tokenizer.config import TokenizerConfig
-from sobre.train.config import StageConfig
+from sobre.train.config import PretrainConfig
 
 SPLIT = {"pretrain": 0.80, "sft": 0.05, "rl": 0.10, "evaluation": 0.05}
 """Shares of the budget. R1's reinforcement learning took 5 % of V3's pretraining, V3.2's more than 10 %
@@ -280,7 +280,7 @@ def recipe(bought: Purchase, name: str) -> str:
         whole_gib = WHOLE * (plan.model.total + plan.model.mtp_total) / 2**30
         notes.append(f"in rl every process also holds the whole weights, to sample: {whole_gib:,.1f} GiB")
     header += [f"note:     {note}" for note in notes]
-    stage = StageConfig(
+    stage = PretrainConfig(
         batch_tokens=int(plan.batch_tokens),
         micro_tokens=layout.micro_batch * plan.seq_len,
         precision="fp8" if plan.precision == "fp8" else "auto",

@@ -60,6 +60,20 @@ class StageConfig:
 
 
 @config
+class PretrainConfig(StageConfig):
+    """Pretraining: rows of one length."""
+
+    compile: bool = False
+    """Compile the layers by region (torch.compile, models/regions.py): minutes at the start, then norms, gates,
+    rotations and sums in few kernels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compile and self.precision != "auto":
+            raise ConfigError(f"compile=true is for precision=auto, not {self.precision}: FP8 has kernels of its own")
+
+
+@config
 class AnswersConfig:
     """A teacher answers problems; what a verifier finds nothing wrong with is kept (R1, arXiv 2501.12948, 2.3.3)."""
 

@@ -24,7 +24,7 @@ class Bare:
 sys.meta_path.insert(0, Bare())
 from sobre.bench.gpu import PARTS, main
 
-for part in ("train", "kernels", "decode", "rl"):
+for part in ("train", "compiled", "kernels", "decode", "rl"):
     main([part, "--out", f"{sys.argv[1]}/{part}.json", "--device", "cpu"])
 """
 
@@ -34,7 +34,7 @@ def test_a_bare_machine_measures_and_says_that_tiny_sizes_mean_nothing(tmp_path)
     jsonschema = pytest.importorskip("jsonschema")
     subprocess.run([sys.executable, "-c", BARE, str(tmp_path)], check=True, stdout=subprocess.DEVNULL)
     found = {path.stem: json.loads(path.read_text()) for path in sorted(tmp_path.iterdir())}
-    assert list(found) == ["decode", "kernels", "rl", "train"]
+    assert list(found) == ["compiled", "decode", "kernels", "rl", "train"]
     for part, document in found.items():
         jsonschema.validate(document, schema("bench"))
         assert document["settings"]["device"] == "cpu"
@@ -46,3 +46,5 @@ def test_a_bare_machine_measures_and_says_that_tiny_sizes_mean_nothing(tmp_path)
     chosen = select.choose("latent_decode", "cpu", torch.bfloat16)
     assert found["kernels"]["figures"]["latent_decode_kernel"] == chosen.name
     assert found["rl"]["figures"]["rollout_tokens_per_s"] > 0
+    assert abs(found["compiled"]["figures"]["loss_first_difference"]) < 1e-3
+    assert found["decode"]["figures"]["b4_steps_recorded"] == 0
