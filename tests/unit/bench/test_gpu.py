@@ -46,5 +46,6 @@ def test_a_bare_machine_measures_and_says_that_tiny_sizes_mean_nothing(tmp_path)
     chosen = select.choose("latent_decode", "cpu", torch.bfloat16)
     assert found["kernels"]["figures"]["latent_decode_kernel"] == chosen.name
     assert found["rl"]["figures"]["rollout_tokens_per_s"] > 0
+    assert found["rl"]["figures"]["recomputes"] == found["rl"]["figures"]["takes_turns"] == 1.0
     assert abs(found["compiled"]["figures"]["loss_first_difference"]) < 1e-3
     assert found["decode"]["figures"]["b4_steps_recorded"] == 0
