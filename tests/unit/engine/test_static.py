@@ -46,16 +46,8 @@ SHAPES = {
     ),
     "latent attention, experts": ModelConfig(**COMMON, attention=LATENT, ffn=EXPERTS),
 }
-ACCELERATED = {
-    **dict.fromkeys(("rms_norm", "swiglu", "rope"), "fused"),
-    **dict.fromkeys(("linear", "heads_linear", "weighted_swiglu"), "reference"),
-    **dict.fromkeys(("latent_decode", "grouped_decode"), "gathered"),
-    **dict.fromkeys(("take_rows", "sum_rows"), "gathers"),
-    **dict.fromkeys(select.WHOLE, "parts"),
-    "cached_attention": "batched",
-    "moe_ffn": "grouped",
-}
-"""What an accelerator without Triton takes: all of it torch's operations, which a tape can write down."""
+ACCELERATED = {kernel.op: kernel.name for kernel in reversed(select.KERNELS) if not kernel.devices}
+"""What any accelerator may take, the first of each operation: torch's operations alone, which a tape can write down."""
 each_shape = pytest.mark.parametrize("name", SHAPES)
 
 
