@@ -97,10 +97,12 @@ class Place:
     full: bool
 
     def model(self, cfg: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> Decoder:
-        """A model of this shape (tiny without an accelerator) with random weights, drawn where it lies."""
+        """A model of this shape (tiny without an accelerator) with random weights, drawn where it lies: every time the
+        same."""
         cfg = cfg if self.full else (TINY if cfg.ffn.kind == "moe" else dense_twin(TINY))
         with torch.device(self.device):
             model = Decoder(cfg, dtype=dtype)
+        torch.manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(1.0) if parameter.ndim == 1 else parameter.normal_(0.0, 0.02)
