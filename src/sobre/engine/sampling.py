@@ -22,9 +22,6 @@ from sobre.kernels import select
 from sobre.kernels.draw import invert, log, pick
 from sobre.runtime.device import carried, exact
 
-SHORTLIST = 256
-"""Most probable tokens looked at first for top_p; rows that need more are sorted whole."""
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
 
@@ -66,7 +63,7 @@ class Choice:
     top_p: Tensor
     min_p: Tensor
     most_k: int
-    """The largest top_k that is not off: the shortlist must hold it."""
+    """The largest top_k that is not off; 0 when all are."""
     kept: tuple[int, ...]
     """Rows of which `sample` says what the filters left."""
 
@@ -111,7 +108,8 @@ def sample(logits_RV: Tensor, choice: Choice, positions_R: NDArray[np.int64]) ->
     scaled_RV = logits_RV if choice.scale_R1 is None else logits_RV * choice.scale_R1
     probs_RV = scaled_RV.softmax(-1)
     if choice.filtered is not None:
-        _filter(probs_RV, choice)
+        limits = (choice.top_k, choice.top_p, choice.min_p)
+        select.keep_likely(probs_RV, choice.filtered, *limits, choice.most_k)
     if choice.all_greedy:
         tokens_R = logits_RV.argmax(-1)
         return tokens_R.to(home), log(pick(probs_RV, tokens_R).double()), {}
@@ -133,30 +131,6 @@ def _chosen_from(probs_RV: Tensor, choice: Choice) -> dict[int, Kept]:
     kept_FV = (probs_RV[choice.filtered] > 0).cpu()
     tokens = kept_FV.nonzero()[:, 1].to(torch.int32).numpy()
     return dict(zip(choice.kept, np.split(tokens, kept_FV.sum(-1).cumsum(0)[:-1].numpy()), strict=True))
-
-
-def _filter(probs_RV: Tensor, choice: Choice) -> None:
-    """Zero, in place, what the filters leave out: all tokens less probable than the last one that must stay."""
-    probs_FV = probs_RV[choice.filtered]
-    shortlist = min(max(SHORTLIST, choice.most_k), probs_FV.shape[1])
-    last_F1, open_F = _last_kept(probs_FV, choice.top_k, choice.top_p, shortlist)
-    if open_F.any():
-        last_F1[open_F] = _last_kept(probs_FV[open_F], choice.top_k[open_F], choice.top_p[open_F], probs_FV.shape[1])[0]
-    last_F1 = torch.maximum(last_F1, probs_FV.amax(-1, keepdim=True) * choice.min_p.unsqueeze(1))
-    probs_RV[choice.filtered] = probs_FV.masked_fill_(probs_FV < last_F1, 0.0)
-
-
-def _last_kept(probs_FV: Tensor, top_k: Tensor, top_p: Tensor, shortlist: int) -> tuple[Tensor, Tensor]:
-    """Probability of the last token kept, and the rows whose last token lies beyond the shortlist."""
-    ranked_FJ = probs_FV.topk(shortlist, sorted=True).values
-    sums_FJ = ranked_FJ.double().cumsum(-1)
-    limit_F1 = top_k.clamp(max=probs_FV.shape[1]).unsqueeze(1)
-    total_F1 = sums_FJ.gather(1, limit_F1.clamp(max=shortlist) - 1)
-    total_F1 = torch.where(limit_F1 < probs_FV.shape[1], total_F1, probs_FV.sum(-1, keepdim=True, dtype=torch.float64))
-    enough_F1 = torch.searchsorted(sums_FJ, top_p.unsqueeze(1) * total_F1) + 1
-    n_kept_F1 = torch.minimum(enough_F1, limit_F1)
-    open_F = (n_kept_F1 > shortlist).squeeze(1)
-    return ranked_FJ.gather(1, n_kept_F1.clamp(max=shortlist) - 1), open_F
 
 
 def model_logprobs(logits_V: Tensor, n_top: int) -> tuple[Tensor, list[tuple[int, float]]]:

@@ -152,6 +152,22 @@ def _cached(cells_MC: Tensor, places: Places) -> Iterator[Tensor]:
         yield _widen(cells_MC[blocks_B[position_S // places.block] * places.block + position_S % places.block])
 
 
+def keep_likely(
+    probs_RV: Tensor, rows_F: Tensor, top_k_F: Tensor, top_p_F: Tensor, min_p_F: Tensor, most_k: int
+) -> None:
+    """Zero, in place, what the filters of some rows leave out: tokens less probable than the last one that must stay.
+
+    top_k keeps so many (V or more: all), top_p of those as few as hold that share of their probability (float64), min_p
+    what is at least that share of the largest. `most_k` is the largest top_k below V, which is known to the host.
+    """
+    for row, top_k, top_p, min_p in zip(rows_F, top_k_F.tolist(), top_p_F.tolist(), min_p_F, strict=True):
+        ranked_J = probs_RV[row].sort(descending=True).values[:top_k]
+        sums_J = ranked_J.double().cumsum(0)
+        n_kept = int((sums_J < top_p * sums_J[-1]).sum()) + 1
+        last = torch.maximum(ranked_J[min(n_kept, len(ranked_J)) - 1], ranked_J[0] * min_p)
+        probs_RV[row] = probs_RV[row].masked_fill(probs_RV[row] < last, 0.0)
+
+
 def draw(logits_RV: Tensor, scale_R1: Tensor | None, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:
     """tokens_R, the first at which the distribution function of softmax(logits * scale) exceeds its uniform number,
     and their logprobs_R (float64)."""

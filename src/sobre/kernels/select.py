@@ -27,6 +27,7 @@ from sobre.kernels import (
     fp8,
     kept,
     liger,
+    likely,
     loss,
     moe,
     paged,
@@ -47,6 +48,7 @@ from sobre.kernels.native import choice as native_choice
 from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
 from sobre.kernels.native import layers as native_layers
+from sobre.kernels.native import likely as native_likely
 from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import paged as native_paged
 from sobre.kernels.native import pointwise as native_pointwise
@@ -307,6 +309,9 @@ KERNELS: tuple[Kernel, ...] = (
         "softmax and draw in one kernel",
         _no_triton,
     ),
+    Kernel("keep_likely", "native", native_likely.keep_likely, ("cpu",), (torch.float32,), "no sorting", native.lacks),
+    Kernel("keep_likely", "ranked", likely.keep_likely, reason="the most probable tokens first"),
+    Kernel("keep_likely", "reference", reference.keep_likely),
     Kernel("draw", "blocks", draws.draw, reason="two levels of sums"),
     Kernel("draw", "reference", reference.draw),
     Kernel("linear_nll", "native", _native_nll, ("cpu",), IN_MEMORY, IN_C, native.lacks),
@@ -564,6 +569,13 @@ def grouped_decode(
 ) -> Tensor:
     """Grouped-query attention of one new token per sequence over the cells of the cache."""
     return _kernel("grouped_decode", q_RHK)(q_RHK, cells_MC, places, n_groups, v_width, scale)
+
+
+def keep_likely(
+    probs_RV: Tensor, rows_F: Tensor, top_k_F: Tensor, top_p_F: Tensor, min_p_F: Tensor, most_k: int
+) -> None:
+    """Zero, in place, what top_k, top_p and min_p leave out of some rows of probabilities."""
+    _kernel("keep_likely", probs_RV)(probs_RV, rows_F, top_k_F, top_p_F, min_p_F, most_k)
 
 
 def draw(logits_RV: Tensor, scale_R1: Tensor | None, uniforms_R: Tensor) -> tuple[Tensor, Tensor]:

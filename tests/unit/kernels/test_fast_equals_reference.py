@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sobre.kernels import attention, coded, experts, loss, moe, pointwise, reference, sdpa, select, tail
+from sobre.kernels import attention, coded, experts, likely, loss, moe, pointwise, reference, sdpa, select, tail
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
 from sobre.kernels.native import choice as native_choice
 from sobre.kernels.native import coded as native_coded
 from sobre.kernels.native import experts as native_experts
+from sobre.kernels.native import likely as native_likely
 from sobre.kernels.native import linear as native_linear
 from sobre.kernels.native import pointwise as native_pointwise
 from sobre.kernels.native import rotary as native_rotary
@@ -226,6 +227,35 @@ def test_the_best_experts_in_c_are_those_of_the_largest_scores_in_their_order(n_
 )
 def test_of_equal_scores_the_first_expert_is_chosen_and_no_number_hides(scores, best):
     assert native_choice.best_experts(torch.tensor([scores]), 3).tolist() == [best]
+
+
+@pytest.mark.parametrize("kernel", [likely.keep_likely, pytest.param(native_likely.keep_likely, marks=compiled)])
+@pytest.mark.parametrize("n_tokens", [1, 7, 300, 5000])
+@pytest.mark.parametrize("heat", [0.1, 3.0])
+def test_filters_leave_what_sorting_the_whole_row_leaves(kernel, n_tokens, heat):
+    limits = [(k, p, m) for k in (1, 3, n_tokens - 1, n_tokens) for p in (1e-9, 0.5, 0.95, 1.0) for m in (0.0, 0.3)]
+    top_k, top_p, min_p = zip(*limits, strict=True)
+    probs_RV = (randn(len(limits) + 2, n_tokens, dtype=torch.float32) * heat).softmax(-1)
+    probs_RV[:, n_tokens // 2 :] = probs_RV[:, : n_tokens - n_tokens // 2].flip(-1)  # ties
+    rows_F = torch.arange(len(limits)) + 1
+    given = (rows_F, torch.tensor(top_k).clamp(min=1), torch.tensor(top_p, dtype=torch.float64), torch.tensor(min_p))
+    most_k = max((k for k in top_k if k < n_tokens), default=0)
+    found_RV, wanted_RV = probs_RV.clone(), probs_RV.clone()
+    kernel(found_RV, *given, most_k)
+    reference.keep_likely(wanted_RV, *given, most_k)
+    assert torch.equal(found_RV, wanted_RV)
+    assert torch.equal(found_RV[[0, -1]], probs_RV[[0, -1]])
+    assert (wanted_RV > 0).any(-1).all()
+
+
+@compiled
+def test_filters_in_c_leave_a_row_that_is_no_distribution_for_others_to_see():
+    probs_RV = torch.tensor([[0.5, torch.nan, 0.25, 0.25], [0.5, 0.25, 0.125, 0.125]])
+    native_likely.keep_likely(
+        probs_RV, torch.tensor([0, 1]), torch.tensor([2, 2]), torch.tensor([0.9, 0.9]).double(), torch.zeros(2), 2
+    )
+    assert probs_RV[0].isnan().any()
+    assert probs_RV[1].tolist() == [0.5, 0.25, 0.0, 0.0]
 
 
 def test_rows_of_each_expert_are_padded_and_every_copy_is_found_again():

@@ -26,6 +26,8 @@ from torch import Tensor
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+READ = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int8, torch.uint8)
+"""What the pages read."""
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 120
 """After which a compiler is taken not to work."""
@@ -91,7 +93,7 @@ def _kind(argument: Tensor | ctypes.Array[Any] | float | None) -> Any:
 
 
 def _address(tensor: Tensor) -> int:
-    assert tensor.dtype in (torch.float32, torch.bfloat16, torch.int64, torch.int8, torch.uint8), tensor.dtype
+    assert tensor.dtype in READ, tensor.dtype
     return tensor.data_ptr()
 
 
