@@ -23,6 +23,10 @@ from sobre.models.mla import MLA
 from sobre.models.moe import MoE
 from sobre.models.step import StepInput, StepOutput
 
+MOST_SEQUENCES = 128
+"""Sequences of one new token each that a call takes. Of pieces of sequences, and where weights are codes, whose
+products round their inputs, it takes FEW_ROWS tokens."""
+
 
 class WholeStep:
     """The decode steps of one model, with its weights as they lay when the first of them ran."""
@@ -39,12 +43,14 @@ class WholeStep:
     def run(self, step: StepInput, cache: KVCache) -> StepOutput | None:
         """What the model makes of few new tokens; None where its parts must."""
         model, n = self.model, step.tokens_N.numel()
-        if model is None or n > FEW_ROWS or torch.is_grad_enabled():
+        if model is None or n > MOST_SEQUENCES or torch.is_grad_enabled():
             return None
         if not self._is_known:
             self._learn(model)
-        at = None if self._table is None or any(self._hooks) else cache.in_place(step)
-        if self._table is None or at is None or (at.scales_LMP is None and at.cells_LMC.dtype != model.dtype):
+        if self._table is None or (n > FEW_ROWS and (step.max_length > 1 or self._table.form)):
+            return None
+        at = None if any(self._hooks) else cache.in_place(step)
+        if at is None or (at.scales_LMP is None and at.cells_LMC.dtype != model.dtype):
             return None
         x_ND = model.embed(step.tokens_N).to(model.dtype)
         layers = select.whole("layers", x_ND)

@@ -213,6 +213,29 @@ def test_what_one_call_does_not_take_is_left_to_the_parts():
         assert not runs()
 
 
+@in_bytes
+def test_many_sequences_go_at_once_where_each_brings_one_token_and_weights_are_numbers():
+    def both(model, n, length=1):
+        tables = BlockTables(n, 32, "cpu")
+        for slot in range(n):
+            tables.place(slot, [n - 1 - slot])
+        cache, slots = PagedCache(CFG, tables, n, model.dtype), tuple(range(n))
+        step = StepInput(torch.arange(n * length) * 5 % 64, (length,) * n, (3,) * n, slots)
+        with torch.no_grad(), select.overrides(IN_PARTS):
+            model(StepInput(torch.arange(3 * n) * 7 % 64, (3,) * n, slots=slots), cache)
+            expected = model(step, cache)
+        with torch.no_grad():
+            return WholeStep(model).run(step, cache), expected
+
+    for n in (17, 128):
+        found, expected = both(build(CFG), n)
+        assert_close(found.hidden_ND, expected.hidden_ND, rtol=1e-5, atol=1e-5)
+        assert_close(found.routes_LNA, expected.routes_LNA)
+    assert both(build(CFG), 129)[0] is None
+    assert both(build(CFG), 9, length=2)[0] is None
+    assert both(quantised(build(CFG), "int8"), 17)[0] is None
+
+
 def test_the_table_of_layers_follows_the_weights_when_told():
     model = build(CFG).to(torch.bfloat16).computing_in(torch.bfloat16)  # norms are widened once, into the table
     whole_step = WholeStep(model)
