@@ -1,6 +1,6 @@
 """sobre bench climb: seconds of GRPO until 80 % of held-out problems are answered right, ours beside TRL's.
 
-For each seed a model is made from nothing by one short recipe (pretraining and a cold start), whose seconds are not
+For each seed a model is made from nothing by what one recipe does before reinforcement learning, whose seconds are not
 counted. From that very folder both sides learn: the same stream of problems, answers for each of them, longest answer,
 reward, loss, optimizer and clipping. Ours is the source of rollouts and the step of `sobre rl`, theirs `GRPOTrainer`.
 Each side runs every learning rate of one sweep with the first seed, and the other seeds at its own best.
@@ -20,14 +20,15 @@ import torch
 
 from sobre.bench import climbers, trl_peer
 from sobre.bench.cells import figures, recipe_of, run_recipe
+from sobre.bench.climbers import beginning
 from sobre.bench.config import ClimbBench
 from sobre.bench.queue import Cell, Document, Queue, interleaved, means, target
 from sobre.bench.result import FOLDER, Result
 from sobre.bench.story import brief
 from sobre.bench.timing import Say
-from sobre.config.load import decode, read_recipe, to_dict
-from sobre.config.recipe import Recipe
+from sobre.config.load import to_dict
 from sobre.errors import RunError
+from sobre.runtime.run_folder import model_folder
 
 START, OURS, THEIRS = "start", "sobre", "trl"
 SIDES = (OURS, THEIRS)
@@ -45,8 +46,8 @@ def bench(cfg: ClimbBench, say: Say) -> Document:
     with Queue(folder, "climb", say, max_cells=cfg.max_cells) as queue:
 
         def work(cell: Cell, place: Path) -> dict[str, Any]:
-            start = queue.folder / "runs" / starts[cell.round].id / "run" / "sft"
-            return climb(cfg, cell, start, place, say)
+            run = queue.folder / "runs" / starts[cell.round].id / "run"
+            return climb(cfg, cell, model_folder(run, beginning(cfg).stages[-1]), place, say)
 
         made = queue.run(starts, make)
         whole = len(made) == len(starts)
@@ -65,23 +66,6 @@ def bench(cfg: ClimbBench, say: Say) -> Document:
     return Result(
         "climb", "summary", to_dict(cfg), cfg.threads, [], body, notes(cfg, made, swept, best, done)
     ).document(queue.source)
-
-
-def beginning(cfg: ClimbBench) -> Recipe:
-    """What makes the model that both sides start from."""
-    recipe = decode(Recipe, [read_recipe(cfg.recipe)])
-    levels = (1, cfg.difficulty)
-    tasks = replace(recipe.tasks, names=cfg.tasks, langs=("en",), difficulty=levels, test_difficulty=cfg.difficulty)
-    return replace(
-        recipe,
-        name="climb-start",
-        stages=("pretrain", "sft"),
-        budget=replace(recipe.budget, amount=cfg.start, choose_model=False),
-        model=replace(recipe.model, d_model=cfg.width, n_layers=cfg.layers),
-        tasks=tasks,
-        text=replace(recipe.text, names=cfg.tasks, langs=("en",), difficulty=levels),
-        eval=replace(recipe.eval, n_problems=cfg.problems, max_new_tokens=cfg.new, k=0, ngram_order=0),
-    )
 
 
 def make(cell: Cell, place: Path) -> dict[str, float]:

@@ -6,7 +6,7 @@ curriculum and no refill of flat groups, which both follow the answers.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,8 @@ import torch
 
 from sobre.bench.config import ClimbBench
 from sobre.bench.ours import make_optimizer
+from sobre.config.load import decode, read_recipe
+from sobre.config.recipe import Recipe
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.errors import RunError
@@ -32,8 +34,34 @@ from sobre.tasks.sampling import test_set
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.train.step import StepInfo, train_step
 
+BEFORE = ("pretrain", "sft")
+"""Stages of a recipe that come before its reinforcement learning."""
 Point = tuple[int, float, float]
 """Optimizer steps, seconds of the side's own work, share of the held-out problems that is right."""
+
+
+def beginning(cfg: ClimbBench) -> Recipe:
+    """What makes the model that both sides start from: a recipe up to its reinforcement learning, of the course's tasks
+    and of those that it reads in chats."""
+    recipe = decode(Recipe, [read_recipe(cfg.recipe)])
+    levels = (1, cfg.difficulty)
+    return replace(
+        recipe,
+        name="climb-start",
+        stages=tuple(stage for stage in recipe.stages if stage in BEFORE),
+        budget=replace(recipe.budget, amount=cfg.start, choose_model=False),
+        model=replace(recipe.model, d_model=cfg.width, n_layers=cfg.layers),
+        tasks=replace(recipe.tasks, names=cfg.tasks, langs=("en",), difficulty=levels, test_difficulty=cfg.difficulty),
+        text=replace(
+            recipe.text,
+            names=(*cfg.tasks, *cfg.chats),
+            langs=("en",),
+            difficulty=levels,
+            chat_names=cfg.chats,
+            chat_share=cfg.chat_share,
+        ),
+        eval=replace(recipe.eval, n_problems=cfg.problems, max_new_tokens=cfg.new, k=0, ngram_order=0),
+    )
 
 
 @dataclass(frozen=True)
@@ -50,8 +78,8 @@ class Course:
 
     @cached_property
     def tasks(self) -> TasksConfig:
-        level = self.cfg.difficulty
-        return TasksConfig(names=self.cfg.tasks, langs=("en",), difficulty=(level, level), test_difficulty=level)
+        """What is asked, and what it earns by the recipe of the start."""
+        return replace(beginning(self.cfg).tasks, difficulty=(self.cfg.difficulty, self.cfg.difficulty))
 
     @cached_property
     def rl(self) -> RLConfig:

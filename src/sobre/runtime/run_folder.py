@@ -21,6 +21,11 @@ from sobre.runtime.files import TEMPORARY, write_json
 from sobre.schemas import VERSION
 
 
+def model_folder(run: Path, stage: str) -> Path:
+    """Where in the folder of a run the model after `stage` lies: pretrain's is called base."""
+    return run / ("base" if stage == "pretrain" else stage)
+
+
 class RunFolder:
     """A claimed folder. The claim is a file lock: a kill of any kind releases it."""
 
@@ -51,8 +56,8 @@ class RunFolder:
         return _recipe(self.path)
 
     def model(self, stage: str) -> Path:
-        """Where the model after `stage` goes: pretrain is called base."""
-        return self.path / ("base" if stage == "pretrain" else stage)
+        """Where the model after `stage` goes."""
+        return model_folder(self.path, stage)
 
     def finish(self) -> None:
         """Say that everything is written: the folder is a finished run from now on."""

@@ -1,7 +1,6 @@
 """The race to 80 %: the same start and problems for both, who runs at which rate, the clock, and what is told."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
@@ -13,32 +12,12 @@ from sobre.bench.result import Source
 from sobre.bench.table import table
 from sobre.config.load import to_dict
 from sobre.errors import ConfigError, RunError
-from sobre.models.checkpoint import save_model
-from sobre.models.config import ModelConfig
-from sobre.models.decoder import Decoder
 from sobre.rl.source import RolloutSource
 from sobre.schemas import schema
-from sobre.tasks.config import TasksConfig
 from sobre.tasks.judging import Asked
-from sobre.tasks.sampling import chat
-from sobre.tokenizer.config import TokenizerConfig
-from sobre.tokenizer.tokenizer import Tokenizer
 
 HERE = Source("a" * 40, False, "0" * 32)
 SECONDS = {("sobre", 1e-5): 20.0, ("sobre", 1e-4): 60.0, ("trl", 1e-5): None, ("trl", 1e-4): 90.0}
-
-
-@pytest.fixture
-def start(tmp_path: Path, nano_config: ModelConfig) -> Path:
-    """A folder to start from: an untrained model with a tokenizer that knows arithmetic."""
-    tasks = TasksConfig(names=("arithmetic",), langs=("en",))
-    texts = [message["content"] for i in range(50) for message in chat(tasks, "t", i)]
-    tokenizer = Tokenizer.train(texts, TokenizerConfig(vocab_size=300))
-    model = Decoder(replace(nano_config, vocab_size=tokenizer.vocab_size, max_len=96))
-    model.init_weights(0)
-    save_model(model, tmp_path / "start", extra=tokenizer.end_ids())
-    tokenizer.save(tmp_path / "start", max_len=96)
-    return tmp_path / "start"
 
 
 TINY = ClimbBench(
@@ -55,7 +34,7 @@ def test_every_rate_is_swept_with_the_first_seed_and_the_best_runs_the_others(tm
 
     def run(cfg, cell, start, place, say):
         ran.append((cell.contestant, cell.round))
-        assert start.parts[-3:] == (start.parts[-3], "run", "sft")
+        assert start.parts[-3:] == (start.parts[-3], "run", "base")
         assert start.parts[-3].startswith(f"start-{cell.round}-")
         took = SECONDS[cell.settings["side"], cell.settings["lr"]]
         found = {"seconds": took or 900.0, "steps": 10.0, "reached": float(took is not None)}
@@ -102,9 +81,17 @@ def test_both_sides_start_from_one_recipe_for_a_seed_and_differ_in_rate_and_dtyp
     assert mine.settings["start"] == to_dict(replace(climb.beginning(cfg), seed=1))
     assert climb.contestant(cfg, "sobre", 0, 1e-4).id != mine.id
     assert climb.contestant(replace(cfg, goal=0.9), "sobre", 1, 1e-4).id != mine.id
+
+
+def test_a_start_is_a_recipe_up_to_its_reinforcement_learning_with_chats_of_other_tasks_than_the_courses() -> None:
+    cfg = ClimbBench()
     recipe = climb.beginning(cfg)
-    assert recipe.stages == ("pretrain", "sft")
+    assert recipe.stages == ("pretrain",)
     assert (recipe.tasks.names, recipe.tasks.test_difficulty, recipe.text.difficulty) == (("arithmetic",), 2, (1, 2))
+    assert (recipe.text.names, recipe.text.chat_names) == (("arithmetic", "sums"), ("sums",))
+    assert climb.beginning(replace(cfg, recipe="demo")).stages == ("pretrain", "sft")
+    with pytest.raises(ConfigError, match="arithmetic.*both asked and read in chats"):
+        ClimbBench(chats=("arithmetic",))
 
 
 def test_the_clock_counts_steps_alone_and_ends_at_the_goal_or_with_the_seconds() -> None:
@@ -137,7 +124,7 @@ def test_the_course_is_what_our_source_draws_and_earns_what_a_rollout_earns(star
     problem = course.problems(0)[0]
     good = f"so\n</think>\n<answer>{problem.answer}</answer>"
     found = course.rewards([Asked(problem, good, True), Asked(problem, good, False), Asked(problem, "?", True)])
-    assert found == [pytest.approx(1.1), 0.0, 0.0]
+    assert found == [pytest.approx(1.02), 0.0, 0.0]  # the layout's 0.02 is the recipe's
 
 
 def test_our_side_takes_real_steps_and_is_examined_between_them(start) -> None:
