@@ -8,21 +8,24 @@
 A FLOP budget is the same sum without the clock: every model FLOP counts, of training, rollouts and evaluations.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import log
+from math import ceil, log
 from typing import Protocol
 
 from sobre.errors import ConfigError
 from sobre.ledger.prices import price
 from sobre.models.config import LoraConfig, ModelConfig
-from sobre.plan.budget import Budget, parse_budget
+from sobre.plan.budget import MAX_FLOPS, MAX_SECONDS, Budget, parse_budget
 from sobre.plan.config import BudgetConfig
 from sobre.plan.count import decode_flops, flops_per_token, generate_flops, params
 from sobre.plan.ladder import at_rung
 from sobre.plan.own_law import Expected, expected
 from sobre.plan.plan import Machine, Plan, StagePlan, describe, short
 from sobre.plan.rules import LADDER, Rules
+
+CLOSE = 1.02
+"""How near the smallest budget that works is searched for."""
 
 
 class Wanted(Protocol):
@@ -128,7 +131,82 @@ def solve(
     rules = rules or Rules()
     rate = price(recipe.budget.price)
     budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=machine.n_devices)
-    rates = Rates(machine, seq_len, budget.kind, rules, works or {}, lora)
+    asked = n_problems if any(stage != "pretrain" for stage in recipe.stages) else 0  # else text alone is examined
+
+    def buy(budget: Budget) -> Plan:
+        return _buy(
+            recipe,
+            Rates(machine, seq_len, budget.kind, rules, works or {}, lora),
+            budget,
+            rate.source,
+            vocab_size=vocab_size,
+            step_tokens=step_tokens or {},
+            data_tokens=data_tokens,
+            n_problems=n_problems,
+            n_asked=asked,
+            model=model,
+        )
+
+    try:
+        return buy(budget)
+    except TooSmall as small:
+        raise ConfigError(f"budget {budget.text!r} is too small: {small}; {_smallest(buy, budget)}") from None
+
+
+class TooSmall(ConfigError):
+    """A stage gets fewer steps than can teach anything."""
+
+
+def _smallest(buy: Callable[[Budget], Plan], budget: Budget) -> str:
+    """The smallest budget that works, found by trying; every number shown was tried."""
+
+    def works(amount: float) -> bool:
+        try:
+            buy(replace(budget, amount=amount))
+        except TooSmall:
+            return False
+        return True
+
+    low, high, most = budget.amount, budget.amount, MAX_SECONDS if budget.kind == "seconds" else MAX_FLOPS
+    try:
+        while not works(high):
+            low, high = high, 2 * high
+            if high > most:
+                return "no budget would do on this machine: a smaller model or fewer stages might"
+        while high > CLOSE * low:
+            middle = (low * high) ** 0.5
+            low, high = (low, middle) if works(middle) else (middle, high)
+        shown = _shown(high, budget.kind)
+        while not works(parse_budget(shown, price_usd_per_h=budget.price_usd_per_h).amount):
+            shown = _shown(high := CLOSE * high, budget.kind)
+    except ConfigError as error:
+        return f"and a larger one will not do either: {error}"
+    return f"the smallest that works here is about {shown}"
+
+
+def _shown(amount: float, kind: str) -> str:
+    """Rounded up, as a budget is written."""
+    if kind == "seconds":
+        return f"{ceil(amount)}s"
+    digits, power = f"{amount * 1.005:.2e}".split("e")
+    return f"{digits}e{int(power)}flop"
+
+
+def _buy(
+    recipe: Wanted,
+    rates: Rates,
+    budget: Budget,
+    price_source: str,
+    *,
+    vocab_size: int,
+    step_tokens: Mapping[str, int],
+    data_tokens: int | None,
+    n_problems: int,
+    n_asked: int,
+    model: ModelConfig | None,
+) -> Plan:
+    """What `solve` says, of one budget."""
+    rules, machine, seq_len = rates.rules, rates.machine, rates.seq_len
     before = 0 if model is None else 1
     purse = divide(budget, recipe.budget, recipe.stages, rules, before=before)
     kind = model or replace(recipe.model, vocab_size=vocab_size, max_len=max(recipe.model.max_len, seq_len))
@@ -140,9 +218,9 @@ def solve(
     purse = divide(budget, recipe.budget, recipe.stages, rules, before=before, need=need)
     compute = sum(rates.tokens(s, chosen, a) * rates.token(s, chosen)[0] for s, a in purse.stages.items())
     batch = max(4, round(rules.batch_scale * compute**rules.batch_power / seq_len)) * seq_len
-    stages = tuple(_stage(s, chosen, purse, rates, (step_tokens or {}).get(s, batch), n_problems) for s in purse.stages)
+    stages = tuple(_stage(s, chosen, purse, rates, step_tokens.get(s, batch), n_asked) for s in purse.stages)
     for stage in stages:
-        _check_steps(stage, budget, rules.least_sampled_steps if rates.work(stage.name).samples else rules.least_steps)
+        _check_steps(stage, rules.least_sampled_steps if rates.work(stage.name).samples else rules.least_steps)
     notes += [
         f"{s} teaches a student, {_size(w.model)}" for s, w in rates.works.items() if s in purse.stages and w.model
     ]
@@ -151,7 +229,7 @@ def solve(
     count = params(chosen)
     return Plan(
         budget=budget,
-        price_source=rate.source,
+        price_source=price_source,
         machine=machine,
         model=chosen,
         params=count,
@@ -237,13 +315,10 @@ def _stage(name: str, model: ModelConfig, purse: Purse, rates: Rates, step_token
     )
 
 
-def _check_steps(stage: StagePlan, budget: Budget, least: int) -> None:
+def _check_steps(stage: StagePlan, least: int) -> None:
     if stage.steps < least:
-        factor = least / max(stage.steps, 0.1)
-        unit = "s" if budget.kind == "seconds" else "flop"
-        raise ConfigError(
-            f"budget {budget.text!r} is too small: {stage.name} gets {stage.steps} of the {least} steps"
-            f" that it needs at the least on this machine; about {budget.amount * factor:.3g}{unit} would do"
+        raise TooSmall(
+            f"{stage.name} gets {stage.steps} of the {least} steps that it needs at the least on this machine"
         )
 
 

@@ -133,12 +133,33 @@ def test_a_model_that_would_not_fit_the_memory_is_not_chosen():
         plan(machine=replace(LAPTOP, memory_bytes=2**20))
 
 
-def test_a_budget_too_small_for_a_slow_machine_says_what_would_do():
-    slow = replace(LAPTOP, peak_flops=2e9)
-    with pytest.raises(
-        ConfigError, match=r"budget '90s' is too small: \w+ gets \d+ of the 20 steps.*about .*s would do"
-    ):
+@pytest.mark.parametrize("peak_flops", [3e8, 2e9, 1e10])
+def test_a_budget_too_small_for_a_slow_machine_says_the_smallest_that_works(peak_flops):
+    slow = replace(LAPTOP, peak_flops=peak_flops)
+    with pytest.raises(ConfigError, match=r"budget '90s' is too small: \w+ gets \d+ of the \d+ steps") as told:
         plan("90s", machine=slow)
+    smallest = str(told.value).rpartition("the smallest that works here is about ")[2]
+    assert min(stage.steps for stage in plan(smallest, machine=slow).stages) > 0
+    with pytest.raises(ConfigError, match="is too small"):
+        plan(f"{0.95 * float(smallest.removesuffix('s')):.0f}s", machine=slow)
+
+
+def test_of_flops_the_smallest_that_works_is_said_too():
+    large = Recipe(BudgetConfig(choose_model=False), replace(ModelConfig(), d_model=512, n_layers=8))
+    with pytest.raises(ConfigError, match="budget '1e12flop' is too small") as told:
+        plan("1e12flop", recipe=large)
+    smallest = str(told.value).rpartition("the smallest that works here is about ")[2]
+    assert smallest.endswith("flop")
+    assert min(stage.steps for stage in plan(smallest, recipe=large).stages) > 0
+    with pytest.raises(ConfigError, match="is too small"):
+        plan(f"{0.95 * float(smallest.removesuffix('flop')):.2e}flop".replace("e+", "e"), recipe=large)
+
+
+def test_where_no_budget_would_do_that_is_said():
+    with pytest.raises(ConfigError, match="no budget would do on this machine"):
+        plan("90s", machine=replace(LAPTOP, peak_flops=1.0))
+    with pytest.raises(ConfigError, match="and a larger one will not do either: too little data"):
+        plan("90s", machine=replace(LAPTOP, peak_flops=2e9), data_tokens=100)
 
 
 def test_too_little_text_is_refused_and_little_text_is_noted():
@@ -200,6 +221,13 @@ def test_the_table_names_every_stage_and_the_model():
     for word in ("pretrain", "sft", "rl", "evaluation", "1,000 problems", "nearly chosen", "usd at 0.0816 usd/h"):
         assert word in text
     assert max(len(line) for line in plan("1e14flop").table().splitlines()[2:]) < 100
+
+
+def test_where_text_alone_is_examined_the_table_promises_no_problems():
+    p = plan(recipe=Recipe(stages=("pretrain",)))
+    assert [stage.eval_problems for stage in p.stages] == [0]
+    assert p.stages[0].evaluation > 0
+    assert "problems" not in p.table()
 
 
 def test_a_machine_of_several_devices_is_as_fast_as_all_of_them():
