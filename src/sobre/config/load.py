@@ -74,6 +74,7 @@ def load_with(
     """
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     base = decode(schema, [read_recipe(name, recipes) for name in names])
+    _check_short(argv[len(names) :], schema, options, shortcuts or {})
     flags = [_expand(argument, shortcuts or {}) for argument in argv[len(names) :]]
     if not flags:
         return base, options()
@@ -285,6 +286,19 @@ def _class_at(schema: Any, tree: Any, path: Sequence[Any]) -> Any:
         if schema is None:
             return None
     return schema
+
+
+def _check_short(flags: Sequence[str], schema: type, options: type, shortcuts: Mapping[str, str]) -> None:
+    """Refuse a flag that is nearly a short one: of these the parser knows nothing, and could suggest none."""
+    known = {f"--{field.name}".replace("_", "-") for cls in (schema, options) for field in fields(cls)}
+    for argument in flags:
+        given = argument.partition("=")[0]
+        flag = given.replace("_", "-")
+        if not flag.startswith("--") or "." in flag or flag in known or flag in shortcuts:
+            continue
+        near = difflib.get_close_matches(flag, {*shortcuts, *known}, n=3, cutoff=0.7)
+        if set(near) & set(shortcuts):
+            raise ConfigError(f"no flag {given}; perhaps {' or '.join(near)}")
 
 
 def _expand(argument: str, shortcuts: Mapping[str, str]) -> str:

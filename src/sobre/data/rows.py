@@ -34,6 +34,7 @@ def jsonl_rows(path: Path, cfg: DataConfig, events: Events) -> Iterator[tuple[st
                 yield where, row
     except BrokenStream as error:
         report_broken(path, f"after line {number:,}", error, events)
+        return
     if number == 0:
         report_empty(path, events)
 
@@ -67,8 +68,12 @@ def parquet_rows(path: Path, cfg: DataConfig, events: Events) -> Iterator[tuple[
 
 
 def report_broken(path: Path, place: str, error: Exception, events: Events) -> None:
-    """The file ends early or is damaged; what came before stays."""
-    reason = f"damaged or cut off {place}: {' '.join(str(error).split())}"
+    """The file ends early, is damaged or may not be read; what came before stays."""
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError) and cause.errno:
+        reason = f"cannot be read {place}: {cause.strerror}"
+    else:
+        reason = f"damaged or cut off {place}: {' '.join(str(error).split())}"
     events.reject("broken file", str(path), reason, "a complete file")
 
 

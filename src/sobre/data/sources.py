@@ -81,12 +81,12 @@ def find_files(paths: Iterable[str | Path], events: Events) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"data path {path} does not exist")
-        found = sorted(inner for inner in path.rglob("*") if inner.is_file()) if path.is_dir() else [path]
+        found = sorted(inner for inner in path.rglob("*") if not inner.is_dir()) if path.is_dir() else [path]
         usable = [file for file in found if kind(file)]
         if not usable:
             raise DataError(f"data path {path} holds no file of a kind that can be read: {KINDS}")
         for file in found:
-            if not kind(file):
+            if not kind(file) or (file.exists() and not file.is_file()):
                 events.note("file of another kind not read", str(file))
             elif file in files:
                 events.note("file given twice, read once", str(file))

@@ -13,7 +13,7 @@ COMPRESSED_BYTES = 2**16
 
 
 class BrokenStream(Exception):
-    """The compressed data ends early or is damaged."""
+    """The file cannot be read, or its compressed data ends early or is damaged."""
 
 
 class TooLong(Exception):
@@ -22,8 +22,8 @@ class TooLong(Exception):
 
 def blocks(path: Path) -> Iterator[bytes]:
     """The uncompressed bytes of a file, in blocks."""
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("rb") as file:
             match path.suffix.lower():
                 case ".gz":
                     with gzip.open(file) as unzipped:
@@ -32,8 +32,8 @@ def blocks(path: Path) -> Iterator[bytes]:
                     yield from _unzstd(file)
                 case _:
                     yield from iter(lambda: file.read(BLOCK_BYTES), b"")
-        except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise BrokenStream(str(error) or type(error).__name__) from error
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:  # a bad gzip header is an OSError, too
+        raise BrokenStream(str(error) or type(error).__name__) from error
 
 
 def read_all(path: Path, limit: int) -> bytes:

@@ -190,6 +190,16 @@ def test_options_and_shortcuts_stand_beside_the_recipe() -> None:
     assert load_with(Plate, Options, []) == (Plate(), Options())
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("--piant", "perhaps --paint"), ("--piant=red", "perhaps --paint"), ("--hole", "perhaps --holes or --n-holes")],
+)
+def test_a_flag_that_is_nearly_a_short_one_is_told_that(flag: str, said: str) -> None:
+    short = {"--paint": "--colours", "--holes": "--n-holes"}
+    with pytest.raises(ConfigError, match=f"^no flag {flag.partition('=')[0]}; {said}$"):
+        load_with(Plate, Options, [flag, "3"], shortcuts=short)
+
+
 def test_positionals_are_no_recipes() -> None:
     assert load(Positional, ["out/x", "--n", "2"], recipes=None) == Positional(model="out/x", n=2)
     with pytest.raises(SystemExit):

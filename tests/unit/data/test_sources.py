@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
@@ -118,6 +119,33 @@ def test_an_empty_file_is_counted(write, make_parquet, name):
     assert list(events.bad) == ["empty file"]
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.txt.gz", "a.jsonl.zst", "a.parquet", "a.parquet.gz"])
+def test_a_file_that_may_not_be_read_is_named_with_the_reason(write, monkeypatch, name):
+    path = write(name, b"x")
+
+    def refused(self, *mode):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    monkeypatch.setattr("sobre.data.rows.pq.ParquetFile", lambda source: refused(source))
+    _, events = read(path)
+    assert events.bad["broken file"].first[0].startswith(f"{path}: cannot be read")
+    with pytest.raises(DataError, match=r"a\..*: cannot be read .*: Permission denied"):
+        read(path, DataConfig())
+
+
+def test_a_link_to_nothing_and_a_pipe_in_a_folder_are_not_passed_over_in_silence(write, tmp_path):
+    write("x/a.txt", b"text")
+    (tmp_path / "x" / "b.txt").symlink_to(tmp_path / "gone.txt")
+    os.mkfifo(tmp_path / "x" / "c.txt")
+    documents, events = read(tmp_path / "x")
+    assert [document.text for document in documents] == ["text"]
+    assert events.bad["broken file"].first == [
+        f"{tmp_path}/x/b.txt: cannot be read before its end: No such file or directory"
+    ]
+    assert events.notes["file of another kind not read"].first == [f"{tmp_path}/x/c.txt"]
+
+
 def test_utf_16_is_named(write):
     _, events = read(write("a.txt", "hello".encode("utf-16")))
     assert "it looks like UTF-16" in events.bad["invalid UTF-8"].first[0]
@@ -148,6 +176,12 @@ def test_a_cut_off_file_keeps_what_came_before_and_says_so(write, name):
     assert [document.text for document in documents] == [f"row {i} {i * 7919 % 1000}" for i in range(len(documents))]
     with pytest.raises(DataError, match="damaged or cut off"):
         read(path, DataConfig())
+
+
+def test_a_file_cut_off_before_its_first_line_is_broken_and_not_empty_too(write):
+    path = write("a.jsonl.gz", jsonl({"text": "row"}))
+    path.write_bytes(path.read_bytes()[:12])
+    assert {kind: event.count for kind, event in read(path)[1].bad.items()} == {"broken file": 1}
 
 
 def test_gzip_members_and_zstd_frames_are_read_one_after_the_other(write):
