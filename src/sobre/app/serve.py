@@ -64,7 +64,7 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     from sobre.serve.ask import Writer
     from sobre.serve.bridge import Bridge
     from sobre.serve.examples import example_problems
-    from sobre.serve.grammar import Grammars
+    from sobre.serve.grammar import WITHOUT, Grammars, llguidance
     from sobre.serve.load import find_folder, load_folder, measure_speed, memory_bytes
     from sobre.serve.metrics import Metrics
     from sobre.serve.prefixes import KeptPrefixes
@@ -78,6 +78,8 @@ def serve(cfg: ServeConfig, keys: Keyring) -> int:
     names = model_names(cfg)
     price = machine_price(cfg.price_usd_per_h)
     listener = bind(cfg.host, cfg.port)
+    if llguidance is None:
+        say(WITHOUT)
     metrics = Metrics()
     services = []
     for name, folder in zip(names, folders, strict=True):

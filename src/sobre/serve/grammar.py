@@ -5,6 +5,8 @@ what it has seen before, back where a speculated token was taken back, so it wor
 
 Compiled grammars are kept by their text, the latest `MAX_KEPT`; nothing is written to disk and no reference outside the
 schema is followed.
+
+llguidance is an extra. Without it a server answers all but what needs a grammar, which is refused by name.
 """
 
 import json
@@ -15,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from sobre.errors import CheckpointError
@@ -23,13 +24,20 @@ from sobre.serve.errors import invalid
 from sobre.tokenizer.special import CALL_CLOSE, CALL_OPEN, CALL_SEP, CALLS_CLOSE, CALLS_OPEN
 from sobre.tokenizer.tokenizer import Tokenizer
 
+try:
+    import llguidance
+except ModuleNotFoundError:
+    llguidance = None  # type: ignore[assignment]
+
+WITHOUT = "JSON, schemas and calls of tools need llguidance, which is not installed here: pip install 'sobre[grammar]'"
+
 MAX_KEPT = 64
 """Compiled grammars."""
 MAX_DEPTH = 64
 """Nesting of a schema."""
 MAX_CHARS = 100_000
 """Of a schema, as JSON."""
-LIMITS = LLParserLimits(verbose_errors=False, max_grammar_size=100_000, max_lexer_states=50_000)
+MAX_GRAMMAR, MAX_LEXER_STATES = 100_000, 50_000
 
 ANY_JSON = {"type": "object"}
 """What `response_format: {"type": "json_object"}` asks for."""
@@ -42,18 +50,23 @@ class Grammars:
         self.n_vocab = n_vocab
         """Of the model: masks are this long, whatever the tokenizer leaves unused."""
         self.close_id = _close_id(tokenizer)
-        self._tokenizer = LLTokenizer(TokenizerWrapper(_Vocabulary(tokenizer)), n_vocab=n_vocab, slices=[])
-        self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
+        if llguidance is not None:
+            words = llguidance.TokenizerWrapper(_Vocabulary(tokenizer))
+            self._tokenizer = llguidance.LLTokenizer(words, n_vocab=n_vocab, slices=[])
+            self._limits = llguidance.LLParserLimits(
+                verbose_errors=False, max_grammar_size=MAX_GRAMMAR, max_lexer_states=MAX_LEXER_STATES
+            )
 
-    def matcher(self, source: str, param: str) -> LLMatcher:
+    def matcher(self, source: str, param: str) -> "llguidance.LLMatcher":
         """A matcher of one's own for a grammar; a 400 that names `param` when it is none."""
         with self._lock:
             kept = self._kept.get(source)
             if kept is not None:
                 self._kept.move_to_end(source)
         if kept is None:
-            kept = LLMatcher(self._tokenizer, source, log_level=0, limits=LIMITS)
+            kept = llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
             if kept.is_error():
                 why = " ".join(kept.get_error().partition("\n   1 |")[0].split())[:300]
                 raise invalid(f"'{param}' cannot be used as a grammar: {why}.", param, "bad_grammar")
@@ -73,7 +86,7 @@ class Grammars:
 class GrammarMask:
     """Which tokens may follow an answer; one for each choice of each request."""
 
-    def __init__(self, matcher: LLMatcher, close_id: int | None, thought_V: Tensor) -> None:
+    def __init__(self, matcher: "llguidance.LLMatcher", close_id: int | None, thought_V: Tensor) -> None:
         self._matcher, self._close_id, self._thought_V = matcher, close_id, thought_V
         self._begins = 0 if close_id is None else None
         self._seen: list[int] = []
@@ -135,7 +148,7 @@ def json_grammar(schema: Any, param: str, *, in_thought: bool) -> str:
     """An answer that is JSON of this schema; after a thought, also after the newline of the layout."""
     check_schema(schema, param)
     newline = "NEWLINE? " if in_thought else ""
-    return LLMatcher.grammar_from_lark(f"start: {newline}body\nNEWLINE: /\\n/\nbody: %json {on_one_line(schema)}\n")
+    return _from_lark(f"start: {newline}body\nNEWLINE: /\\n/\nbody: %json {on_one_line(schema)}\n", param)
 
 
 def calls_grammar(tools: Sequence[dict[str, Any]], *, must: bool, parallel: bool) -> str:
@@ -161,7 +174,15 @@ def calls_grammar(tools: Sequence[dict[str, Any]], *, must: bool, parallel: bool
         f"calls: {quoted(CALLS_OPEN)} {many} {quoted(CALLS_CLOSE)}",
         f"call: {each}",
     ]
-    return LLMatcher.grammar_from_lark("\n".join([*head, *lines]) + "\n")
+    return _from_lark("\n".join([*head, *lines]) + "\n", "tools")
+
+
+def _from_lark(text: str, param: str) -> str:
+    """The grammar as a matcher takes it; a 400 that names `param` where nothing can follow one."""
+    if llguidance is None:
+        raise invalid(f"'{param}' cannot be followed: {WITHOUT}.", param, "not_installed")
+    source: str = llguidance.LLMatcher.grammar_from_lark(text)
+    return source
 
 
 def check_schema(schema: Any, param: str) -> None:

@@ -2,11 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from sobre.serve import grammar
+from sobre.serve.errors import ApiError
 from sobre.serve.page import load_assets
 
 MATHML = "http://www.w3.org/1998/Math/MathML"
@@ -63,6 +67,40 @@ def test_a_whole_answer_has_thought_answer_usage_and_cost(live, tokenizer, answe
     seconds = float(re.match(r"([\d.]+) s of this machine's engine time at 3.6 USD per hour", usage["cost_basis"])[1])
     assert usage["cost_usd"] == pytest.approx(seconds * 0.001, abs=1e-9)
     assert usage["cost_usd"] > 0
+
+
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
+CALL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": SCHEMA}, "response_format.json_schema.schema"),
+    ],
+)
+def test_without_the_package_of_grammars_what_needs_one_is_refused_and_all_else_is_answered(
+    live, monkeypatch, asked, param
+):
+    monkeypatch.setattr(grammar, "llguidance", None)
+    error = error_of(post(live, **asked), 400)
+    assert (error["param"], error["code"]) == (param, "not_installed")
+    assert "pip install 'sobre[grammar]'" in error["message"]
+    assert post(live).json()["choices"][0]["message"]["content"] == ANSWER
+    with pytest.raises(ApiError, match=r"'tools' cannot be followed: .*pip install 'sobre\[grammar\]'"):
+        grammar.calls_grammar([CALL], must=False, parallel=True)
+
+
+def test_a_server_is_imported_and_has_a_vocabulary_without_the_package_of_grammars():
+    code = (
+        "import sys\nsys.modules['llguidance'] = None\n"
+        "from sobre.serve import api, grammar\nfrom sobre.tokenizer.config import TokenizerConfig\n"
+        "from sobre.tokenizer.tokenizer import Tokenizer\n"
+        "words = Tokenizer.train(['some text to learn from'], TokenizerConfig(vocab_size=300))\n"
+        "assert grammar.Grammars(words, 300).n_vocab == 300 and grammar.llguidance is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_stream_says_the_same_as_the_whole_answer_in_the_promised_shape(live):
