@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +50,20 @@ def test_a_bare_machine_measures_and_says_that_tiny_sizes_mean_nothing(tmp_path)
     assert found["rl"]["figures"]["recomputes"] == found["rl"]["figures"]["takes_turns"] == 1.0
     assert abs(found["compiled"]["figures"]["loss_first_difference"]) < 1e-3
     assert found["decode"]["figures"]["b4_steps_recorded"] == 0
+
+
+@pytest.mark.slow
+def test_make_gpu_says_what_is_missing_runs_what_can_run_and_writes_its_results(tmp_path):
+    """In a Python that has nothing at all, not even torch."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    script = Path(__file__).resolve().parents[3] / "scripts" / "gpu.py"
+    command = [str(tmp_path / "venv" / "bin" / "python"), str(script), "--out", str(tmp_path / "out"), "--parts"]
+    done = subprocess.run([*command, "peak", "rl"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "missing: torch, numpy, pytest, pytest-timeout; put their wheels into a folder" in done.stdout
+    assert "not here, and left out: triton, transformers, trl" in done.stdout
+    assert "no accelerator" in done.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["missing"] == ["torch", "numpy", "pytest", "pytest-timeout"]
+    assert {part: found["exit_code"] for part, found in results["parts"].items()} == {"peak": 1, "rl": 1}
+    assert "No module named 'torch'" in (tmp_path / "out" / "peak.log").read_text()

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from sobre.errors import ConfigError
 from sobre.models import mla
 from sobre.models.cache import BlockTables, PagedCache
+from sobre.models.checkpoint import save_model
 from sobre.models.config import BLOCK, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
@@ -16,6 +18,7 @@ from sobre.plan.count import params
 
 from .conftest import KINDS, build, ragged
 
+MTP_NAMES = ("enorm.weight", "hnorm.weight", "eh_proj.weight", "shared_head.norm.weight")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -132,6 +135,32 @@ def test_the_mtp_module_sees_only_the_past_and_the_next_token():
     again = model.predict_second(hidden_ND, changed, step).hidden_ND
     assert_close(again[:6], ahead[:6], rtol=0, atol=0)
     assert not torch.allclose(again[6], ahead[6], atol=1e-3)
+
+
+def test_the_mtp_module_is_the_formula_over_the_names_of_the_release(tmp_path):
+    """Section 2.2 of DeepSeek-V3, eq. 21: the embedding comes first, and each half has a norm of its own."""
+    model, step = build(KINDS["mla+moe"]), ragged((10,))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for norm in (model.mtp.embed_norm, model.mtp.hidden_norm, model.mtp.norm):
+            norm.weight.normal_(1.0, 0.3, generator=generator)
+    save_model(model, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    theirs = {name: weights[f"model.layers.{model.cfg.n_layers}.{name}"] for name in MTP_NAMES}
+    inputs_ND, outputs_ND = [], []
+    model.mtp.block.register_forward_pre_hook(lambda _, given: inputs_ND.append(given[0]))
+    model.mtp.norm.register_forward_pre_hook(lambda _, given: outputs_ND.append(given[0]))
+    with torch.no_grad():
+        hidden_ND, next_N = model(step).hidden_ND, step.tokens_N.roll(-1)
+        found_ND = model.predict_second(hidden_ND, next_N, step).hidden_ND
+
+    def norm(x_ND: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
+        return x_ND * (x_ND.square().mean(-1, keepdim=True) + model.cfg.norm_eps).rsqrt() * weight_D
+
+    embedded_ND = norm(weights["model.embed_tokens.weight"][next_N], theirs["enorm.weight"])
+    joined_N = torch.cat([embedded_ND, norm(hidden_ND, theirs["hnorm.weight"])], -1)
+    assert_close(inputs_ND[0], joined_N @ theirs["eh_proj.weight"].T, **CLOSE)
+    assert_close(found_ND, norm(outputs_ND[0], theirs["shared_head.norm.weight"]), **CLOSE)
 
 
 @pytest.mark.parametrize("name", list(KINDS))

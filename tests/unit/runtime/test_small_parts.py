@@ -182,6 +182,17 @@ def test_calibration_measures_something_plausible_quickly():
     json.dumps(measured.to_dict())
 
 
+@pytest.mark.parametrize(
+    ("fp32", "bf16", "dtype"), [(1e11, 1.1e11, "float32"), (1e11, 1.3e11, "bfloat16"), (1e11, 1e10, "float32")]
+)
+def test_training_computes_in_bfloat16_where_that_is_faster_by_more_than_its_casts(fp32, bf16, dtype):
+    device = pytest.importorskip("sobre.runtime.device")
+    speeds = {"fp32_flops": fp32, "bf16_flops": bf16, "fp32_best": 2 * fp32, "bf16_best": 2 * bf16}
+    found = device.Calibration(name="", device="cpu", threads=1, bytes_per_s=1e10, seconds=1.0, **speeds)
+    assert (found.dtype, found.to_dict()["dtype"]) == (dtype, dtype)
+    assert (found.flops(dtype), found.peak(dtype)) == ((bf16, 2 * bf16) if dtype == "bfloat16" else (fp32, 2 * fp32))
+
+
 def test_a_device_that_is_not_here_is_refused_with_those_that_are():
     device = pytest.importorskip("sobre.runtime.device")
     with pytest.raises(ConfigError, match="device='tpu' is not here; there are: auto,.* cpu"):
