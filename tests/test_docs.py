@@ -14,7 +14,22 @@ from pathlib import Path
 import pytest
 
 from sobre import __all__ as PUBLIC
-from sobre.app import bench, chat, config, convert, distill, doctor, launch, ledger, plan, report, run, serve, stage
+from sobre.app import (
+    begin,
+    bench,
+    chat,
+    config,
+    convert,
+    distill,
+    doctor,
+    launch,
+    ledger,
+    plan,
+    report,
+    run,
+    serve,
+    stage,
+)
 from sobre.app import eval as evaluation
 from sobre.bench.config import TRAIN_CONTESTANTS
 from sobre.cli import verbs
@@ -177,6 +192,8 @@ def read(verb: str, argv: list[str]) -> object:
         return argv[0] in launch.SYSTEMS and load_recipe(argv[1:], launch.LaunchOptions, shortcuts=run.MODEL_FLAG)
     if verb in ("pretrain", "sft", "rl", "dpo"):
         return stage.read(verb, argv)
+    if verb in ("tokenizer", "data"):
+        return begin.read(verb, argv)
     if verb == "distill":
         return distill.read(argv)
     if verb in plain:

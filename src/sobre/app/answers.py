@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from sobre.app.problems import training_problem
+from sobre.app.records import exam_prompts, keep_records
 from sobre.app.session import Session, Spending
 from sobre.app.teacher import open_answerer
-from sobre.data.chats import ChatSamples, tokenize_chats
+from sobre.data.chats import ChatCounts, ChatSamples, tokenize_chats
 from sobre.data.events import Events
 from sobre.data.sources import Chat, read_chats
 from sobre.distill.choose import FATES, Choice
@@ -116,7 +117,9 @@ def plain_chats(session: Session, stage: str, cfg: FineTuneConfig, n_kept: int) 
     if not cfg.paths:
         chats = (plain_chat(recipe.tasks, f"{stage}/{recipe.seed}", index) for index in range(n))
         return [Chat(messages, "generated", where=f"plain chat {i}") for i, messages in enumerate(chats)]
-    found = list(read_chats(cfg.paths, recipe.data, Events(recipe.data.on_bad_record)))
+    events, counts = Events(recipe.data.on_bad_record), ChatCounts(exam_prompts(session))
+    found = list(counts.keep(read_chats(cfg.paths, recipe.data, events), recipe.data))
+    keep_records(session, stage, events, counts)
     return random.Random(f"plain/{stage}/{recipe.seed}").sample(found, min(n, len(found)))
 
 

@@ -9,6 +9,7 @@ from sobre.app.answers import answered_examples
 from sobre.app.grader import ModelGrader
 from sobre.app.prepare import chat_len, make_examples
 from sobre.app.problems import training_problem
+from sobre.app.records import keep_records
 from sobre.app.references import References
 from sobre.app.room import settle
 from sobre.app.sampling import engine_for, samplers_for
@@ -196,12 +197,14 @@ def _general(bench: Bench, cfg: RLConfig) -> list[Problem]:
     if not cfg.general.files:
         return []
     recipe, most = bench.session.recipe, bench.model.cfg.max_len
-    found = list(read_rubrics(cfg.general.files, recipe.data, Events(recipe.data.on_bad_record)))
+    events = Events(recipe.data.on_bad_record)
+    found = list(read_rubrics(cfg.general.files, recipe.data, events))
     if not found:
         raise DataError(f"{bench.stage}.general.files={list(cfg.general.files)} hold no question")
     need = max(len(prompt_ids(bench.tokenizer, problem)) for problem in found) + cfg.max_tokens
     if need > most:
         raise ConfigError(f"the longest general question and its answer need {need:,} tokens; the model reads {most:,}")
+    keep_records(bench.session, bench.stage, events)
     return found
 
 
@@ -239,8 +242,7 @@ def _preferred(bench: Bench) -> Job:
     events = Events(session.recipe.data.on_bad_record)
     found = read_pairs(cfg.paths, session.recipe.data, events)
     pairs = tokenize_pairs(found, bench.tokenizer, max_len=bench.model.cfg.max_len, events=events)
-    if events.n_bad:
-        session.console.say(f"dpo: {events.n_bad:,} pairs are left out, {len(pairs):,} learned from")
+    keep_records(session, bench.stage, events)
     source = PairSource(pairs, _references(bench, pairs), cfg, seed=bench.seed)
     recompute, _ = settle(session, "dpo", bench.model, cfg, longest=cfg.batch_tokens)
     return _job(bench, cfg, source, preference_loss(cfg), recompute=recompute, precision=cfg.precision)

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from sobre.app.adapting import load_start
+from sobre.app.records import exam_prompts, keep_records
 from sobre.app.session import Session
 from sobre.app.teacher import is_service, teacher_config, teacher_folder
 from sobre.app.works import step_tokens, works
 from sobre.config.recipe import Recipe
-from sobre.data.chats import ChatSamples, tokenize_chats
+from sobre.data.chats import ChatCounts, ChatSamples, tokenize_chats
 from sobre.data.corpus import Corpus, prepare, training_texts
 from sobre.data.events import Events
 from sobre.data.problems import ProblemSet
@@ -175,9 +176,7 @@ def _write_corpus(session: Session, plan: Plan, tokenizer: Tokenizer, folder: Pa
     else:
         fixed = recipe.pretrain.steps * recipe.pretrain.batch_tokens
         found = _generated(recipe, tokenizer, fixed or plan.stage("pretrain").tokens)
-    asked = test_set(cfg=recipe.tasks) if recipe.has_tasks and recipe.tasks.names else []
-    prompts = [problem.prompt for problem in (*asked, *(problem for each in session.sets for problem in each.test))]
-    corpus = prepare(found, tokenizer, folder, recipe.data, events=events, test_prompts=prompts)
+    corpus = prepare(found, tokenizer, folder, recipe.data, events=events, test_prompts=exam_prompts(session))
     report = {**corpus.report, "generated": not recipe.data.paths}
     write_json(session.folder.path / "data.json", report)
 
@@ -186,14 +185,17 @@ def make_examples(session: Session, stage: str, cfg: FineTuneConfig, tokenizer: 
     """The chats of a fine-tuning without a teacher: the recipe's files, or worked examples."""
     recipe = session.recipe
     events = Events(recipe.data.on_bad_record)
-    if cfg.paths:
-        chats = read_chats(cfg.paths, recipe.data, events)
-    else:
+    if not cfg.paths:
         chats = (
             Chat(chat(recipe.tasks, f"{stage}/{recipe.seed}", index), "generated", where=f"worked example {index}")
             for index in range(cfg.n_examples)
         )
-    return tokenize_chats(chats, tokenizer, max_len=max_len, events=events)
+        return tokenize_chats(chats, tokenizer, max_len=max_len, events=events)
+    counts = ChatCounts(exam_prompts(session))
+    found = counts.keep(read_chats(cfg.paths, recipe.data, events), recipe.data)
+    samples = tokenize_chats(found, tokenizer, max_len=max_len, events=events)
+    keep_records(session, stage, events, counts)
+    return samples
 
 
 def _check_context(recipe: Recipe, tokenizer: Tokenizer, model: ModelConfig, sets: tuple[ProblemSet, ...]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from sobre.config.load import Layer, decode, to_dict
 from sobre.config.recipe import Recipe, load_recipe
-from sobre.errors import ConfigError, RunError
+from sobre.errors import CheckpointError, ConfigError, DataError, RunError
 from sobre.parallel.config import ParallelConfig
 from sobre.plan.ladder import at_rung
 from sobre.plan.rules import LADDER
 from sobre.runtime.allocator import reexec_once
 from sobre.runtime.clock import process_age_s
-from sobre.runtime.run_folder import RunFolder, claim, find_unfinished, is_unfinished, resume
+from sobre.runtime.files import is_disk_full
+from sobre.runtime.run_folder import RunFolder, claim, find_unfinished, is_unfinished, resume, resume_line
 from sobre.runtime.sinks import Tracker, check_installed, opened
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class RunOptions:
             raise ConfigError(f"--trace {self.trace} must be 0 (the first step of each stage) or more")
 
 
+Show = Callable[[RunFolder, RunOptions], None]
 MODEL_FLAG = {"--model": "--start.model"}
 
 
@@ -50,8 +53,8 @@ def main(argv: list[str]) -> int:
     return run(*load_recipe(argv, RunOptions, prog="sobre run", shortcuts=MODEL_FLAG))
 
 
-def run(recipe: Recipe, options: RunOptions) -> int:
-    """Tell the story of `recipe` in its folder, and show how it ended."""
+def run(recipe: Recipe, options: RunOptions, *, until: str = "report", show: Show | None = None) -> int:
+    """Tell the story of `recipe` in its folder up to a part of it, and show how it ended."""
     reexec_once()
     from sobre.app import adapting, sampling  # torch from here on
     from sobre.app.session import Session
@@ -72,12 +75,13 @@ def run(recipe: Recipe, options: RunOptions) -> int:
     recipe = replace(recipe, parallel=layout)
     with Console(quiet=not processes.is_first) as console:
         console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
+        again = f"{resume_line(folder.path)}{recipe.parallel.flags}"
         head_start_s = 0.0 if folder.resumed else process_age_s()
-        with (
-            processes.watched(folder.path / "state" / "flight"),
-            opened(options.watch if processes.is_first else (), folder.path, to_dict(recipe)) as sinks,
-        ):
-            try:
+        try:
+            with (
+                processes.watched(folder.path / "state" / "flight"),
+                opened(options.watch if processes.is_first else (), folder.path, to_dict(recipe)) as sinks,
+            ):
                 session = Session.open(
                     recipe,
                     folder,
@@ -87,14 +91,23 @@ def run(recipe: Recipe, options: RunOptions) -> int:
                     sinks=sinks,
                     traced=options.trace,
                 )
-                tell(session)
-            except ConfigError:
-                if processes.is_first:
-                    folder.give_back()
-                raise
+                tell(session, until)
+        except Exception as error:
+            if is_disk_full(error):
+                kept = f"the disk of {folder.path} is full ({error}); what was saved stays. Make room, then go on:"
+                raise RunError(f"{kept}\n  {again}") from error
+            if isinstance(error, ConfigError | DataError | CheckpointError) and processes.is_first:
+                folder.give_back()
+            raise
+        except KeyboardInterrupt:
+            console.close()
+            console.say(f"to go on:\n  {again}")
+            raise
+        finally:
+            folder.release()
     processes.stop()
     if processes.is_first:
-        _show(folder, options)
+        (show or _show)(folder, options)
     return 0
 
 

@@ -44,8 +44,8 @@ BYTES_PER_TABLE_NUMBER = 4
 """The same of the memory's tables, which have one moment for each row."""
 
 
-def tell(session: Session) -> None:
-    """Run every part that is not done, and finish the folder."""
+def tell(session: Session, until: str = "report") -> None:
+    """Run every part that is not done, and finish the folder; `until` "tokenizer" or "data", stop after that."""
     layout = session.recipe.parallel
     layout.check_stages([stage for stage in session.recipe.stages if f"train:{stage}" not in session.done])
     open_problems(session)
@@ -56,6 +56,8 @@ def tell(session: Session) -> None:
         given = None if model is None else model.cfg
         plan = make_plan(session, machine, tokenizer, model=given)
     layout.check_model(plan.model)
+    if until == "tokenizer":
+        return
     corpus = None
     if "pretrain" in session.recipe.stages:
         with session.part("data"):
@@ -63,6 +65,8 @@ def tell(session: Session) -> None:
             if session.recipe.data.paths:
                 plan = make_plan(session, machine, tokenizer, model=given, data_tokens=corpus.shards.n_tokens)
     session.console.say(plan.table())
+    if until == "data":
+        return
     model = model or _new(session, plan.model, machine, tokenizer, "weights")
     model.to(session.device)
     _ensure_space(session, model)

@@ -23,7 +23,6 @@ from sobre.optim.schedule import lr_scale as lr_at
 from sobre.parallel.division import Division
 from sobre.plan.count import train_flops
 from sobre.runtime.horizon import Horizon
-from sobre.runtime.run_folder import resume_line
 from sobre.runtime.trace import StepTrace
 from sobre.runtime.waiting import Waiting
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -193,8 +192,7 @@ class Trainer:
             self._save(step)
             self._commit()
             self.session.console.close()
-            self.session.console.say(f"saved after step {step:,} of {self.stage.name}; to go on:")
-            self.session.console.say(f"  {resume_line(self.session.folder.path)}{self.session.recipe.parallel.flags}")
+            self.session.console.say(f"saved after step {step:,} of {self.stage.name}")
             raise KeyboardInterrupt
         if save:
             self._save(step)

@@ -5,17 +5,22 @@ later user message follows: every thought and every answer is trained on exactly
 tokenizer/trained.py.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from sobre.data.events import Events
+from sobre.data.config import DataConfig
+from sobre.data.events import Event, Events
 from sobre.data.loader import LoaderState, Order
+from sobre.data.overlap import TestOverlap
 from sobre.data.sources import Chat
 from sobre.errors import DataError
-from sobre.tokenizer.chat import Message, check, split_thought
+from sobre.tokenizer.chat import Message, check, layout, split_thought
 from sobre.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHATS = 512
@@ -52,6 +57,44 @@ class ChatSamples:
     def n_trained(self) -> int:
         """Tokens that the loss counts."""
         return int(self.mask.sum())
+
+
+class ChatCounts:
+    """Chats that equal an earlier one, and those that hold a test problem; left out only if the recipe says so."""
+
+    def __init__(self, test_prompts: Sequence[str]) -> None:
+        self.overlap = TestOverlap(test_prompts)
+        self.n = 0
+        self.duplicates = Event()
+        self.test_overlap = Event()
+
+    def keep(self, chats: Iterable[Chat], cfg: DataConfig) -> Iterator[Chat]:
+        """The chats that stay."""
+        seen: dict[bytes, str] = {}
+        for chat in chats:
+            self.n += 1
+            whole = json.dumps([dict(message) for message in chat.messages], sort_keys=True)
+            digest = blake2b(whole.encode(), digest_size=16).digest()
+            is_duplicate = digest in seen
+            if is_duplicate:
+                self.duplicates.add(f"{chat.where} equals {seen[digest]}")
+            seen.setdefault(digest, chat.where)
+            text = "\n".join(piece.text for piece in layout(chat.messages))
+            problem = self.overlap.find(text)
+            if problem is not None:
+                self.test_overlap.add(f"{chat.where} holds test problem {problem}")
+            if (is_duplicate and cfg.remove_duplicates) or (problem is not None and cfg.remove_test_overlap):
+                continue
+            yield chat
+
+    def to_json(self, cfg: DataConfig) -> dict[str, Any]:
+        """The counts, for records.json."""
+        return {
+            "chats": self.n,
+            "duplicates": vars(self.duplicates) | {"removed": cfg.remove_duplicates},
+            "test_overlap": vars(self.test_overlap)
+            | {"removed": cfg.remove_test_overlap, "problems": self.overlap.n_prompts},
+        }
 
 
 def tokenize_chats(chats: Iterable[Chat], tokenizer: Tokenizer, *, max_len: int, events: Events) -> ChatSamples:

@@ -92,13 +92,26 @@ def last_judged(report: Report) -> tuple[str, Report] | None:
 def unseen(report: Report) -> str:
     """Whether the test problems were really new, by the data's own count."""
     overlap = (report["data"] or {}).get("test_overlap") or {}
-    if not overlap.get("count"):
-        return "None of these problems was found in the text that the model was trained on." if overlap else ""
-    fate = "was removed" if overlap.get("removed") else "was kept"
-    return (
-        f"{overlap['count']:,} documents of the pretraining text hold one of these problems: such text {fate} "
-        "(named under “What it read”)."
-    )
+    text = "documents of the pretraining text hold one of these problems: such text"
+    chats = {stage: found["test_overlap"] for stage, found in records(report).items() if "test_overlap" in found}
+    said = []
+    if overlap.get("count"):
+        fate = "was removed" if overlap.get("removed") else "was kept"
+        said.append(f"{overlap['count']:,} {text} {fate}")
+    for stage, seen in chats.items():
+        if seen["count"]:
+            fate = "were removed" if seen["removed"] else "were kept"
+            said.append(f"{seen['count']:,} chats of {stage_name(stage)} hold one of these problems: such chats {fate}")
+    if said:
+        return f"{'; '.join(said)} (named under “What it read”)."
+    found = bool(overlap or chats)
+    return "None of these problems was found in the text that the model was trained on." if found else ""
+
+
+def records(report: Report) -> dict[str, Report]:
+    """What was found in the user's own files, by stage."""
+    stages: dict[str, Report] = (report["records"] or {}).get("stages") or {}
+    return stages
 
 
 def accuracy(share: Report) -> str:

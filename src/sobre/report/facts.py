@@ -40,6 +40,7 @@ def facts(files: RunFiles) -> dict[str, Any]:
         "samples": samples(files.evals),
         "data": files.data,
         "problems": files.problems,
+        "records": files.records,
         "signs": signs(files.metrics, stages),
         "events": [{k: e.get(k) for k in ("stage", "step", "kind", "data")} for e in files.events],
         "environment": files.environment,

@@ -52,7 +52,10 @@ def render(report: Report) -> str:
         judged=judged,
         sampled=next((stage["sampled"] for stage in judged.values() if "sampled" in stage), None),
         plan_rows=_plan_rows(report),
-        facts_of_data=_flat(report["data"] or {}, leave_out=("schema", "generated")),
+        facts_of_data=[
+            *_flat(report["data"] or {}, leave_out=("schema", "generated")),
+            *_flat(claims.records(report), leave_out=()),
+        ],
         facts_of_machine=_flat(report["environment"] or {}, leave_out=("schema",)),
         bits=_bits(report),
         config=json.dumps(report["config"], indent=2, ensure_ascii=False),

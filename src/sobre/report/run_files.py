@@ -4,6 +4,7 @@
     environment.json     machine, versions, source
     plan.json            what the planner chose, and the runner-up
     data.json            what the text is and where it came from; "generated": true if we wrote it
+    records.json         what was wrong, double or known among a stage's own chats, pairs or questions
     problems.json        the sets of problems read from files: how they were split, what was left out
     metrics.jsonl        one line a step (below)
     ledger.jsonl         what was spent
@@ -45,6 +46,7 @@ class RunFiles:
     plan: Record | None
     data: Record | None
     problems: Record | None
+    records: Record | None
     metrics: list[Record]
     events: list[Record]
     ledger: list[Record]
@@ -71,6 +73,7 @@ def read_run(folder: Path) -> RunFiles:
         plan=_json(folder / "plan.json"),
         data=_json(folder / "data.json"),
         problems=_json(folder / "problems.json"),
+        records=_json(folder / "records.json"),
         metrics=lines.read(folder / "metrics.jsonl"),
         events=lines.read(folder / "state" / "events.jsonl"),
         ledger=lines.read(folder / "ledger.jsonl"),

@@ -62,7 +62,8 @@ def _accuracy(report: Report) -> Table | None:
 
 
 def _gain(report: Report) -> Text | None:
-    overlap = ((report["data"] or {}).get("test_overlap") or {}).get("count")
+    found = [report["data"] or {}, *claims.records(report).values()]
+    overlap = any((each.get("test_overlap") or {}).get("count") for each in found)
     said = [claims.gain(report), claims.unseen(report) if overlap else None]
     return Text(" ".join(line for line in said if line)) if any(said) else None
 

@@ -1,5 +1,6 @@
 """Whole files or none: written beside their place, flushed, then renamed into it. Room on the disk is checked first."""
 
+import errno
 import json
 import os
 import shutil
@@ -44,6 +45,11 @@ def publish(beside: Path, path: Path) -> None:
     """Rename a finished file or folder into its place, and wait until the disk knows."""
     os.replace(beside, path)
     flush_folder(path.parent)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether something could not be written for want of room; safetensors says so in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def ensure_space(folder: Path, need_bytes: int, what: str) -> None:

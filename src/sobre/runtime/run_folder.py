@@ -4,7 +4,7 @@
     environment.json   the machine and the source    state/lock          held while a process works here
     metrics.jsonl  ledger.jsonl  report.*            state/finished.json written last
 
-A folder is never emptied or overwritten; one whose run was refused before it did anything is removed again. A default
+A folder is never emptied or overwritten; one whose run was refused before its first stage is removed again. A default
 place that holds another run makes the next one NAME-2, NAME-3, ...
 """
 
@@ -18,7 +18,10 @@ from typing import Any
 
 from sobre.errors import RunError
 from sobre.runtime.files import TEMPORARY, write_json
-from sobre.schemas import VERSION
+from sobre.schemas import VERSION, lines
+
+PREPARATION = {"start", "data"}
+"""Parts of a run before its first stage: what they leave is made again when the run is asked for rightly."""
 
 
 def model_folder(run: Path, stage: str) -> Path:
@@ -69,9 +72,9 @@ class RunFolder:
         return cls(path, os.open(os.devnull, os.O_RDONLY), resumed=False)
 
     def give_back(self) -> None:
-        """Remove the folder of a run that was refused before its first part was done and billed."""
-        is_billed = self.ledger.is_file() and self.ledger.stat().st_size > 0
-        if not self.resumed and not is_billed:
+        """Remove the folder of a run that was refused before any stage began."""
+        billed = {entry["stage"] for entry in lines.read(self.ledger)}
+        if not self.resumed and billed <= PREPARATION:
             shutil.rmtree(self.path)
 
     def release(self) -> None:

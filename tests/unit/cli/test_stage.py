@@ -1,28 +1,33 @@
 """One stage on its own: it goes on from the model that it is given, and nothing else runs."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import sobre
 from sobre.app import convert, prepare, stage
 from sobre.app import run as verb
+from sobre.app.begin import begin
 from sobre.app.problems import open_problems
 from sobre.app.session import Session, Spending
 from sobre.config.load import to_dict
 from sobre.config.recipe import Recipe, load_recipe
-from sobre.errors import CheckpointError, ConfigError, RunError
+from sobre.errors import CheckpointError, ConfigError, DataError, RunError, SobreError
 from sobre.models.checkpoint import load_adapted, load_model
 from sobre.plan.plan import Plan
 from sobre.runtime.console import Console
 from sobre.runtime.device import Calibration
 from sobre.runtime.processes import Processes
 from sobre.runtime.run_folder import claim
+from sobre.schemas import schema
+from sobre.tasks import sampling
 from sobre.tasks.config import TasksConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -75,9 +80,51 @@ def test_a_layout_that_no_size_of_the_model_can_have_is_refused_before_a_folder_
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_is_refused_before_its_first_part_leaves_no_folder(tmp_path):
-    with pytest.raises(ConfigError, match="is too small"):
-        verb.main(["demo", "--budget", "3s", "--out", str(tmp_path / "out")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--budget", "3s"], "is too small"),
+        (["--data", "nothing.txt"], "nothing.txt does not exist"),
+        (["--model", "./nothing"], "nothing"),
+    ],
+)
+def test_a_run_that_is_refused_before_its_first_part_leaves_no_folder(flags, message, tmp_path):
+    with pytest.raises(SobreError, match=message):
+        verb.main(["demo", *flags, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("writer", "error"),
+    [
+        ("sobre.data.shards._write", OSError(28, "No space left on device")),
+        ("sobre.train.state.save_file", SafetensorError("I/O error: No space left on device (os error 28)")),
+    ],
+)
+@pytest.mark.slow
+def test_a_full_disk_is_said_with_the_line_that_goes_on(writer, error, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def full(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, full)
+        with pytest.raises(RunError, match=r"disk of .*out is full") as told:
+            verb.main(["nano", "--out", str(out), "--pretrain.steps", "1", *SHORT])
+    assert shlex.split(str(told.value).splitlines()[-1]) == ["sobre", "run", "--out", str(out), "--resume"]
+    assert verb.main(["--out", str(out), "--resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("a few words", "too little data for the plan"), ("a\0b", r"a.txt: a NUL at character 1")]
+)
+def test_so_does_one_that_is_refused_for_what_its_text_is(text, message, tmp_path):
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text("and more words")
+    flags = ["--data", str(tmp_path / "a.txt"), str(tmp_path / "b.txt"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SobreError, match=message):
+        verb.main(["nano", *flags])
     assert not (tmp_path / "out").exists()
 
 
@@ -135,7 +182,11 @@ def test_what_prepares_a_part_is_billed_to_it_and_what_was_before_a_resume_is_no
 def test_reinforcement_learning_takes_any_model_folder(base, tmp_path):
     out = tmp_path / "out"
     assert stage.run_stage("rl", ["nano", "--model", str(base / "base"), "--out", str(out), *SHORT]) == 0
-    assert load_model(out / "rl").cfg == load_model(base / "base").cfg
+    before, after = load_model(base / "base"), load_model(out / "rl")
+    assert after.cfg == before.cfg
+    for one, other in zip(before.routers(), after.routers(), strict=True):
+        assert one.bias_E.any(), "pretraining has moved them"
+        assert torch.equal(one.bias_E, other.bias_E), "reinforcement learning moves no router bias"
 
 
 def test_a_stage_without_a_model_says_what_it_needs():
@@ -178,6 +229,66 @@ def test_reinforcement_learning_takes_problems_from_a_file(base, tmp_path):
     trained = {line["stage"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
     assert trained == {"rl"}
     assert "What it was asked" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_tokenizer_and_data_stop_there_and_the_run_goes_on_from_them(tmp_path, capsys):
+    short = ["--pretrain.steps", "2", "--data.seq-len", "256", *SHORT]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert verb.main(["nano", "--out", str(whole), *short]) == 0
+    assert begin("tokenizer", ["nano", "--out", str(parts), *short]) == 0
+    assert (parts / "state" / "tokenizer" / "tokenizer.json").is_file()
+    assert not (parts / "state" / "corpus").exists()
+    with pytest.raises(RunError, match="unfinished run of this very recipe"):
+        begin("data", ["nano", "--out", str(parts), *short])
+    capsys.readouterr()
+    assert begin("data", ["--out", str(parts), "--resume", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    jsonschema.validate(told, schema("begun"))
+    assert told["tokenizer"]["vocab_size"] == Tokenizer.load(whole / "base").vocab_size
+    assert told["data"] == json.loads((whole / "data.json").read_text())
+    assert not (parts / "base").exists()
+    assert verb.main(["--out", str(parts), "--resume"]) == 0
+    one, other = ((out / "rl" / "model.safetensors").read_bytes() for out in (whole, parts))
+    assert one == other
+
+
+def test_without_pretraining_there_is_no_text_to_read():
+    with pytest.raises(ConfigError, match="read no text"):
+        begin("data", ["nano", "--stages", "sft"])
+
+
+def chat_row(question: str, answer: str) -> str:
+    return json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
+
+
+@pytest.mark.slow
+def test_what_is_wrong_with_chats_of_ones_own_is_counted_named_and_said(base, tmp_path, capsys):
+    asked = sampling.test_set(cfg=TasksConfig(names=("sorting", "arithmetic"), test_size=12))[0].prompt
+    rows = [chat_row(f"say {i}", f"it is {i}") for i in range(40)]
+    rows += [chat_row(asked, "no"), chat_row("say 3", "it is 3"), '{"text": "no chat"}', chat_row("q", "long " * 2000)]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("\n".join(rows))
+    out = tmp_path / "out"
+    flags = ["nano", "--model", str(base / "base"), "--data", str(data), "--out", str(out), *SHORT]
+    with pytest.raises(DataError, match=r"chats\.jsonl:43: the field 'messages' is missing"):
+        stage.run_stage("sft", flags)
+    assert stage.run_stage("sft", [*flags[:-4], "--out", f"{out}-2", "--data.on-bad-record", "count", *SHORT]) == 0
+    out = Path(f"{out}-2")
+    document = json.loads((out / "records.json").read_text())
+    jsonschema.validate(document, json.loads((SCHEMAS / "records.schema.json").read_text()))
+    found = document["stages"]["sft"]
+    assert {kind: event["count"] for kind, event in found["bad_records"].items()} == {
+        "wrong fields": 1,
+        "chat too long": 1,
+    }
+    assert found["chats"] == 43
+    assert found["duplicates"]["first"] == [f"{data}:42 equals {data}:4"]
+    assert found["test_overlap"]["first"] == [f"{data}:41 holds test problem 0"]
+    assert json.loads((out / "report.json").read_text())["records"] == document
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sft: 2 malformed records are left out" in said
+    assert "sft: 1 chats hold a test problem and are learned from all the same" in said
 
 
 def test_a_file_that_changes_under_a_run_is_refused(base, tmp_path):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sobre.data.chats import ChatLoader, ChatSamples, tokenize_chats, trained_parts
+from sobre.data.chats import ChatCounts, ChatLoader, ChatSamples, tokenize_chats, trained_parts
+from sobre.data.config import DataConfig
 from sobre.data.events import Events
 from sobre.data.sources import Chat
 from sobre.errors import DataError
@@ -110,3 +111,24 @@ def test_a_sample_that_fits_no_batch_is_an_error_that_names_it(tokenizer):
         loader.take_tokens(20)
     assert loader.state() == {"epoch": 0, "row": 0}
     assert np.array_equal(loader.take_tokens(1000)[0].ids, samples[0].ids)
+
+
+@pytest.mark.parametrize("remove", ["remove_duplicates", "remove_test_overlap", ""])
+def test_equal_chats_and_test_problems_are_counted_and_left_out_only_if_asked(remove):
+    leaked = Chat(turn("So: what is 12 +  34 * 5?", "182"), where="file:leak")
+    copy = Chat(numbered(2)[1].messages, where="file:copy")
+    counts = ChatCounts(["Sort 3 1 2", "What is 12 + 34 * 5?"])
+    cfg = DataConfig(**{remove: True} if remove else {})
+    kept = [chat.where for chat in counts.keep([*numbered(2), leaked, copy], cfg)]
+    left_out = {"remove_duplicates": ["file:copy"], "remove_test_overlap": ["file:leak"], "": []}[remove]
+    assert kept == [where for where in ("file:0", "file:1", "file:leak", "file:copy") if where not in left_out]
+    assert counts.to_json(cfg) == {
+        "chats": 4,
+        "duplicates": {"count": 1, "first": ["file:copy equals file:1"], "removed": remove == "remove_duplicates"},
+        "test_overlap": {
+            "count": 1,
+            "first": ["file:leak holds test problem 1"],
+            "removed": remove == "remove_test_overlap",
+            "problems": 2,
+        },
+    }

@@ -236,6 +236,23 @@ def test_test_problems_found_in_the_training_text_are_admitted_wherever_accuracy
         assert "26 documents of the pretraining text hold one of these problems" in text
 
 
+def test_test_problems_found_in_the_chats_are_admitted_too_and_faults_of_files_are_named(tmp_path, new_run):
+    folder = new_run(tmp_path / "run")
+    seen = {"count": 3, "removed": False, "first": ["chats.jsonl:4 holds test problem 9"], "problems": 360}
+    bad = {"wrong fields": {"count": 2, "first": ["chats.jsonl:7: the field 'messages' is missing"]}}
+    found = {"sft": {"bad_records": bad, "notes": {}, "chats": 80, "test_overlap": seen}}
+    (folder / "records.json").write_text(json.dumps({"schema": 1, "stages": found}))
+    build(folder)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["records"]["stages"] == found
+    console = Console(width=200, file=io.StringIO())
+    console.print(story(report, folder))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in (page, model_card(folder, "rl"), console.file.getvalue()):
+        assert "3 chats of cold start hold one of these problems: such chats were kept" in text
+    assert "chats.jsonl:7: the field" in page
+
+
 def test_control_characters_of_a_model_steer_no_terminal_and_no_page(tmp_path, new_run, new_eval):
     folder = new_run(tmp_path / "run", stages=("rl",))
     result = new_eval(0.9, 2.0)
