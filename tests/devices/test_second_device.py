@@ -85,7 +85,7 @@ def test_the_whole_story_is_told_there_and_waits_where_it_must(found: dict[str, 
     outside_of_steps |= {"train/state.py:_copied", "train/state.py:<dictcomp>"}  # one of them, by Python's version
     once_a_step = {"train/step.py:_read", "engine/engine.py:_sample"}
     once_an_answer_or_batch = {"engine/runner.py:routes", "train/loop.py:dry_run", "eval/bits.py:_score"}
-    filters = {"engine/sampling.py:_filter"}
+    filters = {"kernels/likely.py:keep_likely"}
     between_phases = {"runtime/device.py:carried"}  # the optimizer's state goes to the host for a rollout
     where = {wait.partition(" in ")[2] for wait in story["waits"]}
     assert where <= outside_of_steps | once_a_step | once_an_answer_or_batch | filters | between_phases
