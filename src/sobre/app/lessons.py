@@ -117,11 +117,6 @@ def _supervised(bench: Bench, source: Source, cfg: StageConfig, *, longest: int)
     )
 
 
-def _longest(bench: Bench, cfg: StageConfig) -> int:
-    """The longest sequence that a batch may hold."""
-    return min(bench.model.cfg.max_len, cfg.batch_tokens)
-
-
 def _job(
     bench: Bench, cfg: StageConfig | RLConfig, source: Source, loss_fn: LossFn, *, recompute: bool, **more: Any
 ) -> Job:
@@ -145,7 +140,7 @@ def _fine_tuned(bench: Bench, cfg: FineTuneConfig) -> Job:
     else:
         samples = make_examples(session, bench.stage, cfg, bench.tokenizer, max_len)
     source = SampleSource(ChatLoader(samples, bench.seed), cfg)
-    return _supervised(bench, source, cfg, longest=_longest(bench, cfg))
+    return _supervised(bench, source, cfg, longest=samples.longest)
 
 
 def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
@@ -244,7 +239,7 @@ def _preferred(bench: Bench) -> Job:
     pairs = tokenize_pairs(found, bench.tokenizer, max_len=bench.model.cfg.max_len, events=events)
     keep_records(session, bench.stage, events)
     source = PairSource(pairs, _references(bench, pairs), cfg, seed=bench.seed)
-    recompute, _ = settle(session, "dpo", bench.model, cfg, longest=cfg.batch_tokens)
+    recompute, _ = settle(session, "dpo", bench.model, cfg, longest=max(pair.n_tokens for pair in pairs))
     return _job(bench, cfg, source, preference_loss(cfg), recompute=recompute, precision=cfg.precision)
 
 

@@ -54,6 +54,11 @@ class ChatSamples:
         return Sample(self.ids[span], self.mask[span], self.where[i])
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return int(np.diff(self.ends, prepend=0).max())
+
+    @property
     def n_trained(self) -> int:
         """Tokens that the loss counts."""
         return int(self.mask.sum())

@@ -46,6 +46,7 @@ def samples() -> LoaderSource:
     rng, lengths = np.random.default_rng(0), [5, 9, 3, 12, 7, 4, 8]
     ids, ends = rng.integers(0, 61, sum(lengths)), np.cumsum(lengths)
     chats = ChatSamples(ids, np.ones(len(ids), bool), ends, ("",) * len(lengths))
+    assert chats.longest == 12
     return SampleSource(ChatLoader(chats, seed=4), StageConfig(batch_tokens=20, micro_tokens=12))
 
 
