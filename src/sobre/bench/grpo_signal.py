@@ -31,6 +31,7 @@ from sobre.models.decoder import Decoder
 from sobre.rl.batch import microbatches, to_batch, to_samples
 from sobre.rl.losses import policy_loss
 from sobre.rl.rollout import collect
+from sobre.tasks.base import Problem
 
 RATE = 1e-4
 """Learning rate of AdamW for which the gain of a step is told; the gain is in proportion."""
@@ -81,7 +82,11 @@ def measure(course: Course, model: Decoder, n_batches: int) -> dict[str, Any]:
     right: list[float] = []
     kept: list[int] = []
     for step in range(n_batches):
-        found = collect(engine, course.tokenizer, lambda _, n, s=step: course.problems(s), rl, course.tasks, seed=step)
+
+        def draw(round_: int, n: int, step: int = step) -> list[Problem]:
+            return course.problems(step)
+
+        found = collect(engine, course.tokenizer, draw, rl, course.tasks, seed=step)
         right += [group.pass_rate for group in found.all]
         kept.append(len(found.groups))
         model.train()
