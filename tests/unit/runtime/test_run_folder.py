@@ -129,6 +129,26 @@ def test_find_unfinished_takes_the_last_run_of_this_very_recipe(tmp_path):
     assert again.path == tmp_path / "demo-3" == find_unfinished("demo", RECIPE, root=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("billed", "resumed", "stays"),
+    [
+        ([], False, False),
+        (["start"], False, False),
+        (["start", "data"], False, False),
+        (["start", "data", "pretrain"], False, True),
+        (["start"], True, True),
+    ],
+)
+def test_a_refused_run_gives_its_folder_back_unless_a_stage_has_begun(tmp_path, billed, resumed, stays):
+    folder = claim("demo", RECIPE, root=tmp_path)
+    if resumed:
+        folder.release()
+        folder = resume(folder.path)
+    folder.ledger.write_text("".join(f'{{"stage": "{stage}"}}\n' for stage in billed))
+    folder.give_back()
+    assert folder.path.exists() == stays
+
+
 def test_a_folder_that_cannot_be_made_is_an_error_in_words(tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
     with pytest.raises(RunError, match=r"cannot make the folder .*demo"):
