@@ -127,6 +127,65 @@ def test_the_start_tells_memory_speed_and_price(server):
     assert re.search(r"price [\d.e-]+ USD per million tokens", said)
 
 
+def test_a_model_is_shown_with_its_context_and_its_price(server, client):
+    (entry,) = [model.model_dump() for model in client.models.list()]
+    assert (entry["id"], entry["object"], entry["owned_by"], entry["max_model_len"]) == (
+        "tiny",
+        "model",
+        "sobre",
+        MAX_LEN,
+    )
+    assert isinstance(entry["created"], int)
+    assert entry["pricing"]["usd_per_hour"] > 0
+    assert entry["pricing"]["usd_per_million_output_tokens"] > 0
+
+
+def test_guesses_fixed_shapes_and_a_small_cache_are_flags_and_what_they_cost_is_told(folder, client):
+    running = Process(folder, "--deterministic", "--speculate", "--cache-tokens", "2048")
+    try:
+        said = "".join(running.lines)
+        assert "the cache of 2,048 tokens takes" in said
+        assert re.search(r"deterministic: the same bits .* at [\d.]+ times the time of a token for one request", said)
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=0) as one:
+            fields = {"temperature": 0, "max_tokens": 120, "logit_bias": {"50": 4}, "reasoning_effort": "none"}
+            assert ask(one, **fields).choices[0].message == ask(client, **fields).choices[0].message
+        told = httpx.get(f"{running.url}/metrics").text
+        counts = {
+            name: float(re.search(rf"sobre_spec_decode_num_{name}_tokens_total\{{\S* (\S+)", told)[1])
+            for name in ("draft", "accepted")
+        }
+        assert 0 < counts["accepted"] <= counts["draft"]
+    finally:
+        running.end()
+
+
+def test_the_address_answers_503_until_the_model_is_there_and_never_fails_to(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    made = []
+    starting = threading.Thread(target=lambda: made.append(Process(folder, "--port", port)))
+    starting.start()
+    seen = []
+    while not seen or seen[-1] != 200:
+        try:
+            response = httpx.get(f"http://127.0.0.1:{port}/readyz")
+        except httpx.ConnectError:
+            assert 503 not in seen, "once it answers, it goes on answering"
+            time.sleep(0.01)
+            continue
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            continue  # connected at the moment of the change, and closed before the request was read
+        seen.append(response.status_code)
+        if seen[-1] == 503:
+            assert response.json()["error"]["code"] == "loading"
+            assert int(response.headers["retry-after"]) >= 1
+    starting.join(60)
+    made[0].end()
+    assert set(seen) == {503, 200}
+    assert seen == sorted(seen, reverse=True)
+
+
 LM_EVAL_TASK = """
 task: sums
 dataset_path: json
@@ -187,8 +246,8 @@ def test_greedy_answers_are_the_same_alone_and_in_a_crowd(client):
 
 
 def test_errors_reach_the_official_client_as_its_own_classes(client, server):
-    with pytest.raises(openai.BadRequestError, match=f"at most {MAX_LEN}|maximum context length is {MAX_LEN}"):
-        ask(client, max_tokens=MAX_LEN)
+    with pytest.raises(openai.BadRequestError, match=f"maximum context length is {MAX_LEN}"):
+        client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "七" * MAX_LEN}])
     with pytest.raises(openai.BadRequestError, match="tools"):
         ask(client, tools=[{"type": "function", "function": {"name": "not a name"}}])
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k3", max_retries=0) as stranger:

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         dtype=cfg.dtype,
         device=cfg.device,
         revision=cfg.revision,
-        rounding=cfg.rounding,
+        decoding=cfg.decoding,
         quiet=cfg.json,
     )
     chat = Chat(cfg, loaded, price, Screen(quiet=cfg.json))
@@ -127,7 +127,8 @@ class Chat:
         with suppress(ImportError):
             import readline  # noqa: F401  arrow keys and history in `input`, where the system has it
         rounded = f" ({self.cfg.rounding.told})" if self.cfg.rounding.told else ""
-        self.screen.aside(f"{self.loaded.folder}{rounded}: ask something. Ctrl-C stops an answer, Ctrl-D leaves.")
+        self.screen.aside(f"{self.loaded.folder}{rounded}, {self.loaded.context}: ask something.")
+        self.screen.aside("Ctrl-C stops an answer, Ctrl-D leaves.")
         while True:
             try:
                 question = input("› ").strip()

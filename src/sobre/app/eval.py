@@ -24,7 +24,7 @@ from sobre.config.load import load, to_dict
 from sobre.data.config import DataConfig
 from sobre.errors import ConfigError, DataError
 from sobre.runtime.config import Device
-from sobre.serve.config import NO_ROUNDING, Dtype, Rounding
+from sobre.serve.config import NO_ROUNDING, Decoding, Dtype, Rounding
 from sobre.tasks.config import JUDGE_S
 
 if TYPE_CHECKING:
@@ -216,7 +216,8 @@ def _local(options: EvalOptions, documents: "list[Document]") -> "tuple[Local, d
     opened = open_folder(
         options.model, dtype=options.dtype, device=options.device, revision=options.revision, quiet=options.json
     )
-    engine = make_engine(opened.model, n_slots=16, max_context=0, rounding=options.rounding)
+    decoding = Decoding(weights=options.weights, cache=options.cache)
+    engine = make_engine(opened.model, n_slots=16, max_context=0, decoding=decoding)
     rounded = engine.model
     assert isinstance(rounded, Decoder), "a loaded folder is a decoder"
     read: dict[str, tuple[Decoder, type[Int8Cache] | None]] = {"model": (opened.model, None)}

@@ -8,7 +8,8 @@
     sobre serve out/demo/rl --prefix-dir out/prefixes        a restart forgets no prefix
 
 Standard error tells the memory taken, the speed measured, the price of a million tokens, and `ready http://HOST:PORT`
-once requests are answered; then one line per request, without content. SIGTERM lets running answers end.
+once requests are answered (before that they get a 503); then one line per request, without content. SIGTERM lets
+running answers end.
 """
 
 import logging
@@ -16,12 +17,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sobre.config.load import load
 from sobre.errors import ConfigError, RunError
-from sobre.serve.config import ServeConfig
+from sobre.serve.config import LOOPBACK, ServeConfig
 from sobre.serve.keys import Keyring, Limits, parse_key
+
+if TYPE_CHECKING:
+    from sobre.ledger.prices import Price
+    from sobre.serve.loading import Loading
+    from sobre.serve.metrics import Metrics
+    from sobre.serve.service import Service
 
 
 def main(argv: list[str]) -> int:
@@ -61,74 +68,94 @@ def read_lines(path: str) -> tuple[str, ...]:
 def serve(cfg: ServeConfig, keys: Keyring) -> int:
     """Load, say what it takes, and answer until a signal comes. torch is imported here, so that --help is instant."""
     from sobre.serve.api import create_app
-    from sobre.serve.ask import Writer
-    from sobre.serve.bridge import Bridge
     from sobre.serve.examples import example_problems
-    from sobre.serve.grammar import WITHOUT, Grammars, llguidance
-    from sobre.serve.load import find_folder, load_folder, measure_speed, memory_bytes
+    from sobre.serve.grammar import WITHOUT, llguidance
+    from sobre.serve.load import find_folder
+    from sobre.serve.loading import Loading
     from sobre.serve.metrics import Metrics
-    from sobre.serve.prefixes import KeptPrefixes
-    from sobre.serve.price import machine_price, usd_per_million
+    from sobre.serve.price import machine_price
     from sobre.serve.server import bind, run_server
-    from sobre.serve.service import Service, Services
+    from sobre.serve.service import Services
 
     if cfg.engine != ("sobre",):
         return serve_other(cfg, keys)
-    folders = [find_folder(model, cfg.revision) for model in cfg.model]
-    names = model_names(cfg)
-    price = machine_price(cfg.price_usd_per_h)
-    listener = bind(cfg.host, cfg.port)
-    if llguidance is None:
-        say(WITHOUT)
-    metrics = Metrics()
-    services = []
-    for name, folder in zip(names, folders, strict=True):
-        loaded = load_folder(
-            str(folder),
-            n_slots=cfg.n_slots,
-            max_context=cfg.max_context,
-            experts=cfg.experts,
-            dtype=cfg.dtype,
-            device=cfg.device,
-            rounding=cfg.rounding,
-            identified=bool(cfg.prefix_dir),
-        )
-        speed = measure_speed(loaded.engine, cfg.n_slots)
-        per_million = usd_per_million(price, speed.busy)
-        rounded = f"; {cfg.rounding.told}" if cfg.rounding.told else ""
-        say(f"{name}: {loaded.n_params:,} parameters, context {loaded.engine.max_len:,} tokens{rounded}")
-        cache = f"{loaded.cache_bytes / 2**20:,.1f} MiB"
-        say(f"memory {memory_bytes() / 2**20:,.0f} MiB now; the cache of {cfg.n_slots} full answers takes {cache}")
-        say(
-            f"speed {speed.alone:,.0f} tokens/s for one request, {speed.busy:,.0f} tokens/s for {speed.n_slots} at once"
-        )
-        rate = f"{price.usd_per_h:g} USD per hour ({price.source})"
-        say(f"price {per_million:.4g} USD per million tokens when busy: {rate}")
-        grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
-        n_experts = getattr(loaded.engine.model.cfg.ffn, "n_experts", 0) if cfg.experts else 0
-        writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg, n_experts=n_experts)
-        about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg) | {
-            "experts": n_experts,
-            "embedding_dimensions": loaded.engine.model.cfg.d_model,
-        }
-        max_open = cfg.n_slots + cfg.max_waiting
-        service = Service(name, writer, Bridge(loaded.engine), price, max_open, metrics, about)
-        if cfg.prefix_dir:
-            kept = KeptPrefixes(loaded.engine, loaded.identity, Path(cfg.prefix_dir), name, say)
-            kept.load()
-            service.keep = kept.save
-        services.append(service)
-    if cfg.host not in ("127.0.0.1", "localhost", "::1") and keys.is_open:
-        say(f"warning: whoever reaches {cfg.host} may use this server; --api-key-file FILE asks for a key")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
-    everything = Services(services)
-    return run_server(create_app(everything, cfg, keys, example_problems()), everything, listener, cfg)
+    names, price, metrics = model_names(cfg), machine_price(cfg.price_usd_per_h), Metrics()
+    with bind(cfg.host, cfg.port) as listener:
+        with Loading(listener, cfg, keys) as loading:
+            folders = [find_folder(model, cfg.revision) for model in cfg.model]
+            services = [
+                open_service(name, folder, cfg, price, metrics, loading)
+                for name, folder in zip(names, folders, strict=True)
+            ]
+        if llguidance is None:
+            say(WITHOUT)
+        if cfg.host not in LOOPBACK and keys.is_open:
+            say(f"warning: whoever reaches {cfg.host} may use this server; --api-key-file FILE asks for a key")
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
+        everything = Services(services)
+        return run_server(create_app(everything, cfg, keys, example_problems()), everything, listener, cfg)
+
+
+def open_service(
+    name: str, folder: Path, cfg: ServeConfig, price: "Price", metrics: "Metrics", loading: "Loading"
+) -> "Service":
+    """One model, ready to answer; what it takes and how fast it is, said on standard error."""
+    from sobre.serve.ask import Writer
+    from sobre.serve.bridge import Bridge
+    from sobre.serve.grammar import Grammars
+    from sobre.serve.load import cost_of_determinism, load_folder, measure_speed, memory_bytes
+    from sobre.serve.prefixes import KeptPrefixes
+    from sobre.serve.price import usd_per_million
+    from sobre.serve.service import Service
+
+    loading.tell(f"opening {name}")
+    loaded = load_folder(
+        str(folder),
+        n_slots=cfg.n_slots,
+        max_context=cfg.max_context,
+        experts=cfg.experts,
+        dtype=cfg.dtype,
+        device=cfg.device,
+        decoding=cfg.decoding,
+        cache_tokens=cfg.cache_tokens,
+        identified=bool(cfg.prefix_dir),
+        progress=loading.read,
+    )
+    loading.tell(f"measuring the speed of {name}")
+    speed = measure_speed(loaded.engine, cfg.n_slots)
+    per_million = usd_per_million(price, speed.busy)
+    rounded = f"; {cfg.rounding.told}" if cfg.rounding.told else ""
+    say(f"{name}: {loaded.n_params:,} parameters, {loaded.context}{rounded}")
+    cache = f"{loaded.cache_bytes / 2**20:,.1f} MiB"
+    all_full = loaded.cache_tokens >= cfg.n_slots * loaded.engine.max_len
+    whose = f"{cfg.n_slots} full answers" if all_full else f"{loaded.cache_tokens:,} tokens"
+    say(f"memory {memory_bytes() / 2**20:,.0f} MiB now; the cache of {whose} takes {cache}")
+    say(f"speed {speed.alone:,.0f} tokens/s for one request, {speed.busy:,.0f} tokens/s for {speed.n_slots} at once")
+    if cfg.deterministic:
+        say(cost_of_determinism(loaded.engine, speed))
+    rate = f"{price.usd_per_h:g} USD per hour ({price.source})"
+    say(f"price {per_million:.4g} USD per million tokens when busy: {rate}")
+    grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
+    n_experts = getattr(loaded.engine.model.cfg.ffn, "n_experts", 0) if cfg.experts else 0
+    writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg, n_experts=n_experts)
+    about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg) | {
+        "experts": n_experts,
+        "embedding_dimensions": loaded.engine.model.cfg.d_model,
+    }
+    max_open = cfg.n_slots + cfg.max_waiting
+    service = Service(name, writer, Bridge(loaded.engine), price, max_open, metrics, about)
+    if cfg.prefix_dir:
+        kept = KeptPrefixes(loaded.engine, loaded.identity, Path(cfg.prefix_dir), name, say)
+        kept.load()
+        service.keep = kept.save
+    return service
 
 
 def serve_other(cfg: ServeConfig, keys: Keyring) -> int:
     """Put our API, page, keys and prices before other engines: one that is started here, or those at addresses."""
     from sobre.serve.api import create_app
     from sobre.serve.command import command, wait_for_any, wait_until_ready
+    from sobre.serve.loading import Loading
     from sobre.serve.metrics import Metrics
     from sobre.serve.price import machine_price
     from sobre.serve.replicas import Replicas
@@ -151,10 +178,12 @@ def serve_other(cfg: ServeConfig, keys: Keyring) -> int:
         except OSError as error:
             raise RunError(f"{line[0]} cannot be started ({error.strerror}); is {engine} installed here?") from None
     try:
-        if len(urls) == 1:
-            wait_until_ready(urls[0], process, say)
-        else:
-            wait_for_any(urls, say)
+        with Loading(listener, cfg, keys) as loading:
+            loading.tell(f"waiting for {', '.join(urls)}")
+            if len(urls) == 1:
+                wait_until_ready(urls[0], process, say)
+            else:
+                wait_for_any(urls, say)
         about = model_entry(name, cfg.max_context, price.usd_per_h, None, cfg) | {"experts": 0}
         metrics = Metrics()
         one = len(urls) == 1

@@ -39,6 +39,14 @@ DEFAULT = EngineConfig()
 Pooling = Literal["mean", "last"]
 
 
+class NoNumbers(EngineError):
+    """The model's logits for these requests are NaN."""
+
+    def __init__(self, request_ids: tuple[str, ...]) -> None:
+        super().__init__(f"the model gave logits that are no numbers for {', '.join(request_ids)}; look at its weights")
+        self.request_ids = request_ids
+
+
 @dataclass(frozen=True)
 class EngineStats:
     """What the engine has done since it was made."""
@@ -84,6 +92,8 @@ class Engine:
         if cfg.deterministic:
             check_rows(self._runner.model)
             self._runner.cache.reads_fresh = True
+        self.suspects: tuple[str, ...] = ()
+        """Requests that the last failed step is laid at."""
         self._lookup = Lookup() if cfg.speculate and self._runner.own_head is None else None
         self._drafted = self._accepted = 0
         self._batch: Batch | None = None
@@ -110,6 +120,11 @@ class Engine:
         """Blocks of the cache that running requests hold; prefixes that are merely kept do not count."""
         pool = self._scheduler.pool
         return pool.n_blocks - pool.n_available
+
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """Tokens guessed ahead and checked, and how many of them were right."""
+        return self._drafted, self._accepted
 
     @property
     def cache_bytes(self) -> int:
@@ -290,6 +305,7 @@ class Engine:
         if not self.has_work:
             return [], []
         self._runner.cache.wake()
+        sampled: list[Token] = []
         try:
             with torch.inference_mode(), self._kernels():
                 sampled, hidden_ND = self._sample()
@@ -297,13 +313,30 @@ class Engine:
             if self.cfg.speculate and self._batch is not None:
                 with torch.inference_mode(), self._kernels():
                     self._draft(hidden_ND)
-        except BaseException:
-            self._scheduler.requeue()  # the cache may be half written; every request keeps what it has and starts anew
-            self._runner.clear()
+        except BaseException as error:
+            self._start_anew(error, sampled)
             raise
         self._steps += 1
         self._seconds += time.perf_counter() - began
         return result
+
+    def _start_anew(self, error: BaseException, sampled: list[Token]) -> None:
+        """After a step that failed the cache may be half written: every request keeps what it has and is read again.
+
+        `suspects`: whom the error names; whoever was `sampled`, for what they got is lost; else the request that began
+        last, since all others came through the steps before. A prefix that nobody waits for is given up.
+        """
+        running = [row for row in self._scheduler.running.values() if not row.is_warm]
+        youngest = max(running, key=lambda row: row.arrival, default=None)
+        self.suspects = tuple(dict.fromkeys(token.request_id for token in sampled))
+        if isinstance(error, NoNumbers):
+            self.suspects = error.request_ids
+        elif not sampled and youngest is not None:
+            self.suspects = (youngest.request.id,)
+        self._scheduler.requeue()
+        if not running:
+            self._scheduler.warming.clear()
+        self._runner.clear()
 
     def _kernels(self) -> AbstractContextManager[object]:
         return fixed_shapes() if self.cfg.deterministic else nullcontext()
@@ -335,7 +368,7 @@ class Engine:
         ]
         wrong = dict.fromkeys(token.request_id for token in tokens if token.logprob != token.logprob)
         if wrong:
-            raise EngineError(f"the model gave logits that are no numbers for {', '.join(wrong)}; look at its weights")
+            raise NoNumbers(tuple(wrong))
         for i, (logprobs_V, top) in listed.items():
             tokens[i].model_logprob, tokens[i].top = float(logprobs_V[tokens[i].token_id]), tuple(top)
         for i, ids in kept.items():

@@ -14,14 +14,14 @@ from sobre.serve.answer import Answer
 from sobre.serve.ask import Ask
 from sobre.serve.batches import Batches, add_batches
 from sobre.serve.chat import ChatDialect
-from sobre.serve.chat_schema import ChatRequest, parse_chat_request
+from sobre.serve.chat_schema import ChatRequest, check_thoughts, parse_chat_request
 from sobre.serve.config import ServeConfig
 from sobre.serve.decode import decode, read_object
 from sobre.serve.embeddings import body_of as body_of_embeddings
 from sobre.serve.embeddings import parse_embeddings_request
 from sobre.serve.errors import ApiError, shaped
 from sobre.serve.files import Files, add_files
-from sobre.serve.guard import LOOPBACK, Guard
+from sobre.serve.guard import Guard
 from sobre.serve.information import add_information
 from sobre.serve.keys import Keyring
 from sobre.serve.messages import MessagesDialect, parse_messages_request
@@ -52,28 +52,30 @@ def create_app(services: Services, cfg: ServeConfig, keys: Keyring, examples: li
     files = Files()
     batches = Batches(app, files)
     add_errors(app)
-    add_answers(app, services, Sender(cfg))
+    add_answers(app, services, Sender(cfg), cfg)
     add_files(app, files, cfg.max_body_bytes, cfg.read_timeout_s)
     add_batches(app, batches, services, cfg)
     add_information(app, services, keys, examples)
     assets = load_assets()
     for asset in assets:
         app.add_api_route(asset.path, serve_asset(asset), methods=["GET", "HEAD"])
-    hosts = {*LOOPBACK, *cfg.allowed_hosts} if cfg.host in LOOPBACK else None
     open_paths = {"/healthz", "/readyz", *(asset.path for asset in assets)}
-    return Guard(app, keys=keys, open_paths=open_paths, hosts=hosts, responded=services.metrics.responded)
+    return Guard(app, keys=keys, open_paths=open_paths, hosts=cfg.known_hosts, responded=services.metrics.responded)
 
 
-def add_answers(app: FastAPI, services: Services, sender: Sender) -> None:
+def add_answers(app: FastAPI, services: Services, sender: Sender, cfg: ServeConfig) -> None:
     """The four ways to ask for text, embeddings, "answer now", and Anthropic's count of tokens."""
+    named = ("reasoning_content", "reasoning") if cfg.reasoning_field == "both" else (cfg.reasoning_field,)
 
     add_tokens(app, services, sender.body_of)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
         chat = parse_chat_request(await sender.body_of(request))
+        if cfg.strict_reasoning:
+            check_thoughts(chat)
         answer_id = f"chatcmpl-{request.state.request_id}"
-        return await chatted(request, chat, answer_id, lambda found: ChatDialect(chat, found), n_choices=chat.n)
+        return await chatted(request, chat, answer_id, lambda found: ChatDialect(chat, found, named), n_choices=chat.n)
 
     @app.post("/v1/messages")
     async def messages(request: Request) -> Response:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from sobre.engine.request import COLDEST, Repetition, Request, SamplingParams, Thought
 from sobre.errors import SobreError
 from sobre.serve.chat_schema import ChatRequest, NamedTool, Sampling
-from sobre.serve.errors import context_exceeded, invalid
+from sobre.serve.errors import invalid, no_room
 from sobre.serve.events import AnswerReader, stop_ids, think_ids
 from sobre.serve.grammar import ANY_JSON, Grammars, calls_grammar, json_grammar
 from sobre.serve.text_schema import TextRequest, prompts_of
@@ -45,6 +45,8 @@ class Ask:
     experts: bool = False
     """Tell which experts each token visited."""
     n_experts: int = 0
+    clamped: int | None = None
+    """Longest answer that fits, where more was asked for."""
     body: dict[str, Any] | None = None
     """What another engine is sent, where one answers."""
 
@@ -94,6 +96,7 @@ class Writer:
             n_logprobs,
             chat.return_experts,
             self.n_experts,
+            clamped=limit if limit < (chat.answer_limit or limit) else None,
         )
 
     def text(
@@ -109,8 +112,10 @@ class Writer:
         """Continuations of plain texts, `n` of each."""
         requests: list[Request] = []
         readers: list[AnswerReader] = []
+        shortest = limit
         for prompt_ids in prompts:
             allowed = self.room(len(prompt_ids), limit, "prompt")
+            shortest = min(shortest, allowed)
             for params in self.params(sampling, allowed, n_logprobs):
                 requests.append(Request(f"{ask_id}/{len(requests)}", prompt_ids, params, cache_key=cache_key))
                 readers.append(AnswerReader(self.tokenizer, prompt_ids, sampling.stop, thoughts=False))
@@ -122,6 +127,7 @@ class Writer:
             sum(map(len, prompts)),
             self.tokenizer.token_bytes,
             n_logprobs=n_logprobs,
+            clamped=shortest if shortest < limit else None,
         )
 
     def prompts(self, text: TextRequest) -> list[tuple[int, ...]]:
@@ -167,11 +173,11 @@ class Writer:
         return open_id >= 0 and last == open_id
 
     def room(self, n_prompt: int, limit: int | None, param: str) -> int:
-        """Longest answer; a 400 that says what would fit."""
+        """Longest answer, at most what the prompt leaves; a 400 where that is nothing."""
         room = self.max_context - n_prompt
-        if room < 1 or (limit is not None and limit > room):
-            raise context_exceeded(n_prompt, limit, self.max_context, param)
-        return room if limit is None else limit
+        if room < 1:
+            raise no_room(n_prompt, self.max_context, param)
+        return room if limit is None else min(limit, room)
 
     def thought(self, chat: ChatRequest, limit: int) -> Thought:
         """How long the thought may be; at least a quarter of the answer's room is kept for what follows it."""

@@ -2,8 +2,9 @@
 
 One thread owns the engine: requests and aborts reach it through a list of commands, tokens come back in one
 `call_soon_threadsafe` per step. What goes wrong in that thread reaches every waiting request as an exception: a request
-that the engine refuses fails alone; a step that raises fails the requests in progress, their places are freed, and the
-engine goes on; when even that fails, the bridge is dead, says so to everybody, and `failure` is set.
+that the engine refuses fails alone; a step that raises fails those that the engine lays it at (named in the error, or
+the request that began last), its place is freed, and the others go on with all that they have; a fault that stays so
+ends one after the other. When a place cannot be freed, the bridge is dead, says so to everybody, and `failure` is set.
 
 Shares of the machine: the seconds of a step are split evenly among the requests that received a token from it, and a
 step that brought no token (a long prompt) is added to the next. So the shares add up to the time the engine worked.
@@ -32,6 +33,10 @@ class EngineLike(Protocol):
     def has_work(self) -> bool: ...
     @property
     def n_blocks_held(self) -> int: ...
+    @property
+    def drafts(self) -> tuple[int, int]: ...
+    @property
+    def suspects(self) -> Sequence[str]: ...
     def add(self, request: Request) -> None: ...
     def abort(self, request_id: str) -> object: ...
     def end_thought(self, request_id: str) -> bool: ...
@@ -132,6 +137,11 @@ class Bridge:
     def n_blocks_held(self) -> int:
         """Blocks of the cache that running requests hold."""
         return self._engine.n_blocks_held
+
+    @property
+    def drafts(self) -> tuple[int, int]:
+        """Tokens that the engine guessed ahead, and how many were right."""
+        return self._engine.drafts
 
     def start(self) -> None:
         """Start the thread; to be called inside the running event loop."""
@@ -247,9 +257,10 @@ class Bridge:
         try:
             tokens = self._engine.step()
         except Exception as error:
-            failed = list(self._running)
-            self._tell_all(error)
-            for request_id in failed:
+            failed = [request_id for request_id in self._engine.suspects if request_id in self._running]
+            for request_id in failed or list(self._running):
+                self._call(self._running.pop(request_id).fail, error)
+                self._shares.pop(request_id)
                 self._engine.abort(request_id)
             return
         self._carried_s = self._carried_s + perf_counter() - started if self._running else 0.0  # warming costs nobody

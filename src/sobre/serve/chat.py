@@ -1,8 +1,9 @@
 """An answer as OpenAI's chat completions, whole or in chunks, with DeepSeek's thought in a field of its own.
 
-Every delta has `content`, and where thoughts are sent `reasoning_content` and its other name `reasoning`; `content` is
-a string whenever there is no thought in the delta: DeepSeek's own example reads `delta.reasoning_content` and else adds
-`delta.content` to the answer. No chunk holds both. Without thinking the two fields are absent.
+Every delta has `content`, and where thoughts are sent `reasoning_content` and its other name `reasoning` (or the one
+that `--reasoning-field` chose); `content` is a string whenever there is no thought in the delta: DeepSeek's own example
+reads `delta.reasoning_content` and else adds `delta.content` to the answer. No chunk holds both. Without thinking the
+two fields are absent.
 """
 
 from collections.abc import AsyncIterator
@@ -27,6 +28,8 @@ class ChatDialect:
 
     chat: ChatRequest
     answer: Answer
+    names: tuple[str, ...] = ("reasoning_content", "reasoning")
+    """Fields that a thought is sent in."""
 
     @property
     def thoughts(self) -> bool:
@@ -95,7 +98,7 @@ class ChatDialect:
         return fields | {"content": text} | self.thought(None)
 
     def thought(self, text: str | None) -> dict[str, Any]:
-        return {"reasoning_content": text, "reasoning": text} if self.thoughts else {}
+        return dict.fromkeys(self.names, text) if self.thoughts else {}
 
     def chunk(
         self,

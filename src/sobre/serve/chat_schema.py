@@ -102,18 +102,38 @@ class ToolCall(Strict):
     """Left by clients that pass on what they have gathered from a stream."""
 
 
+class ReasoningDetail(Strict):
+    """A piece of a thought as OpenRouter's clients keep it; only `text` can be read here."""
+
+    type: Annotated[str, Field(max_length=64)]
+    text: str | None = None
+    summary: str | None = None
+    data: str | None = None
+    signature: str | None = None
+    id: str | None = None
+    format: str | None = None
+    index: int | None = None
+
+
 class Message(Strict):
-    """One turn. A thought comes under either name; the chat layout knows which ones to drop (DeepSeek's rule)."""
+    """One turn. A thought comes under any of three names; the chat layout knows which to drop (DeepSeek's rule)."""
 
     role: Annotated[str, BeforeValidator(known_role, json_schema_input_type=Literal[ROLES])]  # type: ignore[valid-type]
     content: Annotated[str | None, BeforeValidator(text_or_nothing, json_schema_input_type=Parts | None)] = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: Annotated[list[ReasoningDetail], absent_if_null([])] = []
     name: Annotated[str, Field(max_length=256)] | None = None
     prefix: Annotated[bool, absent_if_null(False)] = False
     """DeepSeek's: the last message, an assistant's, is the beginning of the answer."""
     tool_calls: Annotated[list[ToolCall], absent_if_null([])] = []
     tool_call_id: Annotated[str, Field(max_length=64)] | None = None
+
+    @property
+    def thought(self) -> str:
+        """What was thought, whatever it is called; "" for nothing."""
+        detailed = "".join(detail.text or "" for detail in self.reasoning_details)
+        return self.reasoning_content or self.reasoning or detailed
 
     def plain(self) -> dict[str, Any]:
         """What the tokenizer renders."""
@@ -121,7 +141,7 @@ class Message(Strict):
             "role": "system" if self.role == "developer" else self.role,
             "content": self.content or "",
         }
-        thought = self.reasoning_content or self.reasoning
+        thought = self.thought
         if thought and self.role == "assistant":
             turn["reasoning_content"] = thought
         if self.tool_calls:
@@ -272,7 +292,8 @@ class ChatRequest(Sampling):
 
     @property
     def answer_limit(self) -> int | None:
-        """Longest answer asked for, thoughts included; `max_tokens` is the older name of the same thing."""
+        """Longest answer asked for, thoughts included; `max_tokens` is the older name of the same thing and gives way,
+        named in `x-ignored-params` where the two differ."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
@@ -308,6 +329,8 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     check_messages(request.messages)
     check_together(request)
     named = tuple(f"messages[{i}].name" for i, message in enumerate(request.messages) if message.name is not None)
+    if request.max_tokens not in (None, request.answer_limit):
+        ignored = (*ignored, "max_tokens")
     return request.model_copy(
         update={"thinking": thinking, "include_reasoning": include, "ignored": (*ignored, *named[:4])}
     )
@@ -335,6 +358,19 @@ def check_messages(messages: list[Message]) -> None:
         if message.tool_calls and message.role != "assistant":
             raise invalid(f"'{where}.tool_calls' belongs to messages of the role assistant.", f"{where}.tool_calls")
         called |= {call.id for call in message.tool_calls}
+
+
+def check_thoughts(request: ChatRequest) -> None:
+    """DeepSeek's rule (`--strict-reasoning`): where thoughts are on, a turn that called tools brings its thought."""
+    for i, message in enumerate(request.messages if request.thinking.on else ()):
+        sent = message.reasoning_content, message.reasoning, message.reasoning_details or None
+        if message.tool_calls and sent == (None, None, None):
+            where = f"messages[{i}].reasoning_content"
+            raise invalid(
+                f"The 'reasoning_content' in the thinking mode must be passed back to the API: '{where}' is missing.",
+                where,
+                "missing_field",
+            )
 
 
 def check_tools(request: ChatRequest) -> None:
@@ -387,6 +423,3 @@ def check_together(request: ChatRequest) -> None:
         raise invalid("'top_logprobs' needs 'logprobs': true.", "top_logprobs")
     check_tools(request)
     check_continued(request)
-    both = request.max_tokens, request.max_completion_tokens
-    if None not in both and both[0] != both[1]:
-        raise invalid("'max_tokens' and 'max_completion_tokens' differ; send one of them.", "max_tokens")

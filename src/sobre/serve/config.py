@@ -8,6 +8,8 @@ from sobre.config.base import config
 from sobre.errors import ConfigError
 from sobre.runtime.config import Device
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine alone."""
 Dtype = Literal["saved", "float32", "bfloat16", "float16", "fp8"]
 """What weights are held and computed with; `saved` is as they lie in the files, FP8 blocks multiplied out; with `fp8`
 those stay FP8, and all else is as saved."""
@@ -38,6 +40,31 @@ class Rounding:
 NO_ROUNDING = Rounding()
 
 
+@config
+class Decoding(Rounding):
+    """How tokens are computed; none of it changes what a request is promised."""
+
+    speculate: bool = False
+    """Guess tokens ahead with the model's MTP module, or from the context when it has none, and check several at once:
+    the same text; faster where guesses are often right (/metrics counts them)."""
+    deterministic: bool = False
+    """The same bits for a request whatever runs beside it, its prefix found or not, guessed ahead or not: products of
+    fixed shapes. The start tells what that costs."""
+
+    @property
+    def decoding(self) -> "Decoding":
+        """These alone, of a config that has more."""
+        fields = ("weights", "cache", "speculate", "deterministic")
+        return Decoding(**{field: getattr(self, field) for field in fields})
+
+    def __post_init__(self) -> None:
+        if self.deterministic and self.weights != "model":
+            raise ConfigError(f"deterministic has no fixed-shape products for weights={self.weights}")
+
+
+PLAIN = Decoding()
+
+
 def check_answering(temperature: float, top_p: float, price_usd_per_h: float | None) -> None:
     """Refuse what neither the server nor the chat can sample or bill by."""
     if not 0 <= temperature <= 2:
@@ -49,7 +76,7 @@ def check_answering(temperature: float, top_p: float, price_usd_per_h: float | N
 
 
 @config
-class ServeConfig(Rounding):
+class ServeConfig(Decoding):
     """Answer OpenAI's and Anthropic's APIs and show a chat page, from model folders."""
 
     model: tyro.conf.Positional[tuple[str, ...]]
@@ -99,6 +126,9 @@ class ServeConfig(Rounding):
     """Keep which experts each token visits: requests may ask for it (`return_experts`), and the page shows it."""
     n_slots: int = 16
     """Answers written at the same time; more requests wait."""
+    cache_tokens: int = 0
+    """Tokens that the cache holds, all answers together; 0 takes n_slots times the context, or what half of the free
+    memory holds. With fewer, answers wait or give way when the cache is full, and lose nothing."""
     max_waiting: int = 256
     """Requests that may wait; the next one is told 429."""
     max_body_bytes: int = 1 << 20
@@ -107,6 +137,10 @@ class ServeConfig(Rounding):
     """A stream that has been silent for so long sends a comment, so that no proxy closes it."""
     read_timeout_s: float = 30.0
     """How long a client may take to send its request."""
+    reasoning_field: Literal["both", "reasoning_content", "reasoning"] = "both"
+    """What thoughts are called in chat completions: DeepSeek's name, vLLM's and OpenRouter's, or both at once."""
+    strict_reasoning: bool = False
+    """As DeepSeek's API does, refuse a history whose turns with tool calls come back without their thoughts."""
     write_timeout_s: float = 60.0
     """A client that takes nothing of its stream for so long is dropped."""
     drain_s: float = 20.0
@@ -114,7 +148,13 @@ class ServeConfig(Rounding):
     allowed_hosts: tuple[str, ...] = ()
     """Host names accepted besides the loopback ones while listening on loopback only (guards against DNS rebinding)."""
 
+    @property
+    def known_hosts(self) -> frozenset[str] | None:
+        """Host names that requests may come for; None for any."""
+        return frozenset((*LOOPBACK, *self.allowed_hosts)) if self.host in LOOPBACK else None
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         named = " ".join(self.engine)
         others = [one for one in self.engine if not one.startswith(("http://", "https://"))]
         if not self.engine or (others and named not in ("sobre", "vllm", "sglang")):
@@ -127,8 +167,9 @@ class ServeConfig(Rounding):
             raise ConfigError(f"dtype and revision are for our own engine, not for engine={named}")
         if named != "sobre" and self.rounding != NO_ROUNDING:
             raise ConfigError(f"weights and cache are for our own engine, not for engine={named}")
-        if named != "sobre" and self.prefix_dir:
-            raise ConfigError(f"prefix_dir is for our own engine, not for engine={named}")
+        for field in ("prefix_dir", "speculate", "deterministic", "cache_tokens", "experts"):
+            if named != "sobre" and getattr(self, field):
+                raise ConfigError(f"{field} is for our own engine, not for engine={named}")
         if self.revision and len(self.model) != 1:
             raise ConfigError(f"revision={self.revision} is for one model, not {len(self.model)}")
         if not self.model:
@@ -143,7 +184,14 @@ class ServeConfig(Rounding):
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 1")
         if self.tls_key and not self.tls_cert:
             raise ConfigError("tls_key belongs to a tls_cert, and there is none")
-        for field in ("max_waiting", "max_context", "requests_per_min", "tokens_per_min", "usd_per_day"):
+        for field in (
+            "max_waiting",
+            "max_context",
+            "cache_tokens",
+            "requests_per_min",
+            "tokens_per_min",
+            "usd_per_day",
+        ):
             if getattr(self, field) < 0:
                 raise ConfigError(f"{field}={getattr(self, field)} must be at least 0")
         for field in ("keep_alive_s", "read_timeout_s", "write_timeout_s", "drain_s"):
@@ -152,7 +200,7 @@ class ServeConfig(Rounding):
 
 
 @config
-class ChatConfig(Rounding):
+class ChatConfig(Decoding):
     """Talk to a model in the terminal: thoughts dimmed, answer plain, tokens per second and cost."""
 
     model: tyro.conf.Positional[str]
@@ -184,6 +232,7 @@ class ChatConfig(Rounding):
     """With one question: print one JSON document on standard output and nothing else there."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_answering(self.temperature, self.top_p, self.price_usd_per_h)
         if self.max_tokens < 0:
             raise ConfigError(f"max_tokens={self.max_tokens} must be at least 0 (0: all the room there is)")

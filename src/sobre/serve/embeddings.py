@@ -19,7 +19,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from sobre.engine.engine import Pooling
 from sobre.serve.decode import Strict, absent_if_null, decode, read_object, sent_as, without_labels
-from sobre.serve.errors import context_exceeded, invalid
+from sobre.serve.errors import invalid
 from sobre.serve.load import PREFILL_TOKENS
 from sobre.serve.text_schema import ids_of
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -83,7 +83,8 @@ def inputs_of(asked: EmbeddingsRequest, tokenizer: Tokenizer, max_context: int, 
     found = [ids_of(one, tokenizer, "input") for one in many]
     too_long = next((ids for ids in found if len(ids) > max_context), None)
     if too_long is not None:
-        raise context_exceeded(len(too_long), None, max_context, "input")
+        said = f"This model's maximum context length is {max_context} tokens; an input has {len(too_long)}."
+        raise invalid(said, "input", "context_length_exceeded")
     if sum(map(len, found)) > MAX_TOKENS:
         raise invalid(f"'input' may hold at most {MAX_TOKENS:,} tokens together.", "input")
     return found

@@ -34,21 +34,13 @@ def invalid(message: str, param: str | None, code: str = "invalid_value") -> Api
     return ApiError(400, message, code=code, param=param)
 
 
-def context_exceeded(n_prompt: int, n_asked: int | None, max_context: int, param: str) -> ApiError:
-    """400: prompt and answer do not fit, with the numbers that would."""
-    room = max_context - n_prompt
-    if room < 1:
-        message = (
-            f"This model's maximum context length is {max_context} tokens. However, your {param} resulted in"
-            f" {n_prompt} tokens, which leaves no room for an answer. Please reduce the length of the {param}."
-        )
-        return invalid(message, param, "context_length_exceeded")
+def no_room(n_prompt: int, max_context: int, param: str) -> ApiError:
+    """400: the prompt alone fills the context."""
     message = (
-        f"This model's maximum context length is {max_context} tokens. However, you requested"
-        f" {n_prompt + (n_asked or 0)} tokens ({n_prompt} in the {param}, {n_asked} in the completion)."
-        f" Please ask for at most {room}."
+        f"This model's maximum context length is {max_context} tokens. However, your {param} resulted in"
+        f" {n_prompt} tokens, which leaves no room for an answer. Please reduce the length of the {param}."
     )
-    return invalid(message, "max_tokens", "context_length_exceeded")
+    return invalid(message, param, "context_length_exceeded")
 
 
 def engine_failed(what: str) -> ApiError:

@@ -20,7 +20,6 @@ from sobre.serve.keys import Keyring
 
 log = logging.getLogger("sobre.serve")
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MAX_HEADERS = 256
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
@@ -24,11 +25,14 @@ from sobre.plan.count import cache_bytes_per_token
 from sobre.runtime.config import Device
 from sobre.runtime.console import Console
 from sobre.runtime.device import pick_device
-from sobre.serve.config import NO_ROUNDING, Dtype, Rounding
+from sobre.serve.config import PLAIN, Decoding, Dtype
+from sobre.serve.memory import check_weights, fitting_cache
 from sobre.tokenizer.tokenizer import Tokenizer
 
 PREFILL_TOKENS = 512
 """Prompt tokens of one step: running answers wait no longer than these take."""
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are read, and with all there are."""
 LARGE_BYTES = 100_000_000
 """Weights from which on loading is shown as it goes."""
 PROBE_TOKENS = 32
@@ -52,8 +56,12 @@ class Loaded:
     tokenizer: Tokenizer
     engine: Engine
     n_params: int
+    cache_tokens: int
+    """That the cache holds, all answers together."""
     cache_bytes: int
-    """Of all slots at full length; the system gives the memory as it is used."""
+    """What they take when they are there; the system gives the memory as it is used."""
+    context: str
+    """How long prompt and answer may be, in words."""
     identity: str
     """A digest of its own weights, when asked for."""
 
@@ -78,29 +86,53 @@ def load_folder(
     dtype: Dtype = "saved",
     device: Device = "auto",
     revision: str = "",
-    rounding: Rounding = NO_ROUNDING,
+    decoding: Decoding = PLAIN,
+    cache_tokens: int = 0,
     identified: bool = False,
     quiet: bool = False,
+    progress: Progress | None = None,
 ) -> Loaded:
     """`open_folder`, and an engine for it; weights that were rounded are then there in that form alone."""
-    opened = open_folder(model, dtype=dtype, device=device, revision=revision, quiet=quiet)
-    told = identity(opened.model) if identified else ""
-    engine = make_engine(opened.model, n_slots=n_slots, max_context=max_context, experts=experts, rounding=rounding)
+    opened = open_folder(model, dtype=dtype, device=device, revision=revision, quiet=quiet, progress=progress)
+    digest = identity(opened.model) if identified else ""
+    cfg, place = opened.model.cfg, next(opened.model.parameters()).device
+    n_bytes = opened.model.dtype.itemsize if decoding.weights == "model" else torch.bfloat16.itemsize
+    per_token = cache_bytes_per_token(cfg, n_bytes, int8=decoding.cache == "int8")
+    context, n_tokens = max_context, cache_tokens
+    if not cache_tokens:
+        context, n_tokens = fitting_cache(per_token, n_slots, max_context, cfg.max_len, place)
+    engine = make_engine(
+        opened.model,
+        n_slots=n_slots,
+        max_context=context,
+        experts=experts,
+        decoding=decoding,
+        cache_tokens=n_tokens,
+    )
+    short = not max_context and engine.max_len < cfg.max_len
+    told = f"context {engine.max_len:,} tokens" + (f" of {cfg.max_len:,}: the free memory holds no more" * short)
     n_params = sum(parameter.numel() for parameter in opened.model.parameters())
-    cfg, n_bytes = engine.model.cfg, engine.model.dtype.itemsize
-    per_token = cache_bytes_per_token(cfg, n_bytes, int8=rounding.cache == "int8")
-    return Loaded(opened.folder, opened.tokenizer, engine, n_params, per_token * n_slots * engine.max_len, told)
+    return Loaded(opened.folder, opened.tokenizer, engine, n_params, n_tokens, per_token * n_tokens, told, digest)
 
 
 def open_folder(
-    model: str, *, dtype: Dtype = "saved", device: Device = "auto", revision: str = "", quiet: bool = False
+    model: str,
+    *,
+    dtype: Dtype = "saved",
+    device: Device = "auto",
+    revision: str = "",
+    quiet: bool = False,
+    progress: Progress | None = None,
 ) -> Opened:
     """Load a model folder or a hub id; raises CheckpointError when it is neither, naming model folders near it.
 
-    Weights are held and computed with in `dtype` (`Dtype`). A bar on standard error follows large ones unless `quiet`.
+    Weights are held and computed with in `dtype` (`Dtype`). A bar on standard error follows large ones unless `quiet`;
+    `progress` hears of them, too.
     """
     path = find_folder(model, revision)
-    weights = _weights(path, dtype, quiet).to(pick_device(device))
+    place = pick_device(device)
+    check_weights(path, 0.5 if dtype in ("bfloat16", "float16") else 1.0, place)
+    weights = _weights(path, dtype, quiet, progress).to(place)
     refuse_unsound(weights, path)
     tokenizer = Tokenizer.load(path)
     tokenizer.check_fits(weights.cfg.vocab_size, model)
@@ -108,15 +140,24 @@ def open_folder(
 
 
 def make_engine(
-    model: Decoder, *, n_slots: int, max_context: int, experts: bool = False, rounding: Rounding = NO_ROUNDING
+    model: Decoder,
+    *,
+    n_slots: int,
+    max_context: int,
+    experts: bool = False,
+    decoding: Decoding = PLAIN,
+    cache_tokens: int = 0,
 ) -> Engine:
     """An engine for answering people: prompts in short pieces."""
     cfg = EngineConfig(
         max_batch=n_slots,
         max_len=max_context,
         prefill_tokens=PREFILL_TOKENS,
-        weights=rounding.weights,
-        cache=rounding.cache,
+        cache_tokens=cache_tokens,
+        weights=decoding.weights,
+        cache=decoding.cache,
+        speculate=decoding.speculate,
+        deterministic=decoding.deterministic,
         return_routes=experts,
     )
     return Engine(model, cfg)
@@ -129,14 +170,20 @@ def find_folder(model: str, revision: str = "") -> Path:
     return path
 
 
-def _weights(path: Path, dtype: Dtype, quiet: bool) -> Decoder:
+def _weights(path: Path, dtype: Dtype, quiet: bool, progress: Progress | None = None) -> Decoder:
     wanted = None if dtype in ("saved", "fp8") else getattr(torch, dtype)
     load = partial(load_model, path, dtype=wanted, keep_fp8=dtype == "fp8")
     if sum(file.stat().st_size for file in path.glob("*.safetensors")) < LARGE_BYTES:
         return load()
     with Console(quiet=quiet) as console:
         console.stage("load, MB", total=1)
-        return load(progress=console.update_bytes)
+
+        def show(done: int, total: int) -> None:
+            console.update_bytes(done, total)
+            if progress is not None:
+                progress(done, total)
+
+        return load(progress=show)
 
 
 def refuse_unsound(weights: Decoder, path: Path) -> None:
@@ -175,6 +222,21 @@ def measure_speed(engine: Engine, n_slots: int, budget_s: float = 2.0) -> Speed:
         alone=probe(engine, 1, n_tokens, budget_s / 2),
         busy=probe(engine, n_slots, n_tokens, budget_s / 2),
         n_slots=n_slots,
+    )
+
+
+def cost_of_determinism(engine: Engine, fixed: Speed) -> str:
+    """What `deterministic` takes from this engine's speed, in words: the same weights are tried without it."""
+    n_tokens = min(engine.max_len, PROBE_TOKENS + 1)
+    cfg = EngineConfig(
+        max_batch=fixed.n_slots, max_len=n_tokens, speculate=engine.cfg.speculate, cache=engine.cfg.cache
+    )
+    free = Engine(engine.model, cfg)
+    speed = measure_speed(free, fixed.n_slots, budget_s=1.0)
+    alone, busy = speed.alone / fixed.alone, speed.busy / fixed.busy
+    return (
+        f"deterministic: the same bits in any company, at {alone:.1f} times the time of a token for one request and"
+        f" {busy:.1f} times for {fixed.n_slots} at once (without it {speed.alone:,.0f} and {speed.busy:,.0f} tokens/s)"
     )
 
 

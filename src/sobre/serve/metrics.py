@@ -31,6 +31,8 @@ class Metrics:
         self._blocks = Gauge(
             "sobre_kv_cache_blocks_held", "Blocks of running requests", ["model_name"], registry=self.registry
         )
+        self._drafted = self._counted("num_draft_tokens", "Tokens guessed ahead and checked")
+        self._accepted = self._counted("num_accepted_tokens", "Of these, right")
 
     def watch(self, model: str, n_open: Callable[[], int]) -> None:
         """Show how many choices of a model run or wait."""
@@ -39,6 +41,11 @@ class Metrics:
     def watch_blocks(self, model: str, n_held: Callable[[], int]) -> None:
         """Show how many blocks of a model's cache running requests hold."""
         self._blocks.labels(model_name=model).set_function(n_held)
+
+    def watch_drafts(self, model: str, drafts: Callable[[], tuple[int, int]]) -> None:
+        """Show how many tokens a model's engine guessed ahead, and how many were right."""
+        self._drafted.labels(model_name=model).set_function(lambda: drafts()[0])
+        self._accepted.labels(model_name=model).set_function(lambda: drafts()[1])
 
     def answered(self, answer: Answer, *, left: bool) -> None:
         """An answer is over."""
@@ -70,6 +77,10 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+    def _counted(self, name: str, about: str) -> Gauge:
+        """A count that the engine keeps itself."""
+        return Gauge(f"sobre_spec_decode_{name}_total", about, ["model_name"], registry=self.registry)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
         return Counter(f"sobre_{name}", about, ["model_name", *labels], registry=self.registry)

@@ -93,7 +93,8 @@ async def begin(request: Request, service: Service, asked: Asked) -> tuple[Runni
     """The answer as it runs, how it is written, and its headers."""
     account = request.state.account
     running = await service.begin(account, asked.n_choices, asked.make, timeout_of(request))
-    return running, asked.dialect(running.answer), account.headers() | naming(asked.ignored)
+    headers = account.headers() | naming(asked.ignored) | clamping(running.answer.ask.clamped)
+    return running, asked.dialect(running.answer), headers
 
 
 def release(request: Request, service: Service, running: Running, *, left: bool) -> None:
@@ -106,6 +107,11 @@ def release(request: Request, service: Service, running: Running, *, left: bool)
 def naming(ignored: Sequence[str]) -> dict[str, str]:
     """The header that names what had no effect; none where everything had."""
     return {"x-ignored-params": ", ".join(ignored)} if ignored else {}
+
+
+def clamping(most: int | None) -> dict[str, str]:
+    """The header that says how much shorter than asked for the answer may be; none where all of it fits."""
+    return {} if most is None else {"x-clamped-params": f"max_tokens={most}"}
 
 
 def idempotency_key(request: Request) -> str:

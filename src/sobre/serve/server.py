@@ -5,6 +5,7 @@ import logging
 import signal
 import socket
 import sys
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -13,6 +14,8 @@ from starlette.types import ASGIApp
 from sobre.errors import RunError
 from sobre.serve.config import ServeConfig
 from sobre.serve.errors import stopping
+from sobre.serve.keys import Keyring
+from sobre.serve.loading import Meanwhile
 from sobre.serve.service import Services
 
 GRACE_S = 2.0
@@ -49,7 +52,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=round(cfg.drain_s + GRACE_S + 0.5),
             )
         )
-        self.services, self.drain_s = services, cfg.drain_s
+        self.services, self.cfg = services, cfg
         self.scheme = "https" if cfg.tls_cert else "http"
         self.stopped_by: int | None = None
 
@@ -67,11 +70,15 @@ class Server(uvicorn.Server):
             print(f"ready {self.scheme}://{shown}:{port}", file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no new request; let running answers end; after `drain_s`, end them with an error."""
+        """Tell newcomers that it leaves; let running answers end; after `drain_s`, end them with an error."""
         self.services.drain()
-        alarm = asyncio.get_running_loop().call_later(self.drain_s, self.services.fail_all, stopping())
+        alarm = asyncio.get_running_loop().call_later(self.cfg.drain_s, self.services.fail_all, stopping())
         try:
-            await super().shutdown(sockets)
+            with ExitStack() as meanwhile:
+                busy = any(service.bridge.n_open for service in self.services.each)
+                for listener in (sockets or ()) if busy else ():
+                    meanwhile.enter_context(Meanwhile(listener, self.cfg, Keyring([]), stopping))
+                await super().shutdown(sockets)
         finally:
             alarm.cancel()
 

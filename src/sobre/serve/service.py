@@ -53,6 +53,7 @@ class Service:
         bridge = self.bridge
         if isinstance(bridge, Bridge):
             self.metrics.watch_blocks(self.model, lambda: bridge.n_blocks_held)
+            self.metrics.watch_drafts(self.model, lambda: bridge.drafts)
 
     async def begin(
         self, account: Account, n_choices: int, make: Callable[[], Ask], timeout_s: float | None

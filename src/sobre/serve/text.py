@@ -53,8 +53,10 @@ class TextDialect:
         return self.event(self.head() | {"choices": [self.choice(index, text, finish, tokens)]})
 
     def event(self, chunk: dict[str, Any]) -> str:
-        empty = {"usage": None} if self.request.include_usage and "usage" not in chunk else {}
-        return f"data: {encode(chunk | empty)}\n\n"
+        options = self.request.stream_options
+        if options is not None and "usage" not in chunk and (options.include_usage or options.continuous_usage_stats):
+            chunk = chunk | {"usage": self.answer.usage() if options.continuous_usage_stats else None}
+        return f"data: {encode(chunk)}\n\n"
 
     def head(self) -> dict[str, Any]:
         answer = self.answer

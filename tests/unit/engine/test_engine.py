@@ -243,12 +243,60 @@ def test_logits_that_are_no_numbers_stop_the_step_name_the_request_and_lose_no_o
     model.logits = lambda hidden_ND: honest(hidden_ND) * torch.tensor([[1.0], [torch.nan]])
     with pytest.raises(EngineError, match="no numbers for bad"):
         engine.step()
+    assert engine.suspects == ("bad",)
     model.logits = honest
     engine.abort("bad")
     tokens = []
     while engine.has_work:
         tokens += [token.token_id for token in engine.step()]
     assert tokens == alone(model, good)[0]
+
+
+def fails(*_):
+    raise MemoryError
+
+
+def test_a_step_that_fails_is_laid_at_the_request_that_began_last_and_the_others_lose_nothing(model):
+    engine, honest = engine_of(model), model.logits
+    engine.add(old := request("old"))
+    got = [token.token_id for token in engine.step()]
+    engine.add(request("young", (9, 9)))
+    engine.add(request("old again", (1, 2, 3), seed=4))
+    model.logits = fails
+    for name in ("old again", "young"):
+        with pytest.raises(MemoryError):
+            engine.step()
+        assert engine.suspects == (name,)
+        engine.abort(name)
+    model.logits = honest
+    while engine.has_work:
+        got += [token.token_id for token in engine.step()]
+    assert got == alone(model, old)[0]
+    engine.check_integrity()
+
+
+def test_a_step_whose_tokens_are_lost_is_laid_at_all_who_lost_one(model):
+    engine = engine_of(model, speculate=True)
+    engine._lookup.draft = fails
+    for name in "ab":
+        engine.add(request(name))
+    with pytest.raises(MemoryError):
+        engine.step()
+    assert engine.suspects == ("a", "b")
+
+
+def test_a_prefix_that_cannot_be_computed_is_given_up(model):
+    engine = engine_of(model)
+    engine.warm(range(1, 40))
+    type(model).__call__, honest = fails, type(model).__call__
+    try:
+        with pytest.raises(MemoryError):
+            engine.step()
+    finally:
+        type(model).__call__ = honest
+    assert engine.suspects == ()
+    assert not engine.has_work
+    engine.check_integrity()
 
 
 def test_an_interrupted_generate_leaves_an_idle_engine(model):

@@ -13,9 +13,13 @@ import httpx
 import pytest
 import torch
 
+from sobre.engine.config import EngineConfig
+from sobre.engine.engine import Engine
 from sobre.engine.request import Request, Token
 from sobre.errors import PromptTooLong
 from sobre.ledger.prices import Price
+from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
+from sobre.models.decoder import Decoder
 from sobre.serve.api import create_app
 from sobre.serve.ask import Writer
 from sobre.serve.bridge import Bridge
@@ -65,6 +69,15 @@ class ScriptedEngine:
     def n_blocks_held(self) -> int:
         return len(self.left)
 
+    @property
+    def drafts(self) -> tuple[int, int]:
+        return 0, 0
+
+    @property
+    def suspects(self) -> list[str]:
+        """The last one that came."""
+        return list(self.left)[-1:]
+
     def add(self, request: Request) -> None:
         self.threads.add(threading.get_ident())
         if len(request.prompt_ids) + request.params.max_tokens > self.max_context:
@@ -109,6 +122,43 @@ class ScriptedEngine:
         return tokens
 
 
+class RealEngine(Engine):
+    """Ours, with a tiny mixture of random weights; a step may be slowed down."""
+
+    delay_s = 0.0
+
+    @property
+    def max_context(self) -> int:
+        return self.max_len
+
+    def step(self) -> list[Token]:
+        time.sleep(self.delay_s)
+        return super().step()
+
+
+@pytest.fixture(scope="session")
+def real_engine(tokenizer: Tokenizer) -> Callable[..., RealEngine]:
+    """`real_engine(n_mtp=1, speculate=True)`: the same weights each time, 512 tokens of context, four places."""
+
+    def make(*, n_mtp: int = 0, max_len: int = 512, **sizes: object) -> RealEngine:
+        attention = MLAConfig(n_heads=2, kv_rank=16, nope_dim=8, rope_dim=8, v_dim=8)
+        ffn = MoEConfig(n_experts=4, n_active=2, d_expert=16, d_ff=32)
+        cfg = ModelConfig(
+            vocab_size=tokenizer.vocab_size,
+            d_model=16,
+            n_layers=2,
+            attention=attention,
+            ffn=ffn,
+            max_len=max_len,
+            n_mtp=n_mtp,
+        )
+        model = Decoder(cfg)
+        model.init_weights(0)
+        return RealEngine(model.eval(), EngineConfig(**{"max_batch": 4} | sizes))
+
+    return make
+
+
 @dataclass
 class Live:
     """A server that runs, and what is behind it."""
@@ -137,22 +187,26 @@ def run_server(
     *,
     max_open: int = 32,
     others: dict[str, ScriptedEngine] | None = None,
+    n_experts: int = 0,
+    listener: socket.socket | None = None,
     **settings: object,
 ) -> Iterator[Live]:
-    """Run the real app under the real uvicorn in a thread; `others` are more models, by name."""
+    """Run the real app under the real uvicorn in a thread; `others` are more models, by name; `n_experts` of an engine
+    that returns routes; `listener` where the address is taken already."""
     cfg = ServeConfig(model=("folder",), **settings)
     price = Price(3.6, "a test")
-    writer = Writer(tokenizer, Grammars(tokenizer, tokenizer.vocab_size), engine.max_context, cfg)
+    grammars = Grammars(tokenizer, tokenizer.vocab_size)
+    writer = Writer(tokenizer, grammars, engine.max_context, cfg, n_experts=n_experts)
     metrics = Metrics()
     services = []
     for name, one in ({"scripted": engine} | (others or {})).items():
         about = {"id": name, "object": "model", "created": 1, "owned_by": "sobre", "max_model_len": one.max_context}
-        about["embedding_dimensions"] = 3
+        about |= {"embedding_dimensions": 3, "experts": n_experts}
         services.append(Service(name, writer, Bridge(one), price, max_open, metrics, about))
     everything, bridge = Services(services), services[0].bridge
     keys = Keyring([parse_key(line, i, Limits()) for i, line in enumerate(cfg.api_key)])
     app = create_app(everything, cfg, keys, [{"task": "arithmetic", "lang": "en", "prompt": "1+1?"}])
-    listener = bind("127.0.0.1", 0)
+    listener = listener or bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = Server(app, everything, cfg)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -112,6 +112,8 @@ def test_the_stream_says_the_same_as_the_whole_answer_in_the_promised_shape(live
     for chunk in (*chunks, last):
         ChatCompletionChunk.model_validate(chunk)
     assert len({(chunk["id"], chunk["created"], chunk["model"], chunk["object"]) for chunk in (*chunks, last)}) == 1
+    assert (last["id"], last["object"]) == (f"chatcmpl-{response.headers['x-request-id']}", "chat.completion.chunk")
+    assert "content-encoding" not in response.headers
     assert chunks[0]["choices"][0]["delta"] == {
         "role": "assistant",
         "content": "",
@@ -158,7 +160,9 @@ def test_several_choices_come_with_their_own_index_and_seed(live):
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     assert len({request.params.seed for request in live.engine.asked[-3:]}) == 3
     assert live.engine.asked[-3].params.seed == 7
-    assert body["usage"]["completion_tokens"] == 3 * post(live).json()["usage"]["completion_tokens"]
+    one = post(live).json()["usage"]
+    assert body["usage"]["completion_tokens"] == 3 * one["completion_tokens"]
+    assert body["usage"]["prompt_tokens"] == one["prompt_tokens"], "counted once"
     finished = [c["choices"][0] for c in chunks_of(post(live, n=3, stream=True)) if c["choices"][0]["finish_reason"]]
     assert sorted(choice["index"] for choice in finished) == [0, 1, 2]
 
@@ -196,9 +200,12 @@ def test_an_answer_cut_off_inside_the_thought_is_all_thought_and_says_length(liv
 
 def test_earlier_thoughts_are_dropped_from_the_history(live):
     again = [{"role": "user", "content": "and?"}]
-    for thought in ({}, {"reasoning_content": "old"}, {"reasoning": "old"}):
-        post(live, messages=[*HELLO["messages"], {"role": "assistant", "content": "7", **thought}, *again])
-    assert len({request.prompt_ids for request in live.engine.asked[-3:]}) == 1
+    details = [{"type": "reasoning.text", "text": "old", "format": None, "index": 0}]
+    thoughts = ({"reasoning_content": "old"}, {"reasoning": "old"}, {"reasoning_details": details})
+    for fields in ({}, *thoughts, {"content": "<think>\nold\n</think>\n7"}):
+        turn = {"role": "assistant", "content": "7", **fields}
+        assert post(live, messages=[*HELLO["messages"], turn, *again]).status_code == 200
+    assert len({request.prompt_ids for request in live.engine.asked[-5:]}) == 1
 
 
 def test_special_tokens_spelt_in_a_message_stay_text(live, tokenizer):
@@ -207,16 +214,18 @@ def test_special_tokens_spelt_in_a_message_stay_text(live, tokenizer):
     assert specials == [tokenizer.bos_id, tokenizer.user_id, tokenizer.assistant_id, tokenizer.think_open_id]
 
 
-def test_too_long_is_refused_with_the_numbers_that_fit(live, tokenizer):
+def test_an_answer_is_cut_to_the_room_there_is_and_a_prompt_without_room_refused(live, tokenizer):
     n_prompt = len(tokenizer.render(HELLO["messages"], generation_prompt=True))
-    assert post(live, max_tokens=200 - n_prompt).status_code == 200
-    error = error_of(post(live, max_tokens=201 - n_prompt), 400)
-    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
-    assert all(str(number) in error["message"] for number in (200, n_prompt, 201, 200 - n_prompt))
+    for asked, clamped in ((200 - n_prompt, None), (201 - n_prompt, f"max_tokens={200 - n_prompt}")):
+        for stream in (False, True):
+            response = post(live, max_tokens=asked, stream=stream)
+            assert (response.status_code, response.headers.get("x-clamped-params")) == (200, clamped)
+            assert live.engine.asked[-1].params.max_tokens == 200 - n_prompt
     long = [{"role": "user", "content": "x " * 300}]
     for stream in (False, True):
         error = error_of(post(live, messages=long, stream=stream), 400)
         assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert "200 tokens" in error["message"]
 
 
 def test_what_the_chat_layout_refuses_is_a_400(live):
@@ -294,3 +303,14 @@ def test_the_page_is_self_contained_and_its_policy_lets_nothing_else_in(live):
     assert sum(len(asset.content) for asset in load_assets()) < 300_000
     for name in named:
         assert live.http.get(f"/{name}").headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_page_says_every_word_in_every_language(live):
+    blocks = re.findall(r"^  (en|fr|zh): \{(.*?)^  \},", live.http.get("/i18n.js").text, re.DOTALL | re.MULTILINE)
+    words = {language: re.findall(r'(\w+): "([^"]*)"', block) for language, block in blocks}
+    assert set(words) == {"en", "fr", "zh"}
+    keys = {language: sorted(name for name, _ in found) for language, found in words.items()}
+    assert keys["en"] == keys["fr"] == keys["zh"]
+    assert all(text.strip() for found in words.values() for _, text in found)
+    used = set(re.findall(r'data-t(?:-\w+)?="(\w+)"', live.http.get("/").text))
+    assert used <= set(keys["en"])

@@ -89,21 +89,40 @@ def test_a_request_that_the_engine_refuses_fails_alone(engine):
     assert len(run(engine(), scenario)) == 5
 
 
-def test_a_step_that_raises_fails_every_request_in_progress_and_the_next_one_is_served(engine):
-    made = engine(delay_s=0.02)
+def test_a_step_that_raises_fails_the_one_it_is_laid_at_and_the_others_go_on(engine):
+    made = engine(n=20, delay_s=0.02)
 
     async def scenario(bridge):
-        streams = [bridge.submit([request(f"{i}")]) for i in range(3)]
-        await asyncio.sleep(0.03)
+        streams = [bridge.submit([request(f"{i}", 20)]) for i in range(3)]
+        await asyncio.sleep(0.1)
         made.fail_step = RuntimeError("poisoned")
         results = await asyncio.gather(*(read(stream) for stream in streams), return_exceptions=True)
         return results, await read(bridge.submit([request("next")])), bridge.n_open
 
-    results, after, n_open = run(made, scenario)
-    assert [type(result) for result in results] == [RuntimeError] * 3
+    (first, second, third), after, n_open = run(made, scenario)
+    assert isinstance(third, RuntimeError)
+    assert [[part.token.token_id for part in parts] for parts in (first, second)] == [list(range(10, 30))] * 2
     assert len(after) == 5
     assert n_open == 0
-    assert set(made.aborted) >= {"0", "1", "2"}
+    assert made.aborted == ["2"]
+
+
+def test_a_fault_that_stays_ends_one_request_after_the_other(engine):
+    made = engine(delay_s=0.01)
+
+    def broken():
+        raise RuntimeError("for good")
+
+    made.step = broken
+
+    async def scenario(bridge):
+        streams = [bridge.submit([request(f"{i}")]) for i in range(3)]
+        return await asyncio.gather(*(read(stream) for stream in streams), return_exceptions=True), bridge.failure
+
+    results, failure = run(made, scenario)
+    assert [type(result) for result in results] == [RuntimeError] * 3
+    assert failure is None
+    assert sorted(made.aborted) == ["0", "1", "2"]
 
 
 def test_an_engine_that_cannot_even_free_its_places_is_dead_and_says_so_to_everybody(engine):

@@ -110,13 +110,15 @@ def test_the_prompt_after_a_tools_result_keeps_the_thought_before_the_call(calli
     turn = {"role": "assistant", "content": None, "tool_calls": [call]}
     result = {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "7"}]}
     prompts = []
-    for thought in ({"reasoning_content": "because"}, {"reasoning": "because"}, {}):
+    pieces = [{"type": "reasoning.text", "text": "beca"}, {"type": "reasoning.encrypted", "data": "x"}]
+    pieces.append({"type": "reasoning.text", "text": "use"})
+    for thought in ({"reasoning_content": "because"}, {"reasoning": "because"}, {"reasoning_details": pieces}, {}):
         body = {"model": "scripted", "messages": [*ASKED, turn | thought, result], "tools": [TOOL]}
         assert calling.http.post("/v1/chat/completions", json=body).status_code == 200
         prompts.append(tokenizer.decode(calling.engine.asked[-1].prompt_ids))
-    assert prompts[0] == prompts[1]
+    assert prompts[0] == prompts[1] == prompts[2]
     assert "because" in prompts[0]
-    assert prompts[2] == prompts[0].replace("<think>\nbecause\n</think>", "</think>")
+    assert prompts[3] == prompts[0].replace("<think>\nbecause\n</think>", "</think>")
 
 
 def test_completions_take_texts_and_ids_and_echo(client, live, tokenizer):

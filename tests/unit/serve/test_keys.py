@@ -102,6 +102,21 @@ def test_keys_have_limits_of_their_own_and_an_administrator_sees_them_all(servin
         assert live.http.get("/v1/models", headers={"x-api-key": "k2"}).status_code == 200
 
 
+def test_a_budget_in_dollars_ends_with_the_answer_that_used_it_up(serving, scripted, answer_ids):
+    engine = scripted(lambda request: answer_ids("a", "b"))
+    with serving(engine, api_key=("poor usd_per_day=1e-12", "rich usd_per_day=100", "boss admin")) as live:
+
+        def post(key):
+            return live.http.post(PATH, json=HELLO, headers={"authorization": f"Bearer {key}"})
+
+        assert post("poor").json()["usage"]["cost_usd"] > 1e-12
+        refused = post("poor")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (402, "insufficient_quota")
+        assert refused.headers["x-should-retry"] == "false"
+        assert post("rich").status_code == 200
+        assert len(engine.asked) == 2
+
+
 def test_what_a_key_has_computed_is_its_own_whatever_its_name_or_place():
     def ids(*lines):
         keys = [parse_key(line, number + 1, Limits()) for number, line in enumerate(lines)]

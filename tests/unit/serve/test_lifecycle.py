@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import threading
 import time
 
@@ -162,9 +163,11 @@ def test_a_body_that_is_too_large_or_too_slow_is_refused(serving, slow, connect)
 
 
 @pytest.mark.slow
-def test_two_hundred_bodies_that_never_end_keep_nobody_out_and_are_told_408(serving, slow, connect):
+def test_five_hundred_bodies_that_never_end_keep_nobody_out_and_are_told_408(serving, slow, connect):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # both ends of every connection are this process's
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
     with serving(slow, read_timeout_s=1.0) as live:
-        sockets = [connect(live.url) for _ in range(200)]
+        sockets = [connect(live.url) for _ in range(500)]
         for sock in sockets:
             sock.sendall(head(50) + b"{")
         began = time.monotonic()

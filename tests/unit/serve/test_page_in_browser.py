@@ -7,6 +7,11 @@ import shutil
 
 import pytest
 
+from sobre.serve.config import ServeConfig
+from sobre.serve.keys import Keyring
+from sobre.serve.loading import Loading
+from sobre.serve.server import bind
+
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 MISSING = "needs chromium and playwright: apt-get install chromium; pip install playwright"
@@ -250,13 +255,85 @@ def test_two_models_answer_side_by_side(serving, writing, tab):
         assert one.texts("#turns-2 .answer") == ["from two"]
 
 
+def test_the_experts_of_each_token_are_shown_layer_by_layer_where_they_are_asked_for(serving, real_engine, tab):
+    with serving(real_engine(return_routes=True), n_experts=4) as live:
+        one = tab(live.url)
+        one.page.click("#open-settings")
+        one.page.check("#set-experts")
+        one.page.uncheck("#set-think")
+        one.page.fill("#set-maxTokens", "12")
+        one.page.keyboard.press("Escape")
+        one.ask("3+4?")
+        one.done()
+        one.page.click(".experts summary")
+        assert one.page.locator(".experts .bar").count() == 4
+        n_tokens = one.page.locator(".experts .token").count()
+        assert 1 <= n_tokens <= 11
+        fired = one.page.locator(".experts .token").evaluate_all("all => all.map(token => token.title)")
+        assert all(len(set(one.split(", "))) == 2 and set(one.split(", ")) <= set("0123") for one in fired)
+        bars = one.page.locator(".experts .bar").evaluate_all("all => all.map(bar => Number(bar.title.split(': ')[1]))")
+        assert sum(bars) == 2 * n_tokens
+        layers = one.page.locator(".experts option").count()
+        one.page.select_option(".experts select", str(layers - 1))
+        assert one.page.locator(".experts .token").count() == n_tokens
+
+
+def test_a_page_opened_while_the_model_loads_says_so_and_goes_on_by_itself(serving, writing, browser):
+    with bind("127.0.0.1", 0) as listener:
+        page = browser.new_page()
+        with Loading(listener, ServeConfig(model=("m",)), Keyring([])) as loading:
+            loading.tell("reading the weights, 43 %")
+            page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}")
+            page.wait_for_selector("#trouble:has-text('reading the weights, 43 %')")
+            loading.tell("measuring the speed")
+            page.wait_for_selector("#trouble:has-text('measuring the speed')")
+            assert page.locator("#send").is_disabled()
+        with serving(writing("hm", "seven"), listener=listener):
+            page.wait_for_selector("#model option", state="attached")
+            page.wait_for_selector("#trouble", state="hidden")
+            page.fill("#question", "3+4?")
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".answer:has-text('seven')")
+        page.close()
+
+
+def test_a_thought_of_white_space_opens_no_block_and_a_chosen_name_is_read(serving, writing, tab):
+    with serving(writing(" \n ", "seven"), reasoning_field="reasoning") as live:
+        one = tab(live.url)
+        one.ask("x")
+        one.done()
+        assert one.texts(".answer") == ["seven"]
+        assert not one.page.locator(".assistant details").first.is_visible()
+    with serving(writing("let me think", "seven"), reasoning_field="reasoning") as live:
+        one = tab(live.url)
+        one.ask("x")
+        one.done()
+        assert one.page.locator(".thought").text_content() == "let me think"
+
+
+def test_shift_enter_makes_a_line_and_the_context_fills(serving, writing, tab, tokenizer):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        one.page.fill("#question", "one")
+        one.page.keyboard.press("Shift+Enter")
+        one.page.keyboard.type("two")
+        one.page.keyboard.press("Enter")
+        one.done()
+        assert "one\ntwo" in tokenizer.decode(live.engine.asked[-1].prompt_ids)
+        used = one.page.locator("#context").get_attribute("value")
+        assert int(used) == len(live.engine.asked[-1].prompt_ids) + len(live.engine.script(None))
+        assert one.page.locator("#context").get_attribute("aria-label") == f"Context used: {used} of 4000"
+        first = one.page.locator("#total").inner_text()
+        one.ask("three")
+        one.done()
+        assert int(one.page.locator("#context").get_attribute("value")) > int(used)
+        assert one.page.locator("#total").inner_text() != first, "the whole conversation is paid for"
+
+
 def test_an_error_is_said_with_the_id_of_its_request(serving, writing, tab):
     with serving(writing("hm", "seven")) as live:
         one = tab(live.url)
-        one.page.click("#open-settings")
-        one.page.fill("#set-maxTokens", "100000")
-        one.page.keyboard.press("Escape")
-        one.ask("x")
+        one.ask("7" * 5000)
         one.done()
         said = one.texts(".assistant .problem")[0]
         assert re.search(r"maximum context length is 4000 .* \(req-\w+\)", said)

@@ -150,17 +150,22 @@ function addExample(/** @type {{task: string, lang: string, prompt: string}} */ 
   byId("examples").append(item);
 }
 
+function trouble(/** @type {string} */ words) {
+  byId("trouble").textContent = words;
+  byId("trouble").hidden = !words;
+}
+
 async function begin() {
   try {
-    models = (await get("v1/models")).data;
+    models = (await get("v1/models", trouble)).data;
+    trouble("");
     for (const id of ["model", "model-2"]) byId(id).replaceChildren(...models.map((one) => new Option(one.id, one.id)));
     chooseModel(first, models[0].id);
     byId("model-2").value = models.at(-1).id;
     chooseModel(second, models.at(-1).id);
     for (const example of (await get("v1/sobre/examples")).data) addExample(example);
   } catch (error) {
-    byId("trouble").textContent = error instanceof Error ? error.message : String(error);
-    byId("trouble").hidden = false;
+    trouble(error instanceof Error ? error.message : String(error));
   }
 }
 

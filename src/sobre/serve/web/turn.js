@@ -98,14 +98,15 @@ export class AnswerItem {
   }
 
   take(/** @type {any} */ delta) {
-    if (!delta.reasoning_content && !delta.content) return;
+    const thought = delta.reasoning_content ?? delta.reasoning;
+    if (!thought && !delta.content) return;
     this.firstAt ||= performance.now();
-    if (delta.reasoning_content) {
+    if (thought) {
       const follow = this.thought.scrollHeight - this.thought.scrollTop - this.thought.clientHeight < 30;
-      this.node.reasoning = (this.node.reasoning ?? "") + delta.reasoning_content;
+      this.node.reasoning = (this.node.reasoning ?? "") + thought;
       this.nThought += 1;
       if (this.now) this.now.hidden = false;
-      this.thought.append(delta.reasoning_content);
+      this.thought.append(thought);
       if (follow) this.thought.scrollTop = this.thought.scrollHeight;
       return;
     }

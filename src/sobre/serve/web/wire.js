@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 import { t } from "./i18n.js";
 
 const KEY = "sobre.key";
+const RETRY_MS = 1000;
 
 /** A request with the key, if there is one; asks for the key when the server wants one. @returns {Promise<Response>} */
 export async function call(/** @type {string} */ path, /** @type {RequestInit} */ options = {}) {
@@ -17,9 +18,14 @@ export async function call(/** @type {string} */ path, /** @type {RequestInit} *
   }
 }
 
-/** The JSON of a GET, or the server's own words as an error. */
-export async function get(/** @type {string} */ path) {
-  const response = await call(path);
+/** The JSON of a GET, or the server's own words as an error; while it loads its model (503), `wait` hears them and it is asked again. */
+export async function get(/** @type {string} */ path, /** @type {(words: string) => void} */ wait = () => {}) {
+  let response = await call(path);
+  while (response.status === 503) {
+    wait((await explain(response)).message);
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    response = await call(path);
+  }
   if (!response.ok) throw await explain(response);
   return response.json();
 }
