@@ -60,7 +60,7 @@ def test_the_wheel_runs_chats_and_serves_away_from_the_clone(place: Path):
     report = json.loads(called(place, *NANO, "--json"))
     assert list(report["stages"]) == ["pretrain", "sft", "rl"]
     assert (place / "out" / "nano" / "report.html").is_file()
-    assert called(place, "chat", "out/nano/rl", "--prompt", "Sort 3 1 2", "--max-tokens", "8")
+    assert json.loads(called(place, "chat", "out/nano/rl", "--prompt", "Sort 3 1 2", "--max-tokens", "8", "--json"))
     server = subprocess.Popen(
         sobre(place, "serve", "out/nano/rl", "--port", "0"),
         cwd=place,

@@ -1,5 +1,6 @@
 """Who may write where: a run never touches what is not its own."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -165,6 +166,20 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypa
         files.write_json(path, {"a": 2})
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text() == '{\n  "a": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "kein Platz"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (ValueError("I/O error: No space left on device (os error 28)"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (ValueError("else"), False),
+    ],
+)
+def test_a_full_disk_is_told_by_its_number_or_its_words(error, full):
+    assert files.is_disk_full(error) == full
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path):
