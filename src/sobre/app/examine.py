@@ -10,6 +10,7 @@ from sobre.data.problems import held_out
 from sobre.data.sources import Document
 from sobre.eval.baselines import baselines
 from sobre.eval.bits import bits_per_byte, first_of_each
+from sobre.eval.config import EvalConfig
 from sobre.eval.score import evaluate, prompt_ids
 from sobre.models.decoder import Decoder
 from sobre.plan.count import forward_flops
@@ -21,7 +22,8 @@ from sobre.tokenizer.tokenizer import Tokenizer
 def examine(
     session: Session, stage: str, model: Decoder, tokenizer: Tokenizer, corpus: Corpus | None, *, n_problems: int
 ) -> float:
-    """Examine the model of a stage; return what it took of the budget (0 when it was done before)."""
+    """Examine the model of a stage; return what the next examination is likely to take of the budget: as much, without
+    the text, which is read once (0 when it was done before)."""
     if f"eval:{stage}" in session.done:
         return 0.0
     recipe, before = session.recipe, session.meter.used()
@@ -31,12 +33,21 @@ def examine(
         if recipe.has_tasks:
             problems = held_out(min(n_problems, recipe.eval.n_problems), recipe.tasks, session.sets)
             result |= _answers(session, stage, model, tokenizer, problems, spending)
+        answered = spending.flops
+        session.meter.add_flops(answered)
+        again = session.meter.used() - before
         if stage == "pretrain" and corpus is not None:
             result |= _text(session, model, tokenizer, corpus, spending)
-        session.meter.add_flops(spending.flops)
+        session.meter.add_flops(spending.flops - answered)
         (session.folder.path / "eval").mkdir(exist_ok=True)
         write_json(session.folder.path / "eval" / f"{stage}.json", result)
-    return session.meter.used() - before
+    return again
+
+
+def held_out_text(corpus: Corpus, cfg: EvalConfig) -> list[Document]:
+    """The held-out documents that are scored."""
+    documents = [Document(text, source) for source, texts in sorted(corpus.held_out.items()) for text in texts]
+    return first_of_each(documents, cfg.bits_documents)
 
 
 def _answers(
@@ -62,10 +73,9 @@ def _answers(
 
 def _text(session: Session, model: Decoder, tokenizer: Tokenizer, corpus: Corpus, spending: Spending) -> dict[str, Any]:
     cfg = session.recipe.eval
-    documents = [Document(text, source) for source, texts in sorted(corpus.held_out.items()) for text in texts]
-    if not documents:
+    scored = held_out_text(corpus, cfg)  # model and baselines are scored on the same text
+    if not scored:
         return {}
-    scored = first_of_each(documents, cfg.bits_documents)  # model and baselines are scored on the same text
     window = cfg.bits_window or session.recipe.data.seq_len
     scores = bits_per_byte(model, tokenizer, scored, window=window, overlap=cfg.bits_overlap)
     total = scores["all"]

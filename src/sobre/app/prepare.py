@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from sobre.app.adapting import load_start
+from sobre.app.examine import held_out_text
 from sobre.app.records import exam_prompts, keep_records
 from sobre.app.session import Session
 from sobre.app.teacher import is_service, teacher_config, teacher_folder
@@ -26,6 +27,7 @@ from sobre.data.problems import ProblemSet
 from sobre.data.sources import Chat, Document, read_chats, read_documents
 from sobre.distill.config import DistillConfig
 from sobre.errors import ConfigError
+from sobre.eval.bits import tokens_read
 from sobre.eval.score import prompt_ids
 from sobre.kernels.precision import choose_matmul_precision
 from sobre.ledger.config import PriceConfig
@@ -124,17 +126,17 @@ def make_plan(
     tokenizer: Tokenizer,
     *,
     model: ModelConfig | None = None,
-    data_tokens: int | None = None,
+    corpus: Corpus | None = None,
 ) -> Plan:
     """What the budget buys; written to plan.json.
 
-    `model` is the one that the run begins with; `data_tokens` is the size of the text, where it cannot grow.
+    `model` is the one that the run begins with; `corpus` is the text, where it cannot grow.
     """
-    return session.processes.decide(lambda: _plan(session, machine, tokenizer, model, data_tokens))
+    return session.processes.decide(lambda: _plan(session, machine, tokenizer, model, corpus))
 
 
 def _plan(
-    session: Session, machine: Machine, tokenizer: Tokenizer, model: ModelConfig | None, data_tokens: int | None
+    session: Session, machine: Machine, tokenizer: Tokenizer, model: ModelConfig | None, corpus: Corpus | None
 ) -> Plan:
     recipe, rate = session.recipe, session.price
     own = PriceConfig(usd_per_h=rate.usd_per_h, source=rate.source)  # of all machines together
@@ -151,7 +153,8 @@ def _plan(
         vocab_size=tokenizer.vocab_size,
         seq_len=recipe.data.seq_len,
         step_tokens=step_tokens(recipe),
-        data_tokens=data_tokens,
+        data_tokens=None if corpus is None else corpus.shards.n_tokens,
+        held_out_tokens=0 if corpus is None else _held_out_tokens(recipe, corpus, tokenizer),
         n_problems=recipe.eval.n_problems,
         model=model,
         lora=recipe.lora,
@@ -159,6 +162,12 @@ def _plan(
     )
     write_json(session.folder.path / "plan.json", plan.to_dict())
     return plan
+
+
+def _held_out_tokens(recipe: Recipe, corpus: Corpus, tokenizer: Tokenizer) -> int:
+    cfg = recipe.eval
+    window = cfg.bits_window or recipe.data.seq_len
+    return tokens_read(tokenizer, held_out_text(corpus, cfg), window=window, overlap=cfg.bits_overlap)
 
 
 def make_corpus(session: Session, plan: Plan, tokenizer: Tokenizer) -> Corpus:

@@ -63,7 +63,7 @@ def tell(session: Session, until: str = "report") -> None:
         with session.part("data"):
             corpus = make_corpus(session, plan, tokenizer)
             if session.recipe.data.paths:
-                plan = make_plan(session, machine, tokenizer, model=given, data_tokens=corpus.shards.n_tokens)
+                plan = make_plan(session, machine, tokenizer, model=given, corpus=corpus)
     session.console.say(plan.table())
     if until == "data":
         return

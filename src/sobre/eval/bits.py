@@ -12,7 +12,7 @@ Shapes: N tokens of a batch of windows.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class Text(Protocol):
     def text(self) -> str: ...
     @property
     def source(self) -> str: ...
+
+
+T = TypeVar("T", bound=Text)
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,14 @@ def bits_per_byte(
     return scores
 
 
-def first_of_each(documents: Iterable[Text], per_source: int) -> list[Text]:
+def tokens_read(tokenizer: Tokenizer, documents: Iterable[Text], *, window: int, overlap: float) -> int:
+    """What `bits_per_byte` reads of these documents: those read again as context count again."""
+    encoded = tokenizer.encode_batch([document.text for document in documents])
+    ids = ([*one, tokenizer.eos_id] for one in encoded)
+    return sum(len(w.ids) for x in ids for w in windows(x, 0, start_id=0, window=window, overlap=overlap))
+
+
+def first_of_each(documents: Iterable[T], per_source: int) -> list[T]:
     """The first `per_source` documents of each source, in the order given; 0 takes all."""
     taken: dict[str, int] = {}
     chosen = []

@@ -49,6 +49,8 @@ class StagePlan:
     steps: int
     evaluation: float
     """Kept for the evaluation after the stage."""
+    text: float
+    """Kept for reading the held-out text after it."""
     eval_problems: int
     """Problems that an evaluation of this size can answer."""
 
@@ -89,7 +91,7 @@ class Plan:
         """
         coming = [stage for stage in self.stages if self.stages.index(stage) >= self.stages.index(self.stage(name))]
         evaluations = sum(stage.evaluation if last_evaluation is None else last_evaluation for stage in coming)
-        left = self.budget.amount - used - self.end - evaluations
+        left = self.budget.amount - used - self.end - evaluations - sum(stage.text for stage in coming)
         return max(0.0, left) * coming[0].amount / sum(stage.amount for stage in coming)
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,7 +110,16 @@ class Plan:
             steps, tokens, flops = f"{stage.steps:,}", short(stage.tokens), short(stage.flops)
             rows.append((stage.name, self._share(stage.amount), clock(stage.seconds), steps, tokens, flops))
             problems = f"{stage.eval_problems:,} problems" if stage.eval_problems else ""
-            rows.append((" evaluation", self._share(stage.evaluation), self._time(stage.evaluation), problems, "", ""))
+            rows.append(
+                (
+                    " evaluation",
+                    self._share(stage.evaluation + stage.text),
+                    self._time(stage.evaluation + stage.text),
+                    problems,
+                    "",
+                    "",
+                )
+            )
         rows.append(("end", self._share(self.end), self._time(self.end), "", "", ""))
         lines = [self._budget_line(), self._model_line(), "", *_align(rows), ""]
         if self.expected:

@@ -42,6 +42,8 @@ class Rules:
     decode_efficiency: float = 0.07
     """The same for batched decoding, which reads a cache and works in thin matrices: *assumed* from decode being about
     as fast per token as training is, at a third of the FLOPs."""
+    read_efficiency: float = 0.3
+    """The same for reading held-out text in whole windows, forward alone: *assumed* from 0.2 on a busy machine."""
     start_s: float = 11.0
     """Imports, calibration, generated data and tokenizer, before the first training step: *assumed*."""
     end_s: float = 5.0

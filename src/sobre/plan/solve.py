@@ -41,11 +41,13 @@ class Wanted(Protocol):
 
 @dataclass(frozen=True)
 class Purse:
-    """The budget, divided: `start`, `evaluation` (after each stage) and `end` are kept, `stages` may be spent."""
+    """The budget, divided: `start`, `evaluation` (after each stage), `text` (held out, read once) and `end` are kept,
+    `stages` may be spent."""
 
     budget: Budget
     start: float
     evaluation: float
+    text: float
     end: float
     stages: dict[str, float]
 
@@ -103,6 +105,13 @@ class Rates:
         flops = generate_flops(model, self.rules.eval_prompt, self.rules.eval_answer)
         return self._decode_s(flops) if self.kind == "seconds" else flops
 
+    def text(self, model: ModelConfig, n_tokens: int) -> float:
+        """What reading so many tokens of held-out text costs, in the budget's unit."""
+        flops = flops_per_token(model, self.seq_len).forward * n_tokens
+        if self.kind != "seconds":
+            return flops
+        return flops / (self.machine.total_flops * self.rules.read_efficiency)
+
     def _decode_s(self, flops: float) -> float:
         return flops / (self.machine.total_flops * self.rules.decode_efficiency)
 
@@ -115,6 +124,7 @@ def solve(
     seq_len: int,
     step_tokens: Mapping[str, int] | None = None,
     data_tokens: int | None = None,
+    held_out_tokens: int = 0,
     n_problems: int = 1000,
     model: ModelConfig | None = None,
     lora: LoraConfig | None = None,
@@ -124,9 +134,9 @@ def solve(
     """Plan a run.
 
     `step_tokens` keeps the recipe's tokens of one step for the stages that it names; `data_tokens` is the size of the
-    training text of the first stage, if it can end. `model` is the one that the run begins with, kept as it is and
-    examined before the first stage; `lora` says that adapters are trained and not its weights, `works` which stages do
-    more than train it.
+    training text of the first stage, if it can end, `held_out_tokens` what is read of the held-out text after it.
+    `model` is the one that the run begins with, kept as it is and examined before the first stage; `lora` says that
+    adapters are trained and not its weights, `works` which stages do more than train it.
     """
     rules = rules or Rules()
     rate = price(recipe.budget.price)
@@ -142,6 +152,7 @@ def solve(
             vocab_size=vocab_size,
             step_tokens=step_tokens or {},
             data_tokens=data_tokens,
+            held_out_tokens=held_out_tokens,
             n_problems=n_problems,
             n_asked=asked,
             model=model,
@@ -201,6 +212,7 @@ def _buy(
     vocab_size: int,
     step_tokens: Mapping[str, int],
     data_tokens: int | None,
+    held_out_tokens: int,
     n_problems: int,
     n_asked: int,
     model: ModelConfig | None,
@@ -214,8 +226,10 @@ def _buy(
     if recipe.budget.choose_model and model is None:
         models, notes = _by_fit(kind, purse, rates, recipe.budget.tokens_per_active)
     chosen = models[0]
-    need = n_problems * rates.problem(chosen)
-    purse = divide(budget, recipe.budget, recipe.stages, rules, before=before, need=need)
+    # in seconds, the baselines of a text that asks no problems take the time that problems would
+    need = (n_asked if budget.kind == "flops" else n_problems) * rates.problem(chosen)
+    text = rates.text(chosen, held_out_tokens)
+    purse = divide(budget, recipe.budget, recipe.stages, rules, before=before, need=need, text=text)
     compute = sum(rates.tokens(s, chosen, a) * rates.token(s, chosen)[0] for s, a in purse.stages.items())
     batch = max(4, round(rules.batch_scale * compute**rules.batch_power / seq_len)) * seq_len
     stages = tuple(_stage(s, chosen, purse, rates, step_tokens.get(s, batch), n_asked) for s in purse.stages)
@@ -260,11 +274,13 @@ def divide(
     *,
     before: int = 0,
     need: float | None = None,
+    text: float = 0.0,
 ) -> Purse:
     """Keep what start, evaluations and end need, and split the rest by the recipe's weights.
 
     `before` examinations come before the first stage, one after each. `need` is what one should cost:
-    the reserve is not held for more than it, with a margin.
+    the reserve is not held for more than it, with a margin. `text` is kept beside it; of seconds, what the reserve does
+    not hold already.
     """
     weights = {stage: float(getattr(cfg.split, stage)) for stage in stages}
     if not weights or min(weights.values()) <= 0:
@@ -276,9 +292,11 @@ def divide(
     evaluation = held / count
     if need is not None:
         evaluation = min(evaluation, need * rules.evaluation_margin)
-    left = budget.amount - start - end - evaluation * count
+    if budget.kind == "seconds":
+        text = max(0.0, text - evaluation)
+    left = budget.amount - start - end - evaluation * count - text
     shares = {stage: left * weight / sum(weights.values()) for stage, weight in weights.items()}
-    return Purse(budget, start, evaluation, end, shares)
+    return Purse(budget, start, evaluation, text, end, shares)
 
 
 def _by_fit(kind: ModelConfig, purse: Purse, rates: Rates, aim: float) -> tuple[list[ModelConfig], list[str]]:
@@ -311,6 +329,7 @@ def _stage(name: str, model: ModelConfig, purse: Purse, rates: Rates, step_token
         step_tokens=step_tokens,
         steps=int(tokens // step_tokens),
         evaluation=purse.evaluation,
+        text=purse.text if name == "pretrain" else 0.0,
         eval_problems=min(n_problems, int(purse.evaluation / rates.problem(model))),
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from sobre.eval.bits import bits_per_byte, windows
+from sobre.eval.bits import bits_per_byte, tokens_read, windows
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
@@ -89,6 +89,13 @@ def test_a_window_as_long_as_the_document_and_heavy_overlap_agree_nearly_on_the_
 def test_tokens_read_again_as_context_are_counted_as_read_and_not_as_scored(model):
     score = bits_per_byte(model, ByteTokenizer(), [Document("a" * 39, "x")], window=16, overlap=0.25)["x"]
     assert (score.n_tokens, score.n_read) == (40, 3 * 16)
+
+
+def test_what_will_be_read_is_known_before(model):
+    documents = [Document("a" * n, "x") for n in (1, 16, 39, 200)]
+    for overlap in (0.0, 0.25, 0.9):
+        score = bits_per_byte(model, ByteTokenizer(), documents, window=16, overlap=overlap)["all"]
+        assert tokens_read(ByteTokenizer(), documents, window=16, overlap=overlap) == score.n_read
 
 
 def test_only_the_first_documents_of_each_source_are_scored_when_asked(model):

@@ -11,7 +11,7 @@ from sobre.errors import ConfigError
 from sobre.ledger.config import PriceConfig
 from sobre.models.config import DenseConfig, GQAConfig, MemoryConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.plan.config import BudgetConfig, SplitConfig
-from sobre.plan.count import params
+from sobre.plan.count import flops_per_token, params
 from sobre.plan.ladder import at_rung
 from sobre.plan.plan import Machine
 from sobre.plan.rules import LADDER, Rules
@@ -43,9 +43,33 @@ def test_the_same_question_has_the_same_answer():
 @pytest.mark.parametrize("amount", ["90s", "2m", "7m", "10m", "60m", "0.05usd", "1e12flop", "1e13flop", "3e15flop"])
 def test_the_parts_of_the_budget_add_up_to_it(amount):
     p = plan(amount)
-    parts = p.start + p.end + sum(stage.amount + stage.evaluation for stage in p.stages)
+    parts = p.start + p.end + sum(stage.amount + stage.evaluation + stage.text for stage in p.stages)
     assert parts == pytest.approx(p.budget.amount)
     assert min(stage.steps for stage in p.stages) >= Rules().least_steps
+
+
+@pytest.mark.parametrize(("amount", "stages"), [("3e12flop", ("pretrain",)), ("1e14flop", STAGES)])
+def test_of_flops_reading_the_held_out_text_is_kept_once_after_pretraining(amount, stages):
+    recipe = Recipe(stages=stages)
+    without, p = (plan(amount, recipe=recipe, data_tokens=10**8, held_out_tokens=n) for n in (0, 200_000))
+    kept = sum(stage.amount + stage.evaluation + stage.text for stage in p.stages)
+    assert p.start + p.end + kept == pytest.approx(p.budget.amount)
+    read = 200_000 * flops_per_token(p.model, p.seq_len).forward
+    assert [stage.text for stage in p.stages] == [read, 0.0, 0.0][: len(stages)]
+    assert [stage.eval_problems for stage in p.stages] == [stage.eval_problems for stage in without.stages]
+    assert p.allowance("pretrain", used=p.start) == pytest.approx(p.stages[0].amount)
+    last = p.stages[-1]
+    spent = p.budget.amount - p.end - last.evaluation - last.text - last.amount
+    assert p.allowance(last.name, used=spent) == pytest.approx(last.amount)
+
+
+def test_of_seconds_the_reserve_holds_the_held_out_text_and_what_it_does_not_hold_is_kept_beside_it():
+    recipe = Recipe(stages=("pretrain",))
+    little, much = (plan("10m", recipe=recipe, data_tokens=10**9, held_out_tokens=n) for n in (10_000, 10**7))
+    assert little.stages[0].text == 0.0
+    read = 10**7 * flops_per_token(much.model, much.seq_len).forward / (LAPTOP.total_flops * Rules().read_efficiency)
+    assert much.stages[0].text == pytest.approx(read - much.stages[0].evaluation)
+    assert much.start + much.end + much.stages[0].amount + read == pytest.approx(600.0)
 
 
 @pytest.mark.parametrize("amount", ["90s", "2m", "7m", "60m"])
