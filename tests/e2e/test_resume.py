@@ -155,7 +155,7 @@ dies(Saving, "finish", "bill", first=lambda true, *args: true(*args))
 '''
 """Answers half sampled; weights changed and not saved; a state half written; a state published and not yet billed."""
 MARKERS = ["state/tokenizer/*", "state/pretrain/step-*", "base/config.json", "state/sft/step-*2", "state/rl/step-*"]
-PATH_MARKERS = [*MARKERS[3:], "state/answers/sft2/part-0001*", "state/sft2/step-*2", "state/distill/step-*"]
+PATH_MARKERS = [*MARKERS[3:], "state/answers/sft2/part-0001*", "state/sft2/step-*", "state/distill/step-*"]
 """A kill comes a random moment after each of these appears: in the preparation, in every stage, and between stages."""
 
 
