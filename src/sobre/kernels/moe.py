@@ -242,5 +242,7 @@ class _RoutedExperts(torch.autograd.Function):
             torch.mm(dgate_up_UX, gate_up_EXD[expert], out=dx_PD[rows])
         dx_ND = _sum_copies(dx_PD, plan.place_NA)
         dweights_NA = dweights_P[plan.place_NA]
-        dgate_EFD, dup_EFD = (None, None) if dgate_up_EXD is None else dgate_up_EXD.chunk(2, dim=1)
+        dgate_EFD = dup_EFD = None
+        if dgate_up_EXD is not None:  # each in memory of its own: a fused optimizer reads gradients as they lie
+            dgate_EFD, dup_EFD = (part.contiguous() for part in dgate_up_EXD.chunk(2, dim=1))
         return dx_ND, None, dweights_NA, dgate_EFD, dup_EFD, ddown_EDF, None

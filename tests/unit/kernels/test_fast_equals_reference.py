@@ -192,6 +192,13 @@ def test_experts_nobody_visits_get_zero_gradient_and_padding_leaks_nowhere():
         assert grad[:4].abs().sum((1, 2)).min() > 0
 
 
+def test_gradients_of_experts_lie_as_the_experts_do():
+    (x_ND, weights_NA, *stacked), experts_NA = routed(33, 8, 2, "spread", torch.float32)
+    leaves = [weight.requires_grad_() for weight in stacked]
+    for grad in torch.autograd.grad(moe.moe_ffn(x_ND, experts_NA, weights_NA, *leaves).sum(), leaves):
+        assert grad.is_contiguous()  # not a view of two side by side
+
+
 @pytest.mark.parametrize("frozen", [(2, 3, 4), (2,), (3, 4)])
 def test_frozen_experts_get_no_gradient_and_the_rest_get_theirs(frozen):
     tensors, experts_NA = routed(33, 8, 2, "spread", torch.float32)

@@ -266,6 +266,7 @@ def test_the_experts_of_each_token_are_shown_layer_by_layer_where_they_are_asked
         one.ask("3+4?")
         one.done()
         one.page.click(".experts summary")
+        one.page.wait_for_selector(".experts .bar")
         assert one.page.locator(".experts .bar").count() == 4
         n_tokens = one.page.locator(".experts .token").count()
         assert 1 <= n_tokens <= 11

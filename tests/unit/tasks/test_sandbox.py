@@ -59,7 +59,8 @@ def as_nobody(code: str, limits: Limits = Limits()) -> Outcome:  # noqa: B008
         Path(place).chmod(0o755)
         arguments = (code, str(limits.seconds), str(limits.memory_bytes))
         done = outside(
-            BECOME_NOBODY, arguments=(sys.base_prefix, str(SRC), place, Path(sys.executable).name, RUN, *arguments)
+            BECOME_NOBODY,
+            arguments=(sys.base_prefix, str(SRC), place, Path(sys.executable).resolve().name, RUN, *arguments),
         )
     assert done.returncode == 0, done.stderr
     return Outcome(**json.loads(done.stdout))
