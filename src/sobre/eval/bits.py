@@ -113,7 +113,7 @@ def bits_per_byte(
     per_source > 0 takes only the first so many of each source; `cache` is what attention's entries go through."""
     chosen = first_of_each(documents, per_source)
     start = tokenizer.eos_id if start_id is None else start_id
-    ids = [[*encoded, tokenizer.eos_id] for encoded in tokenizer.encode_batch([d.text for d in chosen])]
+    ids = _encoded(tokenizer, chosen)
     cut = [w for i, x in enumerate(ids) for w in windows(x, i, start_id=start, window=window, overlap=overlap)]
     bits, n_read = [0.0] * len(chosen), [0] * len(chosen)
     for batch in _batches(cut):
@@ -130,9 +130,13 @@ def bits_per_byte(
 
 def tokens_read(tokenizer: Tokenizer, documents: Iterable[Text], *, window: int, overlap: float) -> int:
     """What `bits_per_byte` reads of these documents: those read again as context count again."""
-    encoded = tokenizer.encode_batch([document.text for document in documents])
-    ids = ([*one, tokenizer.eos_id] for one in encoded)
+    ids = _encoded(tokenizer, documents)
     return sum(len(w.ids) for x in ids for w in windows(x, 0, start_id=0, window=window, overlap=overlap))
+
+
+def _encoded(tokenizer: Tokenizer, documents: Iterable[Text]) -> list[list[int]]:
+    """Tokens of each document, its end included."""
+    return [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch([document.text for document in documents])]
 
 
 def first_of_each(documents: Iterable[T], per_source: int) -> list[T]:

@@ -110,16 +110,8 @@ class Plan:
             steps, tokens, flops = f"{stage.steps:,}", short(stage.tokens), short(stage.flops)
             rows.append((stage.name, self._share(stage.amount), clock(stage.seconds), steps, tokens, flops))
             problems = f"{stage.eval_problems:,} problems" if stage.eval_problems else ""
-            rows.append(
-                (
-                    " evaluation",
-                    self._share(stage.evaluation + stage.text),
-                    self._time(stage.evaluation + stage.text),
-                    problems,
-                    "",
-                    "",
-                )
-            )
+            kept = stage.evaluation + stage.text
+            rows.append((" evaluation", self._share(kept), self._time(kept), problems, "", ""))
         rows.append(("end", self._share(self.end), self._time(self.end), "", "", ""))
         lines = [self._budget_line(), self._model_line(), "", *_align(rows), ""]
         if self.expected:

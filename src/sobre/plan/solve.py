@@ -10,6 +10,7 @@ A FLOP budget is the same sum without the clock: every model FLOP counts, of tra
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import ceil, log
 from typing import Protocol
 
@@ -143,21 +144,19 @@ def solve(
     budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=machine.n_devices)
     asked = n_problems if any(stage != "pretrain" for stage in recipe.stages) else 0  # else text alone is examined
 
-    def buy(budget: Budget) -> Plan:
-        return _buy(
-            recipe,
-            Rates(machine, seq_len, budget.kind, rules, works or {}, lora),
-            budget,
-            rate.source,
-            vocab_size=vocab_size,
-            step_tokens=step_tokens or {},
-            data_tokens=data_tokens,
-            held_out_tokens=held_out_tokens,
-            n_problems=n_problems,
-            n_asked=asked,
-            model=model,
-        )
-
+    buy = partial(
+        _buy,
+        recipe,
+        Rates(machine, seq_len, budget.kind, rules, works or {}, lora),
+        price_source=rate.source,
+        vocab_size=vocab_size,
+        step_tokens=step_tokens or {},
+        data_tokens=data_tokens,
+        held_out_tokens=held_out_tokens,
+        n_problems=n_problems,
+        n_asked=asked,
+        model=model,
+    )
     try:
         return buy(budget)
     except TooSmall as small:
@@ -207,8 +206,8 @@ def _buy(
     recipe: Wanted,
     rates: Rates,
     budget: Budget,
-    price_source: str,
     *,
+    price_source: str,
     vocab_size: int,
     step_tokens: Mapping[str, int],
     data_tokens: int | None,

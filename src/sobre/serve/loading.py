@@ -9,10 +9,10 @@ import socket
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sobre.serve.config import ServeConfig
 from sobre.serve.errors import ApiError
@@ -22,6 +22,20 @@ from sobre.serve.page import HEADERS, load_assets
 
 JOIN_S = 10.0
 RETRY_S = 2
+
+
+def uvicorn_config(app: ASGIApp, cfg: ServeConfig, *, lifespan: Literal["on", "off"], grace_s: int) -> uvicorn.Config:
+    """How our servers run: TLS as configured, no log of uvicorn's own, no name in the headers."""
+    return uvicorn.Config(
+        app,
+        ssl_certfile=cfg.tls_cert or None,
+        ssl_keyfile=cfg.tls_key or None,
+        log_config=None,
+        access_log=False,
+        lifespan=lifespan,
+        server_header=False,
+        timeout_graceful_shutdown=grace_s,
+    )
 
 
 class Meanwhile:
@@ -34,18 +48,7 @@ class Meanwhile:
         guarded = Guard(self._answer, keys=keys, open_paths=open_paths, hosts=cfg.known_hosts, responded=lambda _: None)
         listener.listen()  # from now on nobody is refused
         self._socket = listener.dup()  # uvicorn closes the one that it is given
-        self.server = uvicorn.Server(
-            uvicorn.Config(
-                guarded,
-                ssl_certfile=cfg.tls_cert or None,
-                ssl_keyfile=cfg.tls_key or None,
-                log_config=None,
-                access_log=False,
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=1,
-            )
-        )
+        self.server = uvicorn.Server(uvicorn_config(guarded, cfg, lifespan="off", grace_s=1))
         self._thread = threading.Thread(
             target=self.server.run, kwargs={"sockets": [self._socket]}, name="meanwhile", daemon=True
         )

@@ -15,7 +15,7 @@ from sobre.errors import RunError
 from sobre.serve.config import ServeConfig
 from sobre.serve.errors import stopping
 from sobre.serve.keys import Keyring
-from sobre.serve.loading import Meanwhile
+from sobre.serve.loading import Meanwhile, uvicorn_config
 from sobre.serve.service import Services
 
 GRACE_S = 2.0
@@ -40,18 +40,8 @@ class Server(uvicorn.Server):
     """uvicorn that says when it is ready, and ends what still runs when the time to drain is over."""
 
     def __init__(self, app: ASGIApp, services: Services, cfg: ServeConfig) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                ssl_certfile=cfg.tls_cert or None,
-                ssl_keyfile=cfg.tls_key or None,
-                log_config=None,
-                access_log=False,
-                lifespan="on",
-                server_header=False,
-                timeout_graceful_shutdown=round(cfg.drain_s + GRACE_S + 0.5),
-            )
-        )
+        grace_s = round(cfg.drain_s + GRACE_S + 0.5)
+        super().__init__(uvicorn_config(app, cfg, lifespan="on", grace_s=grace_s))
         self.services, self.cfg = services, cfg
         self.scheme = "https" if cfg.tls_cert else "http"
         self.stopped_by: int | None = None

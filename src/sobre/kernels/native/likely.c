@@ -4,10 +4,7 @@
    a pass sums the probabilities by their first twelve bits, walks from the largest down until there is enough, and the
    next passes look by eleven and by eight more bits at what lies where the walk ended. Tokens as probable as the last one
    stay, too. */
-#include <stdint.h>
-#include <string.h>
-
-typedef long size;
+#include "lanes.h"
 
 #define MANY 16384 /* probabilities that are worth a second thread */
 enum { PASSES = 3, MOST = 1 << 12 };
