@@ -74,10 +74,10 @@ def run(recipe: Recipe, options: RunOptions, *, until: str = "report", show: Sho
     recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), processes.decide(lambda: folder.config))])
     recipe = replace(recipe, parallel=layout)
     with Console(quiet=not processes.is_first) as console:
-        console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
         again = f"{resume_line(folder.path)}{recipe.parallel.flags}"
         head_start_s = 0.0 if folder.resumed else process_age_s()
         try:
+            console.say(f"run {recipe.name} in {folder.path}" + _crowd(processes))
             with (
                 processes.watched(folder.path / "state" / "flight"),
                 opened(options.watch if processes.is_first else (), folder.path, to_dict(recipe)) as sinks,
