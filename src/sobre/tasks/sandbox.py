@@ -98,6 +98,10 @@ assert os.listdir("/") == ["tmp", "python"] or sorted(os.listdir("/")) == ["pyth
 """
 
 
+_LIBRARIES = ("LD_LIBRARY_PATH",)
+"""Where an interpreter that is a shared library may be found; the jail forgets it before it runs the code."""
+
+
 def _watch(given: IO[str], limits: Limits, deadline: float) -> tuple[Status | None, dict[str, bytes], int]:
     """Run the jail until it ends or meets a limit that is watched from outside."""
     report_read, report_write = os.pipe()
@@ -108,7 +112,7 @@ def _watch(given: IO[str], limits: Limits, deadline: float) -> tuple[Status | No
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(report_write,),
-            env={},
+            env={name: os.environ[name] for name in _LIBRARIES if name in os.environ},
             cwd="/",
             start_new_session=True,
         )

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 
 import pytest
@@ -52,6 +53,41 @@ def test_it_is_built_once_and_found_again(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("compiled a second time"))
     assert build.lacks() is None
     assert kept.suffix == ".so"
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_clang_builds_it_for_one_thread_since_torch_brings_no_openmp_for_it(monkeypatch, tmp_path):
+    real, asked = shutil.which("cc") or shutil.which("gcc"), tmp_path / "asked"
+    clang = tmp_path / "cc"
+    clang.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo "Apple clang version 17"; exit 0; }\n'
+        f'echo "$@" >> {asked}; exec {real} "$@"\n'
+    )
+    clang.chmod(0o755)
+    monkeypatch.setattr(build.shutil, "which", lambda name: str(clang))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert build.lacks() is None
+    assert "-march=native" in asked.read_text()
+    assert "-fopenmp" not in asked.read_text()
+    assert "-fno-openmp" in asked.read_text()
+
+
+def test_the_openmp_that_torch_has_loaded_is_found_among_the_processs_libraries():
+    maps = """7f0 r-xp 00000000 08:01 12 /a b/torch/lib/libgomp.so.1
+7f1 rw-p 00000000 08:01 12 /a b/torch/lib/libgomp.so.1
+7f2 r-xp 00000000 08:01 13 /x/torch.libs/libgomp-d22c30c5.so.1.0.0
+7f3 r-xp 00000000 08:01 14 /x/libompanion.so
+7f4 r-xp 00000000 08:01 15 /opt/libiomp5.so
+7f5 rw-p 00000000 00:00 0 [heap]
+7f6 rw-p 00000000 00:00 0
+"""
+    assert build.openmp_libraries(maps) == [
+        "/a b/torch/lib/libgomp.so.1",
+        "/opt/libiomp5.so",
+        "/x/torch.libs/libgomp-d22c30c5.so.1.0.0",
+    ]
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_folder_of_this_process(tmp_path):

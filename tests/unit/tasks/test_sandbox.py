@@ -38,7 +38,8 @@ os.setgid(65534)
 os.setuid(65534)
 os.chdir("/")
 python = f"{place}/python/bin/{name}"
-os.execve(python, [python, "-c", *arguments], {"PYTHONPATH": f"{place}/src"})
+libraries = f"{place}/python/lib"  # where a Python built as a shared library has itself
+os.execve(python, [python, "-c", *arguments], {"PYTHONPATH": f"{place}/src", "LD_LIBRARY_PATH": libraries})
 """
 
 pytestmark = [pytest.mark.slow]
@@ -103,6 +104,8 @@ def test_it_sees_no_environment(inside, monkeypatch: pytest.MonkeyPatch) -> None
     code = "import os; print(dict(os.environ).get('A_SECRET'), os.getenv('A_SECRET'))"
     assert outside(code).stdout == "token token\n"
     assert inside(code).stdout == "None None\n"
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")  # told to the interpreter, forgotten before the code runs
+    assert inside("import os; print(os.environ.get('LD_LIBRARY_PATH'))").stdout == "None\n"
 
 
 def test_it_cannot_write_outside(inside, tmp_path: Path) -> None:

@@ -3,14 +3,15 @@
 The library lies in the user's cache under a name made of the sources, the compiler's version and the processor, so that
 a change of any of them builds it anew. Without a compiler everything runs through torch, and `lacks` says why. The
 pages need nothing but libm and OpenMP, whose functions are the ones that torch has already loaded: a second copy would
-bring a second set of threads to fight over the same cores. Apple's compiler has no OpenMP; there the kernels use one
-thread.
+bring a second set of threads to fight over the same cores. Compiled by clang (Apple's, or where there is no gcc) the
+kernels use one thread: its OpenMP needs a library that torch does not bring.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,9 @@ def library() -> ctypes.CDLL | str:
         path = cache_folder(os.environ) / f"native-{_key(compiler)}.so"
         if not path.is_file():
             build(compiler, path)
+        if sys.platform == "linux":
+            for loaded in openmp_libraries(Path("/proc/self/maps").read_text()):
+                ctypes.CDLL(loaded, mode=ctypes.RTLD_GLOBAL)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         return f"could not be built: {getattr(error, 'stderr', None) or error}"
@@ -109,15 +113,23 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(tempfile.mkdtemp(prefix="sobre-native-"))
 
 
+def openmp_libraries(maps: str) -> list[str]:
+    """The OpenMP libraries among what a process has loaded (`/proc/self/maps`).
+
+    Ours calls the one that torch has loaded. Torch's wheels for x86 show it to every library, those for ARM do not.
+    """
+    paths = {line.split(maxsplit=5)[5].strip() for line in maps.splitlines() if "/" in line}
+    return sorted(path for path in paths if re.match(r"lib(gomp|iomp5|omp)\b.*\.so", Path(path).name))
+
+
 def build(compiler: str, path: Path) -> None:
     """Compile into `path`, which appears whole or not at all. Raises CalledProcessError with what the compiler said."""
-    openmp = ("-fopenmp",) if sys.platform == "linux" else ()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         pages = [(source, form) for source in sorted(SOURCES.glob("*.c")) for form in forms(source)]
         objects = [f"{folder}/{number}.o" for number in range(len(pages))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # each compiler is a process of its own
             made = [
-                pool.submit(_call, compiler, *FLAGS, *openmp, *form, "-c", str(source), "-o", each)
+                pool.submit(_call, compiler, *FLAGS, *_threads(compiler), *form, "-c", str(source), "-o", each)
                 for (source, form), each in zip(pages, objects, strict=True)
             ]
         for each in made:
@@ -139,13 +151,18 @@ def forms(source: Path) -> tuple[tuple[str, ...], ...]:
     return tuple(found)
 
 
+def _threads(compiler: str) -> tuple[str, ...]:
+    gnu = sys.platform != "darwin" and "clang" not in _call(compiler, "--version")
+    return ("-fopenmp" if gnu else "-fno-openmp",)
+
+
 def _call(*command: str) -> str:
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS)
     return done.stdout
 
 
 def _key(compiler: str) -> str:
-    known = [platform.machine(), _processor(), _call(compiler, "--version"), *FLAGS]
+    known = [platform.machine(), _processor(), _call(compiler, "--version"), *FLAGS, *_threads(compiler)]
     known += [source.read_text() for source in sorted(SOURCES.glob("*.[ch]"))]
     return hashlib.blake2b("\n".join(known).encode(), digest_size=10).hexdigest()
 

@@ -13,7 +13,7 @@ void NAMED(widen)(number *y, const weight *matrix, const number *scales, size o,
 #pragma omp parallel for if (o * d > MANY)
   for (size i = 0; i < o; i++) {
     number *to = y + i * d;
-    widen_row(to, matrix + i * d / PER_BYTE, scales + (GROUP ? i * d / GROUP : i), d);
+    widen_row(to, matrix + i * d / PER_BYTE, scales + (i * d / (GROUP ? GROUP : d)), d);
     for (size j = 0; !GROUP && j < d; j++) to[j] = narrow(wide(to[j]) * wide(scales[i]));
   }
 }
