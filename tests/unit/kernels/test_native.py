@@ -23,12 +23,17 @@ def fresh():
 
 
 @pytest.mark.usefixtures("fresh")
-def test_without_a_compiler_torch_computes_and_the_reason_is_said(monkeypatch):
+def test_without_a_compiler_torch_computes_and_the_reason_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     assert build.lacks() == "needs a C compiler (cc, gcc, clang); none is on the path"
     kernel, why = select._choose("rms_norm", "cpu", torch.float32)
     assert kernel.name == "fused"
     assert "native needs a C compiler" in why
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == (
+        "no kernels in C, so torch computes in their place, more slowly: needs a C compiler (cc, gcc, clang); none is on"
+        " the path"
+    )
 
 
 @pytest.mark.usefixtures("fresh")

@@ -9,6 +9,7 @@ kernels use one thread: its OpenMP needs a library that torch does not bring.
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-std=gnu11", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 READ = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int8, torch.uint8)
@@ -36,7 +38,15 @@ SECONDS = 120
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | str:
-    """The loaded library, or why there is none. Compiles it if need be: some seven seconds of a core, once."""
+    """The loaded library, or why there is none, which is said once. Compiles it if need be: some seven seconds of a
+    core, once."""
+    found = _library()
+    if isinstance(found, str):
+        log.warning("no kernels in C, so torch computes in their place, more slowly: %s", found.strip())
+    return found
+
+
+def _library() -> ctypes.CDLL | str:
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         return f"needs a C compiler ({', '.join(COMPILERS)}); none is on the path"
