@@ -203,17 +203,19 @@ def refusal(op: str, name: str, dtype: torch.dtype) -> str | None:
     return kernel.refuses("cuda", dtype)
 
 
-@pytest.mark.parametrize("name", ["flashinfer", "triton", "gathered"])
+@pytest.mark.parametrize(
+    ("name", "block"), [("flash_mla", 64), ("flashinfer", 16), ("flashinfer", 64), ("triton", 16), ("gathered", 16)]
+)
 @pytest.mark.parametrize("lengths", [(1, 130, 33), (5,)])
-def test_latent_attention_of_deepseeks_widths_there_equals_the_reference(name, lengths):
+def test_latent_attention_of_deepseeks_widths_there_equals_the_reference(name, block, lengths):
     if reason := refusal("latent_decode", name, torch.bfloat16):
         pytest.skip(reason)
-    n_blocks = -(-max(lengths) // 16)
+    n_blocks = -(-max(lengths) // block)
     table_RB = torch.randperm(len(lengths) * n_blocks, generator=torch.Generator().manual_seed(1)).view(-1, n_blocks)
-    cells_MC = randn(table_RB.numel() * 16, 576, seed=2).bfloat16()
+    cells_MC = randn(table_RB.numel() * block, 576, seed=2).bfloat16()
     q_RHC = randn(len(lengths), 16, 576, seed=3).bfloat16()
     here, there = (
-        Places(table_RB.to(device), torch.tensor(lengths, device=device), max(lengths), 16)
+        Places(table_RB.to(device), torch.tensor(lengths, device=device), max(lengths), block)
         for device in ("cpu", "cuda")
     )
     with select.override("latent_decode", name):

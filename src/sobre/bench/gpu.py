@@ -27,9 +27,9 @@ from sobre.bench.shapes import SMALL, dense_twin
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
-from sobre.kernels import experts, select
+from sobre.kernels import experts, flash_mla, select
 from sobre.kernels.paged import Places
-from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import BLOCK, DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
 from sobre.models.regions import compile_layers
@@ -251,7 +251,7 @@ def prefill(place: Place) -> dict[str, Any]:
 
 
 def kernels(place: Place) -> dict[str, Any]:
-    """Each Triton kernel against what runs without it, and its bytes over the bandwidth."""
+    """Each kernel for what torch does slowly, its bytes over the bandwidth, and what could run in its place."""
     width = place.bandwidth()
     n_tokens, d_model, d_expert, n_active, n_experts = (16384, 2048, 1408, 8, 64) if place.full else (33, 40, 24, 2, 5)
     generator = torch.Generator().manual_seed(0)
@@ -265,11 +265,13 @@ def kernels(place: Place) -> dict[str, Any]:
     x_ND, y_MD = drawn(n_tokens, d_model), drawn(n_copies, d_model)
     gate_MF, up_MF, weights_M = drawn(n_copies, d_expert), drawn(n_copies, d_expert), drawn(n_copies)
     n_rows, n_heads, context = (64, 128, 4096) if place.full else (3, 5, 70)
-    n_blocks = -(-context // 16)
+    decodes = select.choose("latent_decode", place.device.type, torch.bfloat16).name
+    block = flash_mla.PAGE if decodes == "flash_mla" else BLOCK
+    n_blocks = -(-context // block)
     table_RB = torch.randperm(n_rows * n_blocks, generator=generator).view(n_rows, n_blocks).to(place.device)
     lengths_R = torch.full((n_rows,), context, device=place.device)
-    places = Places(table_RB, lengths_R, context, 16)
-    cells_MC, q_RHC = drawn(n_rows * n_blocks * 16, 576), drawn(n_rows, n_heads, 576)
+    places = Places(table_RB, lengths_R, context, block)
+    cells_MC, q_RHC = drawn(n_rows * n_blocks * block, 576), drawn(n_rows, n_heads, 576)
     logits_RV = drawn(n_rows, 129_280 if place.full else 300, dtype=torch.float32)
     uniforms_R = torch.rand(n_rows, dtype=torch.float64, device=place.device)
     calls: dict[str, tuple[Callable[[], Any], float]] = {
@@ -288,11 +290,22 @@ def kernels(place: Place) -> dict[str, Any]:
             f"{op}_s": seconds,
             f"{op}_share_of_bandwidth": moved / seconds / width,
         }
-        others = [k.name for k in select.KERNELS if k.op == op and k.name not in (kernel.name, "reference")]
-        if others and kernel.name == "triton":
-            with select.override(op, others[0]):
-                found[f"{op}_over_{others[0]}"] = median(timed(call, place.device, 0.2)) / seconds
+        for other in rivals(kernel, place.device.type):
+            with select.override(op, other):
+                found[f"{op}_over_{other}"] = median(timed(call, place.device, 0.2 if place.full else 0.01)) / seconds
     return found
+
+
+def rivals(kernel: select.Kernel, device: str) -> list[str]:
+    """What else can run there for the operation of this one, in order of preference, as far as the first that needs
+    neither a library nor triton: what would run on a bare torch."""
+    dtype, names = kernel.dtypes[0] if kernel.dtypes else torch.bfloat16, list[str]()
+    for other in select.KERNELS:
+        if other.op == kernel.op and other.name != kernel.name and other.refuses(device, dtype) is None:
+            names.append(other.name)
+            if not other.devices:
+                break
+    return names
 
 
 def rl(place: Place) -> dict[str, Any]:

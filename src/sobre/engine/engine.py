@@ -25,6 +25,7 @@ from sobre.engine.config import EngineConfig
 from sobre.engine.determinism import check_rows, fixed_shapes
 from sobre.engine.drafting import Lookup
 from sobre.engine.ending import finish_reason, plain_reason
+from sobre.engine.pages import block_tokens
 from sobre.engine.request import FinishReason, Output, Request, SamplingParams, Token
 from sobre.engine.runner import Runner
 from sobre.engine.sampling import model_logprobs, sample
@@ -33,7 +34,6 @@ from sobre.engine.shaping import shape
 from sobre.engine.static import Model
 from sobre.engine.weights import prepared, refresh
 from sobre.errors import ConfigError, EngineError, PromptTooLong
-from sobre.models.config import BLOCK
 
 DEFAULT = EngineConfig()
 Pooling = Literal["mean", "last"]
@@ -86,9 +86,12 @@ class Engine:
         self.max_len = _max_len(cfg, model)
         self.weight_version = 0
         self._device = _device(model)
-        n_blocks = _n_blocks(cfg, self.max_len)
-        self._scheduler = Scheduler(cfg.max_batch, cfg.prefill_tokens, n_blocks, finds_prefixes=cfg.prefix_cache)
-        self._runner = Runner(computing, cfg, self.max_len, n_blocks, run_seed, self._device)
+        block = block_tokens(computing, cfg, self.max_len, self._device)
+        n_blocks = _n_blocks(cfg, self.max_len, block)
+        self._scheduler = Scheduler(
+            cfg.max_batch, cfg.prefill_tokens, n_blocks, block=block, finds_prefixes=cfg.prefix_cache
+        )
+        self._runner = Runner(computing, cfg, self.max_len, n_blocks, block, run_seed, self._device)
         if cfg.deterministic:
             check_rows(self._runner.model)
             self._runner.cache.reads_fresh = True
@@ -238,7 +241,7 @@ class Engine:
         blocks = torch.tensor(list(known.values()), dtype=torch.int64, device=self._device)
         kept_B = [kept_B[blocks] for kept_B in self._runner.by_block()]
         saved.write(path, saved.Prefixes(list(known), kept_B), self._bound_to(model))
-        return len(known) * BLOCK
+        return len(known) * self._scheduler.block
 
     def load_prefixes(self, path: Path, model: str) -> int:
         """Find again what `save_prefixes` wrote, as far as there is room; raises EngineError for a file that does not
@@ -252,7 +255,7 @@ class Engine:
         self._runner.cache.wake()
         for mine_B, theirs_B in zip(self._runner.by_block(), found.kept_B, strict=True):
             mine_B[blocks] = theirs_B[fresh].to(mine_B.device)
-        return len(blocks) * BLOCK
+        return len(blocks) * self._scheduler.block
 
     def _bound_to(self, model: str) -> dict[str, object]:
         """What saved prefixes must agree on: the weights, and all else that shapes an entry."""
@@ -497,16 +500,16 @@ def _max_len(cfg: EngineConfig, model: Model) -> int:
     return cfg.max_len or limit
 
 
-def _n_blocks(cfg: EngineConfig, max_len: int) -> int:
-    per_request = -(-max_len // BLOCK)
+def _n_blocks(cfg: EngineConfig, max_len: int, block: int) -> int:
+    per_request = -(-max_len // block)
     if not cfg.cache_tokens:
         return cfg.max_batch * per_request
-    if cfg.cache_tokens < per_request * BLOCK:
+    if cfg.cache_tokens < per_request * block:
         raise ConfigError(
             f"engine.cache_tokens={cfg.cache_tokens:,} does not hold one request of {max_len:,} tokens;"
-            f" it must be at least {per_request * BLOCK:,}, or engine.max_len smaller"
+            f" it must be at least {per_request * block:,}, or engine.max_len smaller"
         )
-    return cfg.cache_tokens // BLOCK
+    return cfg.cache_tokens // block
 
 
 def _device(model: Model) -> torch.device:

@@ -16,7 +16,7 @@ from sobre.engine.drafting import OwnHead, SecondToken
 from sobre.engine.scheduler import Piece, Plan, Row
 from sobre.engine.static import Made, Model, Record, Replays, recorder
 from sobre.models.cache import BlockTables, Int8Cache, PagedCache
-from sobre.models.config import BLOCK, ModelConfig, MoEConfig
+from sobre.models.config import ModelConfig, MoEConfig
 from sobre.models.step import StepInput
 from sobre.models.whole_step import WholeStep
 from sobre.plan.count import decode_flops, forward_flops
@@ -29,11 +29,18 @@ class Runner:
     """Owns the cache and the routes; counts what it computes."""
 
     def __init__(
-        self, model: Model, cfg: EngineConfig, max_len: int, n_blocks: int, run_seed: int, device: torch.device
+        self,
+        model: Model,
+        cfg: EngineConfig,
+        max_len: int,
+        n_blocks: int,
+        block: int,
+        run_seed: int,
+        device: torch.device,
     ) -> None:
         self.model, self.device, self.chunk = model, device, cfg.prefill_tokens
         self._whole = WholeStep(model)
-        self.tables = BlockTables(cfg.max_batch, max_len, device)
+        self.tables = BlockTables(cfg.max_batch, max_len, device, block)
         own_head = cfg.speculate and model.cfg.n_mtp > 0
         n_layers = model.cfg.n_layers + own_head
         kind = Int8Cache if cfg.cache == "int8" else PagedCache
@@ -42,7 +49,7 @@ class Runner:
         self.cache = kind(model.cfg, self.tables, n_blocks + n_spare, model.dtype, n_layers=n_layers)
         self._replays = None if record is None else Replays(model, self.cache, self.tables, n_blocks, record)
         self.own_head = OwnHead(cast(SecondToken, model), self.cache, run_seed, device) if own_head else None
-        self.routes_LMA = _route_store(model.cfg, cfg, n_blocks, device)
+        self.routes_LMA = _route_store(model.cfg, cfg, n_blocks * block, device)
         self.n_prefilled = self.n_decoded = 0
         self._prefill_flops = 0.0
         self._n_attended = 0
@@ -124,7 +131,9 @@ class Runner:
 
     def by_block(self) -> list[Tensor]:
         """All that is kept of each block: views."""
-        routes = [] if self.routes_LMA is None else [self.routes_LMA.unflatten(1, (-1, BLOCK)).transpose(0, 1)]
+        routes = (
+            [] if self.routes_LMA is None else [self.routes_LMA.unflatten(1, (-1, self.tables.block)).transpose(0, 1)]
+        )
         return self.cache.by_block() + routes
 
     def weights_changed(self) -> None:
@@ -194,9 +203,9 @@ def _step(pieces: list[Piece], device: torch.device) -> StepInput:
     )
 
 
-def _route_store(model: ModelConfig, cfg: EngineConfig, n_blocks: int, device: torch.device) -> Tensor | None:
+def _route_store(model: ModelConfig, cfg: EngineConfig, n_cells: int, device: torch.device) -> Tensor | None:
     if not cfg.return_routes or not isinstance(model.ffn, MoEConfig):
         return None
     dtype = torch.int16 if model.ffn.n_experts <= torch.iinfo(torch.int16).max else torch.int32
-    shape = (model.n_moe_layers, n_blocks * BLOCK, model.ffn.n_active)
+    shape = (model.n_moe_layers, n_cells, model.ffn.n_active)
     return torch.zeros(shape, dtype=dtype, device=device)

@@ -80,12 +80,12 @@ class Row:
         """Entries to be computed before the row decodes; its last token goes through the decode step itself."""
         return len(self.context) if self.is_warm else len(self.context) - 1
 
-    def digests_until(self, n_blocks: int) -> list[bytes]:
-        """The digests of the first blocks of the context."""
+    def digests_until(self, n_blocks: int, block: int) -> list[bytes]:
+        """The digests of the first blocks of the context, of so many tokens each."""
         while len(self.digests) < n_blocks:
             before = self.digests[-1] if self.digests else root(self.request.cache_key)
-            first = len(self.digests) * BLOCK
-            self.digests.append(digest(before, self.context[first : first + BLOCK]))
+            first = len(self.digests) * block
+            self.digests.append(digest(before, self.context[first : first + block]))
         return self.digests[:n_blocks]
 
 
@@ -116,8 +116,11 @@ class Plan:
 class Scheduler:
     """At most `max_batch` requests at once, at most `prefill_tokens` of prompts in a step."""
 
-    def __init__(self, max_batch: int, prefill_tokens: int, n_blocks: int, *, finds_prefixes: bool = True) -> None:
+    def __init__(
+        self, max_batch: int, prefill_tokens: int, n_blocks: int, *, block: int = BLOCK, finds_prefixes: bool = True
+    ) -> None:
         self.max_batch, self.prefill_tokens, self.finds_prefixes = max_batch, prefill_tokens, finds_prefixes
+        self.block = block
         self.pool = BlockPool(n_blocks)
         self.waiting: dict[str, Row] = {}
         self.running: dict[str, Row] = {}
@@ -208,7 +211,7 @@ class Scheduler:
         assert all(row.slot == -1 and not row.blocks for row in self.waiting.values()), "a waiting request holds memory"
         slots = [row.slot for row in rows] + self._free_slots
         assert sorted(slots) == list(range(self.max_batch)), f"slots lost or held twice: {sorted(slots)}"
-        assert all(len(row.blocks) * BLOCK >= row.n_cached for row in rows), "a row has entries outside its blocks"
+        assert all(len(row.blocks) * self.block >= row.n_cached for row in rows), "a row has entries outside its blocks"
 
     # ---- inside ----
 
@@ -223,10 +226,10 @@ class Scheduler:
         for row in sorted(self._decoding, key=lambda row: row.arrival):
             if row.slot < 0 or row.request.id not in self.running:
                 continue
-            missing = _blocks_for(len(row.context) + len(row.drafts)) - len(row.blocks)
+            missing = self._blocks_for(len(row.context) + len(row.drafts)) - len(row.blocks)
             if missing > self.pool.n_available:
                 row.drafts = []
-                missing = _blocks_for(len(row.context)) - len(row.blocks)
+                missing = self._blocks_for(len(row.context)) - len(row.blocks)
             while missing > self.pool.n_available and row.slot >= 0:
                 self._preempt(max(self.running.values(), key=lambda row: (row.is_warm, row.arrival)))
             if missing > 0 and row.slot >= 0:
@@ -263,29 +266,29 @@ class Scheduler:
 
     def _start(self, row: Row, placed: list[Row]) -> bool:
         """Find what is known, take blocks for the rest of the context; False when they are not there."""
-        n_full = (len(row.context) if row.is_warm else len(row.context) - 1) // BLOCK
-        found = self.pool.known(row.digests_until(n_full)) if self.finds_prefixes else []
-        missing = _blocks_for(len(row.context)) - len(found)
+        n_full = (len(row.context) if row.is_warm else len(row.context) - 1) // self.block
+        found = self.pool.known(row.digests_until(n_full, self.block)) if self.finds_prefixes else []
+        missing = self._blocks_for(len(row.context)) - len(found)
         spare = len(self._decoding) if self.running else 0  # every running row may want one more soon
         if missing + spare > self.pool.n_available - self.pool.n_idle(found):
             return False
         self.pool.share(found)
-        self._place(row, found + self.pool.take(missing), len(found) * BLOCK, placed)
+        self._place(row, found + self.pool.take(missing), len(found) * self.block, placed)
         row.n_registered = len(found)
         return True
 
     def _share(self, donor: Row, row: Row, placed: list[Row]) -> list[tuple[int, int]]:
         """Start a row on the blocks of one with the same prompt; what to copy, if anything."""
         n_cached = len(row.context) - 1
-        n_full = n_cached // BLOCK
-        own = _blocks_for(len(row.context)) - n_full
+        n_full = n_cached // self.block
+        own = self._blocks_for(len(row.context)) - n_full
         if own + len(self._decoding) > self.pool.n_available:
             return []
         shared = donor.blocks[:n_full]
         self.pool.share(shared)
         self._place(row, shared + self.pool.take(own), n_cached, placed)
         row.n_registered = n_full
-        return [(donor.blocks[n_full], row.blocks[n_full])] if n_cached % BLOCK else []
+        return [(donor.blocks[n_full], row.blocks[n_full])] if n_cached % self.block else []
 
     def _place(self, row: Row, blocks: list[int], n_cached: int, placed: list[Row]) -> None:
         self.waiting.pop(row.request.id, None)
@@ -298,8 +301,8 @@ class Scheduler:
         request = self.warming.popleft()
         row = Row.of(request)
         row.is_warm = True
-        row.context = row.context[: len(row.context) // BLOCK * BLOCK]
-        known = self.pool.known(row.digests_until(len(row.context) // BLOCK))
+        row.context = row.context[: len(row.context) // self.block * self.block]
+        known = self.pool.known(row.digests_until(len(row.context) // self.block, self.block))
         if len(known) < len(row.digests):
             self._start(row, placed)  # without room there is nothing to gain
 
@@ -325,17 +328,16 @@ class Scheduler:
         joined = {p.row for p in pieces if p.row in last - donors and p.length + 1 <= longest}
         return [p for p in pieces if p.row not in joined], joined
 
+    def _blocks_for(self, n_tokens: int) -> int:
+        return -(-n_tokens // self.block)
+
     def _register(self, row: Row) -> None:
-        n_full = row.n_cached // BLOCK
+        n_full = row.n_cached // self.block
         if self.finds_prefixes and n_full > row.n_registered:
-            keys = row.digests_until(n_full)
+            keys = row.digests_until(n_full, self.block)
             for index in range(row.n_registered, n_full):
                 self.pool.register(row.blocks[index], keys[index])
             row.n_registered = n_full
-
-
-def _blocks_for(n_tokens: int) -> int:
-    return -(-n_tokens // BLOCK)
 
 
 def _same_prompt(a: Request, b: Request) -> bool:

@@ -23,7 +23,7 @@ from sobre.engine.batch import Batch
 from sobre.kernels import select
 from sobre.kernels.paged import Places
 from sobre.models.cache import BlockTables, KVCache
-from sobre.models.config import BLOCK, LightningConfig, MLAConfig, ModelConfig, MoEConfig
+from sobre.models.config import LightningConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.lora import ExpertsLoRA
 from sobre.models.moe import MoE, local_dispatch
 from sobre.models.step import StepInput, StepOutput
@@ -64,28 +64,29 @@ class StaticStep:
         self.tokens_R = torch.zeros(n_rows, dtype=torch.int64, device=device)
         self._there = torch.zeros(n_rows * (3 + n_blocks), dtype=torch.int64, device=device)
         self._here = pinned(torch.zeros(n_rows * (3 + n_blocks), dtype=torch.int64), device)
+        block = tables.block
         positions_R, self._cells_R, lengths_R, table = self._there.split([n_rows, n_rows, n_rows, n_rows * n_blocks])
         # what a step knows of itself on the host is the bucket's; what varies is looked up in the buffers
         self.step = StepInput(
             self.tokens_R,
             lengths=(1,) * n_rows,
-            starts=(n_blocks * BLOCK - 1,) * n_rows,
+            starts=(n_blocks * block - 1,) * n_rows,
             slots=(0,) * n_rows,
         )
         self.step.__dict__["positions_N"] = positions_R  # the cached property
-        self._places = Places(table.view(n_rows, n_blocks), lengths_R, n_blocks * BLOCK, BLOCK)
+        self._places = Places(table.view(n_rows, n_blocks), lengths_R, n_blocks * block, block)
 
     def fill(self, batch: Batch, spare: int) -> None:
         """Take over a batch's rows; the others get the block `spare`. The host waits for nothing."""
-        n = len(batch.rows)
+        n, block = len(batch.rows), self.tables.block
         positions_R, cells_R, lengths_R, table = np.split(
             self._here.numpy(), np.cumsum([self.n_rows, self.n_rows, self.n_rows])
         )
         table_RB = table.reshape(self.n_rows, -1)
-        positions_R[n:], cells_R[n:], lengths_R[n:], table_RB[n:] = 0, spare * BLOCK, 1, spare
+        positions_R[n:], cells_R[n:], lengths_R[n:], table_RB[n:] = 0, spare * block, 1, spare
         positions_R[:n] = batch.starts_R
         table_RB[:n] = self.tables.blocks_of(batch.slots, table_RB.shape[1])
-        cells_R[:n] = table_RB[np.arange(n), batch.starts_R // BLOCK] * BLOCK + batch.starts_R % BLOCK
+        cells_R[:n] = table_RB[np.arange(n), batch.starts_R // block] * block + batch.starts_R % block
         lengths_R[:n] = batch.starts_R + 1
         self._there.copy_(self._here, non_blocking=True)
         self.tokens_R[:n].copy_(batch.tokens_T)
@@ -129,7 +130,7 @@ class Replays:
     def run(self, batch: Batch) -> Made:
         """A batch's decode step, of one new token a row: what the model makes of it, without the filling."""
         n = len(batch.rows)
-        key = bucket(n), bucket(int(batch.starts_R.max()) // BLOCK + 1)
+        key = bucket(n), bucket(int(batch.starts_R.max()) // self._tables.block + 1)
         found = self._known.get(key)
         if found is None:
             step = StaticStep(self._model, self._cache, self._tables, *key)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sobre.kernels import scaled
 from sobre.kernels.fp8 import TILE, Quantised
+from sobre.kernels.unfit import log_once
 
 BLOCKS, TILES = (1, 128, 128), (1, 1, 128)
 """DeepGEMM's word for what shares a scale: rows of the left and of the right operand, and the contraction."""
@@ -32,9 +33,11 @@ def product(left: Quantised, right: Quantised, dtype: torch.dtype = torch.float3
     """The same function as `fp8.product`, for right operands whose sides are multiples of 128, and results that are
     bfloat16 of blocks or float32 of tiles (others: the Triton kernel)."""
     n_columns, n_inner = right.values_IK.shape
-    if n_columns % TILE or n_inner % TILE or dtype != (torch.bfloat16 if right.rows == TILE else torch.float32):
+    takes = torch.bfloat16 if right.rows == TILE else torch.float32
+    if n_columns % TILE or n_inner % TILE or dtype != takes:
         from sobre.kernels import triton_fp8
 
+        log_once("fp8_product", "deep_gemm", _takes(takes, n_columns, n_inner, dtype), "triton")
         return triton_fp8.product(left, right, dtype)
     shape, device = (left.values_IK.shape[0], n_columns), left.values_IK.device
     if right.rows == TILE:
@@ -55,12 +58,17 @@ def grouped_product(
     if n_columns % TILE or n_inner % TILE or dtype != torch.bfloat16:
         from sobre.kernels import triton_fp8
 
+        log_once("fp8_grouped_product", "deep_gemm", _takes(torch.bfloat16, n_columns, n_inner, dtype), "triton")
         return triton_fp8.grouped_product(left_PK, rights_EOK, expert_X, dtype)
     out_PO = torch.zeros(left_PK.values_IK.shape[0], n_columns, dtype=dtype, device=left_PK.values_IK.device)
     none_X = torch.where(expert_X < n_experts, expert_X, -1)
     layout_P = none_X.to(torch.int32).repeat_interleave(TILE)
     _library().m_grouped_fp8_gemm_nt_contiguous(_pair(left_PK), _pair(rights_EOK), out_PO, layout_P, recipe=BLOCKS)
     return out_PO
+
+
+def _takes(wanted: torch.dtype, n_columns: int, n_inner: int, dtype: torch.dtype) -> str:
+    return f"takes sides that are multiples of {TILE} and gives {wanted} here, not {n_columns} x {n_inner} in {dtype}"
 
 
 def _pair(operand: Quantised) -> tuple[Tensor, Tensor]:

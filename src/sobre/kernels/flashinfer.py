@@ -3,8 +3,8 @@
 Written against flashinfer-python 0.6.18 (github.com/flashinfer-ai/flashinfer, fb28d72: flashinfer/mla/_core.py), not
 run yet. `plan` divides the work of a step among the multiprocessors by the lengths, which it wants on the host, so the
 host waits for them once a step, before the first layer's attention, when little is queued. `run` reads latents and
-rotary keys where they lie, by the strides of their views. Pages may have any size (FlashMLA, 9241ae3, takes pages of 64
-alone, and ours hold 16). Latents are 512 wide and rotary keys 64, as in DeepSeek's models, and in 16 bits.
+rotary keys where they lie, by the strides of their views. Pages may have any size. Latents are 512 wide and rotary keys
+64, as in DeepSeek's models, and in 16 bits.
 
 Its sampling draws numbers of its own, so that a seed would name other answers than it does elsewhere: it is not used.
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sobre.kernels.paged import Places
+from sobre.kernels.unfit import log_once
 
 RANK, ROPE = 512, 64
 WORKSPACE_BYTES = 128 * 2**20
@@ -31,14 +32,24 @@ _planned: dict[torch.device, tuple[Places, tuple[Any, ...]]] = {}
 
 def latent_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
     """The same function as `reference.latent_decode`, for DeepSeek's widths (others: the Triton kernel)."""
-    if (rank, q_RHC.shape[2] - rank) != (RANK, ROPE) or cells_MC.dtype != q_RHC.dtype:
+    if why := _refuses(q_RHC, cells_MC, rank):
         from sobre.kernels import triton_decode
 
+        log_once("latent_decode", "flashinfer", why, "triton")
         return triton_decode.latent_decode(q_RHC, cells_MC, places, rank, scale)
     pages = cells_MC.unflatten(0, (-1, places.block))
     latents, keys = pages[..., :RANK], pages[..., RANK : RANK + ROPE]
     out: Tensor = _ready(q_RHC, places, scale).run(q_RHC[..., :RANK], q_RHC[..., RANK:], latents, keys)
     return out
+
+
+def _refuses(q_RHC: Tensor, cells_MC: Tensor, rank: int) -> str | None:
+    rope = q_RHC.shape[2] - rank
+    if (rank, rope) != (RANK, ROPE):
+        return f"takes latents of {RANK} and rotary keys of {ROPE}, not of {rank} and {rope}"
+    if cells_MC.dtype != q_RHC.dtype:
+        return f"takes entries of the queries' type, {q_RHC.dtype}, not {cells_MC.dtype}"
+    return None
 
 
 def _ready(q_RHC: Tensor, places: Places, scale: float) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sobre.kernels import fp8
 from sobre.kernels.fp8 import TILE, Quantised
+from sobre.kernels.unfit import log_once
 
 TOLERANCE = 2e-2
 """Largest relative difference of a trial, whose result may be rounded to bfloat16."""
@@ -31,6 +32,7 @@ def product(left: Quantised, right: Quantised, dtype: torch.dtype = torch.float3
     if any(size % TILE for size in sizes) or left.scales.shape[1] == 1:
         from sobre.kernels import triton_fp8
 
+        log_once("fp8_product", "cublas", f"takes more than one tile, in multiples of {TILE}, not {sizes}", "triton")
         return triton_fp8.product(left, right, dtype)
     right_KO = right.values_IK.contiguous().t()
     return torch._scaled_mm(

@@ -23,6 +23,7 @@ from sobre.kernels import (
     coded,
     deep_gemm,
     experts,
+    flash_mla,
     flashinfer,
     fp8,
     kept,
@@ -268,6 +269,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("sum_rows", "triton", _in_triton("triton_experts", "sum_rows"), TRITON, FLOATS, "one pass", _no_triton),
     Kernel("sum_rows", "gathers", experts.sum_rows, reason="its gradient is a gather, too"),
     Kernel("sum_rows", "reference", reference.sum_rows),
+    Kernel("latent_decode", "flash_mla", flash_mla.latent_decode, ("cuda",), HALVES, "DeepSeek's own", flash_mla.lacks),
     Kernel(
         "latent_decode",
         "flashinfer",

@@ -2,9 +2,9 @@
 
 Attention writes one entry of width C per token and layer (MLA: the latent and the rotary key; GQA: keys and values) and
 reads the entries of its sequences back. How the entries lie in memory is the cache's own business. Here they lie in
-blocks of `BLOCK` tokens; a table names the blocks of each sequence, so that sequences grow without moving, and several
-may hold the blocks of a beginning that they share (PagedAttention, arXiv 2309.06180). Who gets which block is decided
-elsewhere (engine/scheduler.py).
+blocks of `BLOCK` tokens, or of as many as a kernel asks for (engine/pages.py); a table names the blocks of each
+sequence, so that sequences grow without moving, and several may hold the blocks of a beginning that they share
+(PagedAttention, arXiv 2309.06180). Who gets which block is decided elsewhere (engine/scheduler.py).
 
 Shapes: L layers, R sequences, S cached positions, C entry width, P vectors of an entry, N tokens, B blocks, M cells
 (one for each token of each block).
@@ -57,14 +57,14 @@ class KVCache(Protocol):
 class BlockTables:
     """Which blocks each slot holds, and where the tokens of a step lie in them: for all that is kept per token."""
 
-    def __init__(self, n_slots: int, max_len: int, device: str | torch.device) -> None:
-        self.device = torch.device(device)
-        self._table_RB = np.zeros((n_slots, -(-max_len // BLOCK)), dtype=np.int64)
+    def __init__(self, n_slots: int, max_len: int, device: str | torch.device, block: int = BLOCK) -> None:
+        self.device, self.block = torch.device(device), block
+        self._table_RB = np.zeros((n_slots, -(-max_len // block)), dtype=np.int64)
         self._cells: tuple[StepInput, Tensor] | None = None
         self._places: tuple[StepInput, Places] | None = None
 
     def place(self, slot: int, blocks: Sequence[int]) -> None:
-        """From now on the slot's tokens lie in these blocks, `BLOCK` each, in this order."""
+        """From now on the slot's tokens lie in these blocks, `block` each, in this order."""
         self._table_RB[slot, : len(blocks)] = blocks
 
     def cells_N(self, step: StepInput) -> Tensor:
@@ -82,17 +82,17 @@ class BlockTables:
             positions = np.repeat(positions, lengths) + np.arange(len(firsts)) - firsts
             slots = np.repeat(slots, lengths)
         positions = np.maximum(positions - age, 0)
-        cells = self._table_RB[slots, positions // BLOCK] * BLOCK + positions % BLOCK
+        cells = self._table_RB[slots, positions // self.block] * self.block + positions % self.block
         return carried(torch.from_numpy(cells), self.device)
 
     def places(self, step: StepInput) -> Places:
         """The blocks of all sequences up to the step's longest context, the same in every layer."""
         if self._places is None or self._places[0] is not step:
-            blocks_RB = self._table_RB[np.array(step.slots), : -(-step.context // BLOCK)]
+            blocks_RB = self._table_RB[np.array(step.slots), : -(-step.context // self.block)]
             in_a_run = step.n_sequences == 1 and bool((np.diff(blocks_RB[0]) == 1).all())
             first = int(blocks_RB[0, 0]) if in_a_run else None
             table_RB = carried(torch.from_numpy(np.ascontiguousarray(blocks_RB)), self.device)
-            places = Places(table_RB, step.starts_R + step.lengths_R, step.context, BLOCK, first)
+            places = Places(table_RB, step.starts_R + step.lengths_R, step.context, self.block, first)
             self._places = (step, places)
         return self._places[1]
 
@@ -108,7 +108,7 @@ class BlockTables:
     def row_cells(self, slot: int, length: int) -> Tensor:
         """Where the first `length` tokens of a slot lie."""
         positions = np.arange(length)
-        cells = self._table_RB[slot, positions // BLOCK] * BLOCK + positions % BLOCK
+        cells = self._table_RB[slot, positions // self.block] * self.block + positions % self.block
         return carried(torch.from_numpy(cells), self.device)
 
 
@@ -121,12 +121,12 @@ class PagedCache:
         self.reads_fresh = False
         self.tables, self.dtype, self.attention = tables, dtype, cfg.attention
         self._layered = {
-            name: ((n_layers or cfg.n_layers, n_blocks, BLOCK * width), kind)
+            name: ((n_layers or cfg.n_layers, n_blocks, tables.block * width), kind)
             for name, (width, kind) in self._widths().items()
         }
         self._trailed: list[tuple[tuple[int, ...], torch.dtype]] = []
         if cfg.memory.layers:
-            n_cells = n_blocks * BLOCK
+            n_cells = n_blocks * tables.block
             self._trailed = [((n_cells,), torch.int64), *[((n_cells, cfg.d_model), dtype)] * len(cfg.memory.layers)]
         self.layers: dict[str, Tensor] = {}
         self.trails: list[Tensor] = []
@@ -160,12 +160,12 @@ class PagedCache:
     def _cells(self, name: str, layer: int) -> Tensor:
         """(M, numbers of a token): what is kept under this name in a layer."""
         kept_LB = self.layers[name]
-        return kept_LB[layer].view(-1, kept_LB.shape[2] // BLOCK)
+        return kept_LB[layer].view(-1, kept_LB.shape[2] // self.tables.block)
 
     def _of_all(self, name: str) -> Tensor:
         """(L, M, numbers of a token): the same of all layers."""
         kept_LB = self.layers[name]
-        return kept_LB.view(len(kept_LB), -1, kept_LB.shape[2] // BLOCK)
+        return kept_LB.view(len(kept_LB), -1, kept_LB.shape[2] // self.tables.block)
 
     def leave(self, trail: int, x_N: Tensor, step: StepInput) -> None:
         self.trails[trail].index_copy_(0, self.tables.cells_N(step), x_N.to(self.trails[trail].dtype))
@@ -177,7 +177,7 @@ class PagedCache:
         """All that is kept, block by block: views of the memory."""
         return [
             *(kept_LB.transpose(0, 1) for kept_LB in self.layers.values()),
-            *(kept.unflatten(0, (-1, BLOCK)) for kept in self.trails),
+            *(kept.unflatten(0, (-1, self.tables.block)) for kept in self.trails),
         ]
 
     def rest(self) -> None:
@@ -226,7 +226,7 @@ class Int8Cache(PagedCache):
         places = self.tables.places(step)
         n_rows, n_blocks = places.table_RB.shape
         table_RB = torch.arange(n_rows * n_blocks, device=self.tables.device).view(n_rows, n_blocks)
-        whole = replace(places, longest=n_blocks * BLOCK)
+        whole = replace(places, longest=n_blocks * places.block)
         codes_RSC, scales_RSP = (gather(self._cells(name, layer), whole) for name in ("entries", "scales"))
         cells_MC = from_int8(codes_RSC, scales_RSP, self.attention.cache_parts, self.dtype).flatten(0, 1)
         return cells_MC, replace(places, table_RB=table_RB, first=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sobre.bench.gpu import rivals
 from sobre.kernels import select
 from sobre.schemas import schema
 
@@ -46,10 +47,26 @@ def test_a_bare_machine_measures_and_says_that_tiny_sizes_mean_nothing(tmp_path)
     assert "memory_bytes" not in figures
     chosen = select.choose("latent_decode", "cpu", torch.bfloat16)
     assert found["kernels"]["figures"]["latent_decode_kernel"] == chosen.name
+    assert found["kernels"]["figures"]["latent_decode_over_gathered"] > 0
     assert found["rl"]["figures"]["rollout_tokens_per_s"] > 0
     assert found["rl"]["figures"]["recomputes"] == found["rl"]["figures"]["takes_turns"] == 1.0
     assert abs(found["compiled"]["figures"]["loss_first_difference"]) < 1e-3
     assert found["decode"]["figures"]["b4_steps_recorded"] == 0
+
+
+def test_a_kernel_is_compared_with_what_can_run_in_its_place(monkeypatch):
+    """On a card with triton and no library."""
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: name if name == "triton" else None)
+    ops = {"take_rows": torch.bfloat16, "weighted_swiglu": torch.bfloat16, "latent_decode": torch.bfloat16}
+    found = {
+        op: rivals(select.choose(op, "cuda", dtype), "cuda") for op, dtype in {**ops, "draw": torch.float32}.items()
+    }
+    assert found == {
+        "take_rows": ["gathers"],
+        "weighted_swiglu": ["reference"],
+        "latent_decode": ["gathered"],
+        "draw": ["blocks"],
+    }
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ None of them is here. Each stand-in below refuses what the library's own source 
 header of the module that calls it) and computes by our specification; tests/gpu runs the real ones where they are.
 """
 
+import logging
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,9 +14,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+sys.path.insert(0, str(Path(__file__).parent))
+from flash_mla_stand_in import FlashMLA
+
 import sobre.kernels
 from sobre.errors import ConfigError
-from sobre.kernels import deep_gemm, flashinfer, fp8, liger, reference, select
+from sobre.kernels import deep_gemm, flash_mla, flashinfer, fp8, liger, reference, select, unfit
 from sobre.kernels.fp8 import TILE, Quantised
 from sobre.kernels.paged import Places
 
@@ -159,15 +164,15 @@ class MLAWrapper:
         return torch.stack(outs).to(dtype)
 
 
-def paged(lengths: tuple[int, ...], width: int, dtype: torch.dtype) -> tuple[Tensor, Places]:
-    """Cells in pages of 16 out of order, NaN beyond each sequence's end."""
-    n_blocks = -(-max(lengths) // 16)
+def paged(lengths: tuple[int, ...], width: int, dtype: torch.dtype, block: int = 16) -> tuple[Tensor, Places]:
+    """Cells in pages out of order, NaN beyond each sequence's end."""
+    n_blocks = -(-max(lengths) // block)
     table_RB = torch.randperm(len(lengths) * n_blocks, generator=torch.Generator().manual_seed(1)).view(-1, n_blocks)
-    cells_MC = torch.full((table_RB.numel() * 16, width), torch.nan, dtype=dtype)
+    cells_MC = torch.full((table_RB.numel() * block, width), torch.nan, dtype=dtype)
     for row, length in enumerate(lengths):
         position = torch.arange(length)
-        cells_MC[table_RB[row, position // 16] * 16 + position % 16] = randn(length, width, seed=row).to(dtype)
-    return cells_MC, Places(table_RB, torch.tensor(lengths), max(lengths), 16)
+        cells_MC[table_RB[row, position // block] * block + position % block] = randn(length, width, seed=row).to(dtype)
+    return cells_MC, Places(table_RB, torch.tensor(lengths), max(lengths), block)
 
 
 @pytest.fixture
@@ -206,6 +211,74 @@ def test_what_flashinfer_does_not_take_goes_to_triton(monkeypatch, mla, rank, ro
     assert not mla.made
 
 
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> FlashMLA:
+    stand_in = FlashMLA()
+    monkeypatch.setitem(sys.modules, "flash_mla", stand_in)
+    monkeypatch.setattr(flash_mla, "_steps", {})
+    return stand_in
+
+
+@pytest.mark.parametrize("n_heads", [1, 16, 70])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_flash_mla_attends_to_the_pages_where_they_lie(flash, dtype, n_heads):
+    cells_MC, places = paged((1, 40, 64, 200), 576 + 8, dtype, 64)  # 8 numbers of an indexer's key
+    q_RHC = randn(4, n_heads, 576, seed=9).to(dtype)
+    found = flash_mla.latent_decode(q_RHC, cells_MC, places, 512, 0.1)
+    assert found.dtype == dtype
+    assert_close(found, reference.latent_decode(q_RHC, cells_MC, places, 512, 0.1), rtol=1e-2, atol=1e-2)
+    turned = q_RHC.transpose(0, 1).contiguous().transpose(0, 1)  # heads before rows in memory
+    assert torch.equal(flash_mla.latent_decode(turned, cells_MC, places, 512, 0.1), found)
+
+
+def test_flash_mla_plans_once_for_all_layers_of_a_step(flash):
+    q_RHC = randn(2, 2, 576).bfloat16()
+    for lengths in ((5, 65), (6, 66)):
+        cells_MC, places = paged(lengths, 576, torch.bfloat16, 64)
+        for _ in range(3):
+            flash_mla.latent_decode(q_RHC, cells_MC, places, 512, 0.1)
+    assert (len(flash.metas), flash.n_calls) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("rank", "rope", "spare", "block", "kept", "why"),
+    [
+        (512, 64, 0, 16, "bfloat16", "pages of 64 entries, not of 16"),
+        (256, 64, 0, 64, "bfloat16", "latents of 512 and rotary keys of 64, not of 256 and 64"),
+        (512, 32, 0, 64, "bfloat16", "latents of 512 and rotary keys of 64, not of 512 and 32"),
+        (512, 64, 0, 64, "float16", "entries of the queries' type, torch.bfloat16, not torch.float16"),
+        (512, 64, 3, 64, "bfloat16", "entries that begin at multiples of 16 bytes"),
+    ],
+)
+def test_what_flash_mla_does_not_take_goes_to_triton_and_is_said_once(
+    monkeypatch, caplog, flash, rank, rope, spare, block, kept, why
+):
+    unfit.log_once.cache_clear()
+    calls = instead(monkeypatch, "triton_decode", "latent_decode")
+    cells_MC, places = paged((3,), rank + rope + spare, getattr(torch, kept), block)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            flash_mla.latent_decode(randn(1, 2, rank + rope).bfloat16(), cells_MC, places, rank, 0.1)
+    assert len(calls) == 2
+    assert not flash.n_calls
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"latent_decode: flash_mla takes {why}; triton runs instead"]
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen", "why"), [((9, 0), "flash_mla", "DeepSeek's own"), ((10, 0), "triton", "capability 9.0")]
+)
+def test_flash_mla_comes_first_where_it_is_made_for(monkeypatch, capability, chosen, why):
+    there = {"flash_mla", "triton"}
+    monkeypatch.setattr(flash_mla.importlib.util, "find_spec", lambda name: name if name in there else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    kernel, reason = select._choose("latent_decode", "cuda", torch.bfloat16)
+    assert kernel.name == chosen
+    assert why in reason
+    assert select.choose("latent_decode", "cuda", torch.float32).name == "triton"
+
+
 class LigerRMSNorm:
     """liger_kernel.ops.LigerRMSNormFunction 0.8.2: where each mode rounds."""
 
@@ -235,6 +308,7 @@ def test_liger_normalises_and_gates_as_the_reference(monkeypatch):
 LIBRARIES = [
     ("rms_norm", "liger", "liger_kernel"),
     ("swiglu", "liger", "liger_kernel"),
+    ("latent_decode", "flash_mla", "flash_mla"),
     ("latent_decode", "flashinfer", "flashinfer"),
     ("fp8_product", "deep_gemm", "deep_gemm"),
     ("fp8_grouped_product", "deep_gemm", "deep_gemm"),
