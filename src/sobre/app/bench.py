@@ -7,6 +7,7 @@
     sobre bench saves                        for how long a training step waits for a saved state
     sobre bench serve                        a started server: 32 streams against one, first tokens, page
     sobre bench soak --minutes 30            a started server under clients that leave: memory flat, no block left
+    sobre bench quality --model DIR --text FILE   what 8 and 4 bits cost, beside llama.cpp's files of the same model
     sobre bench rl                           a GRPO step against TRL
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
@@ -35,6 +36,7 @@ from sobre.bench.config import (
     FrugalityBench,
     LawsBench,
     LoadBench,
+    QualityBench,
     RLBench,
     SavesBench,
     ServeBench,
@@ -57,6 +59,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "saves": SavesBench,
     "serve": ServeBench,
     "soak": SoakBench,
+    "quality": QualityBench,
     "twin": TwinBench,
     "story": StoryBench,
     "distill": DistillBench,
@@ -144,6 +147,10 @@ def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
         from sobre.bench import soak
 
         return lambda cfg: soak.bench(cfg, say).document()
+    if name == "quality":
+        from sobre.bench import quality
+
+        return lambda cfg: quality.bench(cfg, say).document()
     if name == "twin":
         from sobre.bench import twin
 

@@ -189,6 +189,31 @@ class RLBench(TimedConfig):
 
 
 @config
+class QualityBench(BenchConfig):
+    """What rounded weights and caches cost in quality: ours and llama.cpp's files of the same trained model."""
+
+    model: str = ""
+    """Folder of a trained model, or its id on the hub."""
+    text: tuple[str, ...] = ()
+    """Files or folders of text that the model was not trained on."""
+    lang: str = ""
+    """Only rows of this language; empty takes all."""
+    documents: int = 0
+    """The first so many of each source; 0 takes all."""
+    window: int = 512
+    """Tokens of context at most; a model with a shorter context has less."""
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.model or not self.text:
+            raise ConfigError("quality reads text with a trained model: --model FOLDER --text FILE_OR_FOLDER ...")
+        if self.documents < 0 or self.window < 2 or self.threads < 1:
+            raise ConfigError(
+                f"documents={self.documents}, window={self.window}, threads={self.threads}: at least 0, 2, 1"
+            )
+
+
+@config
 class QueueConfig(BenchConfig):
     """Benchmarks of minutes to hours: a queue of cells, each one run and one file. Start it again to go on."""
 

@@ -42,13 +42,14 @@ class Result:
     """What a benchmark found."""
 
     name: str
-    kind: Literal["timing", "cell", "summary"]
+    kind: Literal["timing", "cell", "summary", "quality"]
     settings: dict[str, Any]
     threads: int | None
     check: list[dict[str, Any]]
     """What was compared before anything was timed: what, value, limit."""
     body: dict[str, Any] = field(default_factory=dict)
-    """timing: rounds, medians, ratios, memory; cell: cell, figures; summary: cells, means, targets."""
+    """timing: rounds, medians, ratios, memory; cell: cell, figures; summary: cells, means, targets; quality:
+    contestants."""
     notes: tuple[str, ...] = ()
 
     def document(self, ran: Source | None = None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ def table(document: dict[str, Any]) -> str:
     head = f"{document['name']}   commit {commit}   {document['date']}   {machine['cpu']}, {threads}"
     lines = [head + f"torch {machine['packages']['torch']}, transformers {machine['packages']['transformers']}", ""]
     lines += [f"checked: {c['what']}: {c['value']:.2g} (at most {c['limit']:.0e})" for c in document["check"]]
-    lines += _timing(document) if document["kind"] == "timing" else _summary(document)
+    show = {"timing": _timing, "quality": _quality}.get(document["kind"], _summary)
+    lines += show(document)
     return "\n".join([*lines, *(f"note: {note}" for note in document["notes"])])
 
 
@@ -42,6 +43,14 @@ def _timing(document: dict[str, Any]) -> list[str]:
     for side, found in document.get("memory", {}).items():
         lines.append(f"memory of {side}: grows by {found['grown_mib']:,.0f} MiB to {found['peak_mib']:,.0f} MiB")
     return lines
+
+
+def _quality(document: dict[str, Any]) -> list[str]:
+    rows: list[Row] = [("form of the model", "bits per byte", "KL to bfloat16", "KL to float32", "same best token")]
+    for name, found in document["contestants"].items():
+        kls = f"{found['kl_to_bfloat16']:.5f}", f"{found['kl_to_float32']:.5f}"
+        rows.append((name, f"{found['bits_per_byte']:.4f}", *kls, f"{found['same_best']:.1%}"))
+    return ["", *align(rows)]
 
 
 def _race(document: dict[str, Any]) -> list[str]:

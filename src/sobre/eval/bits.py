@@ -113,10 +113,10 @@ def bits_per_byte(
     per_source > 0 takes only the first so many of each source; `cache` is what attention's entries go through."""
     chosen = first_of_each(documents, per_source)
     start = tokenizer.eos_id if start_id is None else start_id
-    ids = _encoded(tokenizer, chosen)
+    ids = encoded(tokenizer, chosen)
     cut = [w for i, x in enumerate(ids) for w in windows(x, i, start_id=start, window=window, overlap=overlap)]
     bits, n_read = [0.0] * len(chosen), [0] * len(chosen)
-    for batch in _batches(cut):
+    for batch in batches(cut):
         for piece, value in zip(batch, _score(model, batch, cache), strict=True):
             bits[piece.document] += value
             n_read[piece.document] += len(piece.ids)
@@ -130,11 +130,11 @@ def bits_per_byte(
 
 def tokens_read(tokenizer: Tokenizer, documents: Iterable[Text], *, window: int, overlap: float) -> int:
     """What `bits_per_byte` reads of these documents: those read again as context count again."""
-    ids = _encoded(tokenizer, documents)
+    ids = encoded(tokenizer, documents)
     return sum(len(w.ids) for x in ids for w in windows(x, 0, start_id=0, window=window, overlap=overlap))
 
 
-def _encoded(tokenizer: Tokenizer, documents: Iterable[Text]) -> list[list[int]]:
+def encoded(tokenizer: Tokenizer, documents: Iterable[Text]) -> list[list[int]]:
     """Tokens of each document, its end included."""
     return [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch([document.text for document in documents])]
 
@@ -150,7 +150,7 @@ def first_of_each(documents: Iterable[T], per_source: int) -> list[T]:
     return chosen
 
 
-def _batches(cut: list[Window]) -> Iterator[list[Window]]:
+def batches(cut: Sequence[Window]) -> Iterator[list[Window]]:
     """Windows of like length together: padding inside attention costs nothing then."""
     batch: list[Window] = []
     for piece in sorted(cut, key=lambda w: len(w.ids)):
@@ -165,17 +165,23 @@ def _batches(cut: list[Window]) -> Iterator[list[Window]]:
 def _score(model: Decoder, batch: list[Window], cache: type[PagedCache] | None) -> list[float]:
     """Bits of each window's scored tokens."""
     device = next(model.parameters()).device
-    tokens_N = carried(torch.tensor([i for piece in batch for i in piece.ids]), device)
     targets_N = carried(torch.tensor([i for piece in batch for i in piece.targets]), device)
-    lengths = tuple(len(piece.ids) for piece in batch)
-    step = StepInput(tokens_N, lengths=lengths, slots=tuple(range(len(lengths))))
-    hidden_ND = model(step, None if cache is None else _room(model, lengths, device, cache)).hidden_ND
-    nll_N = torch.nn.functional.cross_entropy(model.logits(hidden_ND).float(), targets_N, reduction="none")
+    nll_N = torch.nn.functional.cross_entropy(logits_of(model, batch, cache), targets_N, reduction="none")
     pieces: tuple[Tensor, ...] = nll_N.cpu().split([len(piece.ids) for piece in batch])
     return [
         float(nll[len(nll) - piece.n_scored :].double().sum()) / math.log(2)
         for piece, nll in zip(batch, pieces, strict=True)
     ]
+
+
+def logits_of(model: Decoder, batch: Sequence[Window], cache: type[PagedCache] | None) -> Tensor:
+    """Logits after every token of these windows, one after the other, in float32: N x vocabulary."""
+    device = next(model.parameters()).device
+    tokens_N = carried(torch.tensor([i for piece in batch for i in piece.ids]), device)
+    lengths = tuple(len(piece.ids) for piece in batch)
+    step = StepInput(tokens_N, lengths=lengths, slots=tuple(range(len(lengths))))
+    hidden_ND = model(step, None if cache is None else _room(model, lengths, device, cache)).hidden_ND
+    return model.logits(hidden_ND).float()
 
 
 def _room(model: Decoder, lengths: Sequence[int], device: torch.device, kind: type[PagedCache]) -> PagedCache:

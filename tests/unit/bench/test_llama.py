@@ -85,3 +85,17 @@ def test_llama_cpp_makes_the_four_bits_itself_and_says_when_it_cannot(tmp_path, 
     assert asked == [(f"{tmp_path}/a", f"{tmp_path}/b", 2, 2)]
     with pytest.raises(RunError, match="does not quantise .*a: code 1"):
         quantised(tmp_path / "a", tmp_path / "b", 2)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_reading_gives_the_logits_after_every_token_of_every_row(tmp_path, monkeypatch, exact):
+    cpp = FakeCpp()
+    monkeypatch.setitem(sys.modules, "llama_cpp", cpp)
+    rows = [[1, 2, 3], [5], [7, 7]]
+    read = Llama(tmp_path / "m.gguf", threads=2).reading(300, 3, exact=exact)
+    for _ in range(2):  # the second time, too, every row begins anew
+        logits = read(rows)
+        assert [row.argmax() for row in logits] == [sum(ids[: i + 1]) for ids in rows for i in range(len(ids))]
+    assert logits.shape == (6, N_VOCAB)
+    assert (cpp.options.n_seq_max, cpp.options.n_ctx, cpp.options.n_batch) == (3, 3 * 512, 900)
+    assert hasattr(cpp.options, "type_k") is exact
