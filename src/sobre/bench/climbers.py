@@ -28,7 +28,7 @@ from sobre.rl.config import CurriculumConfig, GRPOConfig, RLConfig
 from sobre.rl.rollout import give_for
 from sobre.rl.source import RolloutSource
 from sobre.tasks.base import Problem
-from sobre.tasks.config import TasksConfig
+from sobre.tasks.config import HARDEST, TasksConfig
 from sobre.tasks.judging import Asked, Fault, check, judge
 from sobre.tasks.sampling import test_set
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ def beginning(cfg: ClimbBench) -> Recipe:
     """What makes the model that both sides start from: a recipe up to its reinforcement learning, of the course's tasks
     and of those that it reads in chats."""
     recipe = decode(Recipe, [read_recipe(cfg.recipe)])
-    levels = (1, cfg.difficulty)
+    levels = (cfg.difficulty, min(cfg.difficulty + 1, HARDEST))
     return replace(
         recipe,
         name="climb-start",

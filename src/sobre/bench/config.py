@@ -296,12 +296,12 @@ class ClimbBench(QueueConfig):
     more than it shows in chats, which is what reinforcement learning brings out; a cold start cut short cannot."""
     tasks: tuple[str, ...] = ("arithmetic",)
     difficulty: int = 2
-    """Of what is asked; the start has seen worked examples up to it."""
-    chats: tuple[str, ...] = ("sums",)
-    """Other tasks that the start has seen in the layout of a chat too."""
-    chat_share: float = 0.02
+    """Of what is asked; the start has read worked examples of it and of the next harder, as in `zero`."""
+    chats: tuple[str, ...] = ("reverse", "sums", "dates", "knights", "formula")
+    """Other tasks that the start has seen in the layout of a chat too; with one-line chats alone it thinks one line."""
+    chat_share: float = 0.01
     """Chats for each other document of the start's text."""
-    start: str = "1e13flop"
+    start: str = "2e13flop"
     """Budget of the start, which must end well below the goal; not counted."""
     width: int = 96
     layers: int = 3
@@ -325,7 +325,7 @@ class ClimbBench(QueueConfig):
     """Steps for which TRL's data set is made, before its clock runs: more than its seconds allow."""
     dtype: Dtype = "bfloat16"
     """What our trainer computes in; our engine samples in what decodes fastest, as in a run."""
-    peer_dtype: Dtype = "float32"
+    peer_dtype: Dtype = "bfloat16"
     """What TRL computes in: the one in which `bench rl` finds it faster."""
     threads: int = 2
 

@@ -10,13 +10,15 @@ from sobre.errors import ConfigError
 Lang = Literal["en", "fr", "zh"]
 LANGS: tuple[Lang, ...] = ("en", "fr", "zh")
 JUDGE_S = 60.0
+HARDEST = 5
+"""The last level of a generated task; the first is 1."""
 TASK_NAMES = ("arithmetic", "countdown", "sorting", "word", "equation", "sequence")
 
 
 def check_difficulty(where: str, low: int, high: int) -> None:
-    """Refuse a range of difficulties that is empty or leaves 1..5."""
-    if not 1 <= low <= high <= 5:
-        raise ConfigError(f"{where}=({low}, {high}) must be a range within 1..5, such as (1, 3) or (3, 3)")
+    """Refuse a range of difficulties that is empty or leaves 1..HARDEST."""
+    if not 1 <= low <= high <= HARDEST:
+        raise ConfigError(f"{where}=({low}, {high}) must be a range within 1..{HARDEST}, such as (1, 3) or (3, 3)")
 
 
 def named_files(where: str, entries: tuple[str, ...]) -> dict[str, str]:

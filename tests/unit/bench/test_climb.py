@@ -74,7 +74,7 @@ def test_who_did_not_reach_the_goal_counts_with_its_seconds_and_a_goal_missed_by
 
 
 def test_both_sides_start_from_one_recipe_for_a_seed_and_differ_in_rate_and_dtype_alone() -> None:
-    cfg = ClimbBench()
+    cfg = ClimbBench(peer_dtype="float32")
     mine, theirs = climb.contestant(cfg, "sobre", 1, 1e-4), climb.contestant(cfg, "trl", 1, 1e-5)
     apart = {key for key in mine.settings if mine.settings[key] != theirs.settings[key]}
     assert apart == {"side", "lr", "dtype"}
@@ -87,8 +87,9 @@ def test_a_start_is_a_recipe_up_to_its_reinforcement_learning_with_chats_of_othe
     cfg = ClimbBench()
     recipe = climb.beginning(cfg)
     assert recipe.stages == ("pretrain",)
-    assert (recipe.tasks.names, recipe.tasks.test_difficulty, recipe.text.difficulty) == (("arithmetic",), 2, (1, 2))
-    assert (recipe.text.names, recipe.text.chat_names) == (("arithmetic", "sums"), ("sums",))
+    assert (recipe.tasks.names, recipe.tasks.test_difficulty, recipe.text.difficulty) == (("arithmetic",), 2, (2, 3))
+    assert (recipe.text.names, recipe.text.chat_names) == (("arithmetic", *cfg.chats), cfg.chats)
+    assert climb.beginning(replace(cfg, difficulty=5)).text.difficulty == (5, 5)
     assert climb.beginning(replace(cfg, recipe="demo")).stages == ("pretrain", "sft")
     with pytest.raises(ConfigError, match="arithmetic.*both asked and read in chats"):
         ClimbBench(chats=("arithmetic",))

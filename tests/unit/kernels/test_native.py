@@ -31,8 +31,8 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_said_once(monkeypat
     assert "native needs a C compiler" in why
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line == (
-        "no kernels in C, so torch computes in their place, more slowly: needs a C compiler (cc, gcc, clang); none is on"
-        " the path"
+        "no kernels in C, so torch computes in their place, more slowly: needs a C compiler (cc, gcc, clang); none is"
+        " on the path"
     )
 
 
