@@ -266,10 +266,11 @@ def test_recorded_decode_steps_answer_as_launched_ones_do(cfg):
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-3)
 
 
-def test_layers_compiled_by_region_learn_what_the_others_do():
+@pytest.mark.parametrize("cfg", [GROUPED, SMALL], ids=["dense", "experts"])
+def test_layers_compiled_by_region_learn_what_the_others_do(cfg):
     found = []
     for compiles in (False, True):
-        model = Decoder(GROUPED)
+        model = Decoder(cfg)
         model.init_weights(0)
         model.to("cuda").train()
         if compiles:

@@ -383,6 +383,7 @@ COMPILED: dict[str, Callable[..., Any]] = {
     "rope": reference.rope,
     "latent_heads": reference.latent_heads,
     "linear": reference.linear,
+    "router_scores": reference.router_scores,
     "causal_attention": sdpa.causal_attention,
 }
 """What stands in a compiled region (models/regions.py): formulas, for the compiler to fuse, and torch's attention."""

@@ -9,7 +9,7 @@ Shapes: N tokens of a step, D width, V vocabulary, L routing layers, A active ex
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -74,12 +74,17 @@ class Block(nn.Module):
         experts_NA: Tensor | None,
         parts: "Parts | None" = None,
     ) -> tuple[Tensor, Routing | None]:
-        attend, feed = parts or (Block.attend, Block.feed)
+        attend, feed = (parts.attend, parts.feed) if parts else (Block.attend, Block.feed)
         x_ND = attend(self, x_ND, rope, step, cache)
         if not isinstance(self.ffn, MoE):
             return feed(self, x_ND), None
-        normed_ND = self.ffn_norm(x_ND)
-        y_ND, routing = self.ffn(normed_ND, step, experts_NA)
+        if parts is None:
+            normed_ND = self.ffn_norm(x_ND)
+            y_ND, routing = self.ffn(normed_ND, step, experts_NA)
+        else:
+            normed_ND, shared_ND, scores_NE = parts.score(self, x_ND)
+            routing = self.ffn.router.routed(scores_NE, step, experts_NA)
+            y_ND = self.ffn.visited(normed_ND, routing, shared_ND)
         return self._add(x_ND, normed_ND, y_ND, self.ffn_factors), routing
 
     def attend(
@@ -94,6 +99,14 @@ class Block(nn.Module):
         normed_ND = self.ffn_norm(x_ND)
         return self._add(x_ND, normed_ND, self.ffn(normed_ND), self.ffn_factors)
 
+    def score(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The second half up to the choice of experts, where there are any: its norm, what the shared experts answer,
+        and the router's scores."""
+        assert isinstance(self.ffn, MoE)
+        normed_ND = self.ffn_norm(x_ND)
+        shared_ND = None if self.ffn.shared is None else self.ffn.shared(normed_ND)
+        return normed_ND, shared_ND, self.ffn.router.scores(normed_ND)
+
     @staticmethod
     def _add(x_ND: Tensor, normed_ND: Tensor, y_ND: Tensor, factors: tuple[float, float] | None) -> Tensor:
         return x_ND + y_ND if factors is None else normed_ND * factors[0] + y_ND * factors[1]
@@ -104,6 +117,7 @@ class Parts(NamedTuple):
 
     attend: Callable[..., Tensor]
     feed: Callable[..., Tensor]
+    score: Callable[..., Any]
 
 
 class MTP(nn.Module):

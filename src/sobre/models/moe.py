@@ -73,7 +73,14 @@ class Router(nn.Module):
 
     def forward(self, x_ND: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> Routing:
         """Route every token; `experts_NA`, if given, replaces the choice and keeps the weights' gradient."""
-        scores_NE = select.router_scores(x_ND, self.weight_ED, self.cfg.score)
+        return self.routed(self.scores(x_ND), step, experts_NA)
+
+    def scores(self, x_ND: Tensor) -> Tensor:
+        """How well each expert fits each token: scores_NE."""
+        return select.router_scores(x_ND, self.weight_ED, self.cfg.score)
+
+    def routed(self, scores_NE: Tensor, step: StepInput, experts_NA: Tensor | None = None) -> Routing:
+        """Route by these scores, as `forward` does."""
         if experts_NA is None:
             experts_NA = self._choose(scores_NE.detach())
         weights_NA = scores_NE.gather(-1, experts_NA)
@@ -145,19 +152,24 @@ class MoE(nn.Module):
                 y_ND, weights_NA, experts_NA = routed(x_ND, layer)
                 return y_ND, Routing(weights_NA, experts_NA, None)
         routing = self.router(x_ND, step, experts_NA)
+        return self.visited(x_ND, routing, None if self.shared is None else self.shared(x_ND)), routing
+
+    def visited(self, x_ND: Tensor, routing: Routing, shared_ND: Tensor | None) -> Tensor:
+        """The answers of the experts that were chosen, and of the shared ones: y_ND."""
+        y_ND = self._routed(x_ND, routing)
+        return y_ND if shared_ND is None else y_ND + shared_ND
+
+    def _routed(self, x_ND: Tensor, routing: Routing) -> Tensor:
         dtype = x_ND.dtype
         if self.gate_EFD_factors is not None:
-            y_ND = by_expert(x_ND, routing.experts_NA, routing.weights_NA, self._kept_expert)
-            return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
+            return by_expert(x_ND, routing.experts_NA, routing.weights_NA, self._kept_expert)
         masters = (self.gate_EFD, self.up_EFD, self.down_EDF)
         if self.precision != "auto" and self.training:
             power_of_two = self.precision == "fp8-power-of-two"
-            y_ND = fp8_moe_ffn(x_ND, routing.experts_NA, routing.weights_NA, *masters, power_of_two=power_of_two)
-        else:
-            stacked = (master.to(dtype) for master in masters)
-            experts = self.dispatch if self.lora is None else self.lora
-            y_ND = experts(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
-        return (y_ND if self.shared is None else y_ND + self.shared(x_ND)), routing
+            return fp8_moe_ffn(x_ND, routing.experts_NA, routing.weights_NA, *masters, power_of_two=power_of_two)
+        stacked = (master.to(dtype) for master in masters)
+        experts = self.dispatch if self.lora is None else self.lora
+        return experts(x_ND, routing.experts_NA, routing.weights_NA, *stacked)
 
     def whole(self, dtype: torch.dtype) -> Routed | None:
         """The layer as one call takes it; None where it is more than that, or other."""

@@ -1,12 +1,15 @@
 """Compilation by region: the parts of a layer as one compiled function each (torch.compile), the same for all layers.
 
-A region is what plain torch computes: norm, attention and sum; norm, dense feed-forward and sum. Inside it the formulas
-of kernels/reference.py stand, for the compiler fuses them itself (`select.COMPILED`). Routed experts are no region:
-their kernels are by hand already, and how many rows each gets is not known before. A region is compiled whole
-(`fullgraph`), for one length of rows: steps whose sequences differ in length run as they are.
+A region is what plain torch computes: norm, attention and sum; norm, dense feed-forward and sum; and in a layer with
+experts norm, shared experts and the router's scores. Inside it the formulas of kernels/reference.py stand, for the
+compiler fuses them itself (`select.COMPILED`). The choice of experts and what they answer are no region: their kernels
+are by hand already, how many rows each gets is not known before, and where layers are computed again the choice is
+given and not made, which would be another graph. A region is compiled whole (`fullgraph`), for one length of
+rows: steps whose sequences differ in length run as they are.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -21,11 +24,12 @@ def compile_layers(model: Decoder, backend: str = "inductor") -> None:
     why = _why_not(model)
     if why:
         raise ConfigError(f"compile=true: {why}")
-    model.parts = Parts(_compiled(Block.attend, backend), _compiled(Block.feed, backend))
+    model.parts = Parts(*(_compiled(region, backend) for region in (Block.attend, Block.feed, Block.score)))
 
 
-def _compiled(region: Callable[..., torch.Tensor], backend: str) -> Callable[..., torch.Tensor]:
-    return torch.compile(region, backend=backend, fullgraph=True, dynamic=False)
+def _compiled(region: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    compiled: Callable[..., Any] = torch.compile(region, backend=backend, fullgraph=True, dynamic=False)
+    return compiled
 
 
 def _why_not(model: Decoder) -> str | None:

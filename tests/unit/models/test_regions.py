@@ -30,8 +30,8 @@ SHAPES = {
         **COMMON, attention=LATENT, ffn=MoEConfig(n_experts=4, n_active=2, d_expert=16, d_ff=48), n_mtp=1
     ),
 }
-GRAPHS = {"grouped queries, dense": 2, "latent attention, experts": 2}
-"""One for each half of a layer, whatever the number of layers."""
+GRAPHS = {"grouped queries, dense": 2, "latent attention, experts": 3}
+"""One for each half of a layer, dense and with experts, whatever the number of layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +68,7 @@ def backward(model: Decoder, batch: Batch) -> Tensor:
 
 def formulas() -> object:
     """Eager, with what stands inside a region."""
-    ops = ("rms_norm", "swiglu", "rope", "latent_heads", "linear", "causal_attention")
-    return select.overrides(dict.fromkeys(ops, "reference") | dict.fromkeys(select.WHOLE, "parts"))
+    return select.overrides(dict.fromkeys(select.COMPILED, "reference") | dict.fromkeys(select.WHOLE, "parts"))
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
