@@ -4,6 +4,9 @@ A full block is known by a digest of its tokens, of all tokens before them and o
 prefixes are found block by block, and nobody finds what another key computed. The digest is BLAKE2b: nobody can make
 two prefixes meet. A full block is never written again; several rows may hold it. Blocks that nobody holds stay findable
 until memory is needed; the least recently released one goes first, ends of a prefix before its beginning.
+
+The last, half full block of a context that has ended is known in the same way, by the tokens that are in it. Who finds
+it copies it into a block of its own and goes on there.
 """
 
 from array import array
@@ -18,7 +21,7 @@ def root(cache_key: str) -> bytes:
 
 
 def digest(before: bytes, tokens: Sequence[int]) -> bytes:
-    """Of a full block, given the digest of the block before it."""
+    """Of a block with these tokens, given the digest of the block before it."""
     return blake2b(before + array("q", tokens).tobytes(), digest_size=16).digest()
 
 
@@ -31,6 +34,7 @@ class BlockPool:
         self._free = list(range(n_blocks - 1, -1, -1))  # the lowest first, so that little memory is ever touched
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
+        self._half_full: set[int] = set()
         self._idle: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -46,6 +50,7 @@ class BlockPool:
             if not self._free:
                 oldest, _ = self._idle.popitem(last=False)
                 del self._block_of[self._digest_of.pop(oldest)]
+                self._half_full.discard(oldest)
                 self._free.append(oldest)
             block = self._free.pop()
             self._holds[block] = 1
@@ -80,20 +85,31 @@ class BlockPool:
             blocks.append(block)
         return blocks
 
+    def half_full(self, before: bytes, tokens: Sequence[int]) -> tuple[int, int] | None:
+        """(block, how many) of the half full block with the most of these tokens, its first ones; no hold is taken."""
+        for n in range(len(tokens), 0, -1):
+            block = self._block_of.get(digest(before, tokens[:n]))
+            if block is not None:
+                return block, n
+        return None
+
     def n_idle(self, blocks: Iterable[int]) -> int:
         """How many of these nobody holds: sharing them makes fewer available."""
         return sum(block in self._idle for block in blocks)
 
-    def register(self, block: int, key: bytes) -> None:
-        """A held block is full and computed: others may find it. The first block of a digest stays the one."""
+    def register(self, block: int, key: bytes, *, half_full: bool = False) -> None:
+        """A held block is full and computed, or half full and never to be written again: others may find it. The first
+        block of a digest stays the one."""
         assert self._holds[block] > 0, f"block {block} is not held"
         if key not in self._block_of and block not in self._digest_of:
             self._block_of[key], self._digest_of[block] = block, key
+            if half_full:
+                self._half_full.add(block)
 
     def prefixes(self) -> dict[bytes, int]:
-        """Every known block by its digest, the ones to be forgotten first before the others."""
-        held = {key: block for key, block in self._block_of.items() if block not in self._idle}
-        return {self._digest_of[block]: block for block in self._idle} | held
+        """Every known full block by its digest, the ones to be forgotten first before the others."""
+        held = [block for block in self._block_of.values() if block not in self._idle]
+        return {self._digest_of[block]: block for block in [*self._idle, *held] if block not in self._half_full}
 
     def adopt(self, keys: Sequence[bytes]) -> list[int]:
         """Blocks for prefixes that were computed elsewhere, the ones to be forgotten first before the others: known and
@@ -110,6 +126,7 @@ class BlockPool:
         self._idle.clear()
         self._block_of.clear()
         self._digest_of.clear()
+        self._half_full.clear()
 
     def check(self, held: Iterable[Sequence[int]]) -> None:
         """The invariants: every block is free, idle or held by exactly the rows given."""
@@ -124,4 +141,5 @@ class BlockPool:
         unheld = {block for block, n in enumerate(holds) if not n}
         assert free | idle == unheld, f"blocks lost or held and free: {sorted((free | idle) ^ unheld)}"
         assert idle <= self._digest_of.keys(), "an idle block has no digest"
+        assert self._half_full <= idle, "a half full block that others may find is held, and may be written"
         assert {block: key for key, block in self._block_of.items()} == self._digest_of, "digests and blocks disagree"

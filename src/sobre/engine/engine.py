@@ -171,7 +171,7 @@ class Engine:
         return None if row is None else _output(row, "abort", None)
 
     def warm(self, prompt_ids: Sequence[int], cache_key: str = "") -> None:
-        """Compute the full blocks of this prompt when nothing else is to be done, for a request that will begin so.
+        """Compute this prompt when nothing else is to be done, for a request that will begin so.
 
         For the next turn of a chat whose thoughts are dropped: the history then differs from what was computed, from
         the thought on. A step may thus return no token while `has_work`. Without room nothing is computed.

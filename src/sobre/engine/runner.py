@@ -67,6 +67,8 @@ class Runner:
         """Bring the cache to where the plan's rows can decode."""
         for row in plan.placed:
             self.tables.place(row.slot, row.blocks)
+        for source, target in plan.found:
+            self._copy(source, target)
         for pieces in pack(plan.pieces, self.chunk):
             step = _step(pieces, self.device)
             output = self.model(step, self.cache)

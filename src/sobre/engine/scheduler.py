@@ -9,8 +9,9 @@ tokens the oldest prompt gets half and the shortest ones the rest: no short prom
 Growing takes blocks one by one. When none is left, the youngest request gives its blocks back and waits at the head of
 the queue with everything that it has; what it gets afterwards is the same, since samples are keyed by position.
 
-Blocks already computed are found by digest (blocks.py) and never computed twice. Requests with the prompt of one that
-runs (samples of one problem) share its blocks, and copy the last, half full one.
+Blocks already computed are found by digest (blocks.py) and never computed twice; where a context goes on from the end
+of an earlier one (the next turn of a chat), that one's last, half full block is copied. Requests with the prompt of one
+that runs (samples of one problem) share its blocks, and copy the last, half full one.
 """
 
 from collections import deque
@@ -104,6 +105,8 @@ class Plan:
 
     placed: list[Row]
     """Rows whose blocks are others than in the plan before."""
+    found: list[tuple[int, int]]
+    """(source block, target block): half full blocks that were found. A later one may write over an earlier source."""
     pieces: list[Piece]
     copies: list[tuple[int, int]]
     """(source block, target block)."""
@@ -130,6 +133,7 @@ class Scheduler:
         self._n_arrived = 0
         self._decoding: list[Row] = []
         self._slots: list[int] = []
+        self._found: list[tuple[int, int]] = []
 
     @property
     def has_work(self) -> bool:
@@ -169,6 +173,7 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Give blocks to those who grow, start those who fit, and say what the model's side must do."""
         placed = self._grow()
+        self._found = []
         copies: list[tuple[int, int]] = []
         sharers = self._admit(placed) if self.waiting else []
         if self.warming and not self.running and not self.waiting:
@@ -188,7 +193,7 @@ class Scheduler:
         slots = [row.slot for row in decoding]
         changed = decoding != self._decoding or slots != self._slots or bool(joined)
         self._decoding, self._slots = decoding, slots
-        return Plan(placed, pieces, copies, decoding, changed)
+        return Plan(placed, self._found, pieces, copies, decoding, changed)
 
     def computed(self, pieces: list[Piece]) -> None:
         """These pieces are in the cache."""
@@ -216,6 +221,11 @@ class Scheduler:
     # ---- inside ----
 
     def _vacate(self, row: Row) -> None:
+        n_full = row.n_cached // self.block
+        if self.finds_prefixes and row.n_cached % self.block:
+            before = row.digests_until(n_full, self.block)[-1] if n_full else root(row.request.cache_key)
+            tokens = row.context[n_full * self.block : row.n_cached]
+            self.pool.register(row.blocks[n_full], digest(before, tokens), half_full=True)
         self.pool.release(row.blocks)
         self._free_slots.append(row.slot)
         row.slot, row.blocks, row.n_cached, row.n_registered, row.drafts = -1, [], 0, 0, []
@@ -266,16 +276,27 @@ class Scheduler:
 
     def _start(self, row: Row, placed: list[Row]) -> bool:
         """Find what is known, take blocks for the rest of the context; False when they are not there."""
-        n_full = (len(row.context) if row.is_warm else len(row.context) - 1) // self.block
-        found = self.pool.known(row.digests_until(n_full, self.block)) if self.finds_prefixes else []
+        found, half = self._known(row)
         missing = self._blocks_for(len(row.context)) - len(found)
         spare = len(self._decoding) if self.running else 0  # every running row may want one more soon
         if missing + spare > self.pool.n_available - self.pool.n_idle(found):
             return False
         self.pool.share(found)
-        self._place(row, found + self.pool.take(missing), len(found) * self.block, placed)
+        own = self.pool.take(missing)
+        if half is not None:
+            self._found.append((half[0], own[0]))
+        self._place(row, found + own, len(found) * self.block + (half[1] if half else 0), placed)
         row.n_registered = len(found)
         return True
+
+    def _known(self, row: Row) -> tuple[list[int], tuple[int, int] | None]:
+        """The full blocks that the context begins with, and the half full one after them and how much of it."""
+        if not self.finds_prefixes:
+            return [], None
+        found = self.pool.known(row.digests_until(row.goal // self.block, self.block))
+        before = row.digests[len(found) - 1] if found else root(row.request.cache_key)
+        first = len(found) * self.block
+        return found, self.pool.half_full(before, row.context[first : min(first + self.block - 1, row.goal)])
 
     def _share(self, donor: Row, row: Row, placed: list[Row]) -> list[tuple[int, int]]:
         """Start a row on the blocks of one with the same prompt; what to copy, if anything."""
@@ -301,9 +322,8 @@ class Scheduler:
         request = self.warming.popleft()
         row = Row.of(request)
         row.is_warm = True
-        row.context = row.context[: len(row.context) // self.block * self.block]
-        known = self.pool.known(row.digests_until(len(row.context) // self.block, self.block))
-        if len(known) < len(row.digests):
+        known, half = self._known(row)
+        if len(known) * self.block + (half[1] if half else 0) < len(row.context):
             self._start(row, placed)  # without room there is nothing to gain
 
     def _cut(self) -> list[Piece]:

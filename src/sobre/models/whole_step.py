@@ -15,7 +15,7 @@ from sobre.kernels import select
 from sobre.kernels.native.layers import Layer, Table
 from sobre.kernels.native.whole import FEW_ROWS
 from sobre.models.cache import KVCache
-from sobre.models.config import MoEConfig
+from sobre.models.config import MLAConfig, MoEConfig
 from sobre.models.decoder import Block, Decoder
 from sobre.models.ffn import SwiGLU
 from sobre.models.gqa import GQA
@@ -23,9 +23,8 @@ from sobre.models.mla import MLA
 from sobre.models.moe import MoE
 from sobre.models.step import StepInput, StepOutput
 
-MOST_SEQUENCES = 128
-"""Sequences of one new token each that a call takes. Of pieces of sequences, and where weights are codes, whose
-products round their inputs, it takes FEW_ROWS tokens."""
+MOST_TOKENS = 128
+"""New tokens that a call takes. Where weights are codes, whose products round their inputs, it takes FEW_ROWS."""
 
 
 class WholeStep:
@@ -43,11 +42,11 @@ class WholeStep:
     def run(self, step: StepInput, cache: KVCache) -> StepOutput | None:
         """What the model makes of few new tokens; None where its parts must."""
         model, n = self.model, step.tokens_N.numel()
-        if model is None or n > MOST_SEQUENCES or torch.is_grad_enabled():
+        if model is None or n > MOST_TOKENS or torch.is_grad_enabled():
             return None
         if not self._is_known:
             self._learn(model)
-        if self._table is None or (n > FEW_ROWS and (step.max_length > 1 or self._table.form)):
+        if self._table is None or (n > FEW_ROWS and (self._table.form or _widens(model, step))):
             return None
         at = None if any(self._hooks) else cache.in_place(step)
         if at is None or (at.scales_LMP is None and at.cells_LMC.dtype != model.dtype):
@@ -67,6 +66,12 @@ class WholeStep:
         everywhere = torch.nn.modules.module
         self._hooks = [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
         self._hooks += [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+
+
+def _widens(model: Decoder, step: StepInput) -> bool:
+    """Whether the pieces of sequences are so long that the parts multiply less (`MLAConfig.widens`)."""
+    mla = model.cfg.attention
+    return step.max_length > 1 and isinstance(mla, MLAConfig) and mla.widens(step.lengths, step.starts)
 
 
 def table(model: Decoder) -> Table | None:

@@ -39,19 +39,24 @@ class Memory:
             assert key == row.request.cache_key, "read what another key computed"
             assert prefix == tuple(row.context[: position + 1]), "read an entry of another context"
 
+    def copy(self, source, target):
+        for place in range(BLOCK):
+            if (source, place) in self.cells:
+                self.cells[target, place] = self.cells[source, place]
+
     def step(self):
         """One step; the requests that got a token."""
         plan = self.scheduler.schedule()
         assert sum(piece.length for piece in plan.pieces) <= self.scheduler.prefill_tokens
+        for source, target in plan.found:
+            self.copy(source, target)
         for piece in plan.pieces:
             self.read(piece.row, piece.start)
             for position in range(piece.start, piece.start + piece.length):
                 self.put(piece.row, position)
             self.n_computed += piece.length
         for source, target in plan.copies:
-            for place in range(BLOCK):
-                if (source, place) in self.cells:
-                    self.cells[target, place] = self.cells[source, place]
+            self.copy(source, target)
         self.scheduler.computed(plan.pieces)
         for row in plan.decoding:
             self.read(row, row.n_cached)
@@ -113,6 +118,43 @@ def test_samples_of_one_prompt_share_its_full_blocks_and_copy_the_half_full_one(
     a, b, c = scheduler.running.values()
     assert a.blocks[0] == b.blocks[0] == c.blocks[0]
     assert len({a.blocks[1], b.blocks[1], c.blocks[1]}) == 3
+    scheduler.check()
+
+
+def test_a_next_turn_computes_no_token_of_the_turn_before_but_its_last():
+    scheduler = Scheduler(8, 100, 64)
+    scheduler.add(request("first", range(BLOCK + 5)))
+    memory = Memory(scheduler)
+    for _ in range(3):
+        memory.step()
+    context = scheduler.remove("first").context
+    scheduler.check()
+    memory.n_computed = 0
+    for id, key in (("next", ""), ("beside it", ""), ("a stranger", "other")):
+        scheduler.add(request(id, [*context, 7, 8], key))
+    assert memory.step() == ["next", "a stranger"]
+    row, stranger = scheduler.running["next"], scheduler.running["a stranger"]
+    assert (row.n_found, stranger.n_found) == (len(context) - 1, 0)
+    memory.step()
+    for id in ("next", "beside it", "a stranger"):
+        scheduler.remove(id)
+    scheduler.check()
+    scheduler.add(request("another way", [*context[:-3], 9, 9, 9, 9]))  # parts from it inside the half full block
+    memory.step()
+    assert scheduler.running["another way"].n_found == BLOCK
+
+
+def test_a_found_half_full_block_may_be_the_one_that_memory_is_taken_from():
+    scheduler = Scheduler(4, 100, 2)
+    scheduler.add(request("first", range(5)))
+    memory = Memory(scheduler)
+    memory.step()
+    context = scheduler.remove("first").context
+    scheduler.add(request("other", [9] * 3))
+    memory.step()  # takes the free block
+    scheduler.add(request("next", [*context, 1]))
+    assert "next" in memory.step()  # takes the very block that it found
+    assert scheduler.running["next"].n_found == 5
     scheduler.check()
 
 

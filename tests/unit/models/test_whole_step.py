@@ -52,6 +52,8 @@ LENGTHS = (5, 17, 1)
 STEP = StepInput(torch.tensor([1, 2, 3]), (1, 1, 1), LENGTHS, slots=(0, 1, 2))
 GUESSES = StepInput(torch.tensor([1, 9, 2, 3, 4, 5, 6, 7]), (2, 1, 5), LENGTHS, slots=(0, 1, 2))
 """Sequences that bring guesses at their next tokens, too."""
+PIECES = StepInput(torch.arange(28) * 3 % 64, (11, 8, 9), LENGTHS, slots=(0, 1, 2))
+"""Sequences that bring the rest of a prompt whose beginning was found."""
 
 
 def cache_of(cfg, dtype=torch.float32, kind=PagedCache):
@@ -159,7 +161,7 @@ def test_a_token_that_is_no_number_stays_alone(called):
 
 
 @pytest.mark.parametrize("kind", [PagedCache, Int8Cache])
-@pytest.mark.parametrize("step", [STEP, GUESSES], ids=["one each", "guesses"])
+@pytest.mark.parametrize("step", [STEP, GUESSES, PIECES], ids=["one each", "guesses", "pieces"])
 @pytest.mark.parametrize("cfg", [CFG, SOFTMAX, QWEN, MINIMAX])
 def test_all_layers_in_one_call_are_the_layers_one_by_one(cfg, step, kind, called):
     model = build(cfg)
@@ -205,7 +207,9 @@ def test_what_one_call_does_not_take_is_left_to_the_parts():
     assert not runs(replace(CFG, ffn=replace(CFG.ffn, n_groups=4, n_active_groups=2)))
     assert runs(kind=Int8Cache)
     assert runs(step=StepInput(torch.arange(16), (5, 5, 6), LENGTHS, slots=(0, 1, 2)))
-    assert not runs(step=StepInput(torch.arange(17), (5, 6, 6), LENGTHS, slots=(0, 1, 2)))
+    assert runs(step=PIECES)
+    assert not runs(step=StepInput(torch.arange(36), (14, 10, 12), LENGTHS, slots=(0, 1, 2)))  # the parts widen
+    assert runs(QWEN, step=StepInput(torch.arange(36), (14, 10, 12), LENGTHS, slots=(0, 1, 2)))
     assert not runs(change=lambda model: adapt(model, LoraConfig(rank=2), seed=0))
     assert not runs(change=lambda model: model.layers[1].ffn.register_forward_hook(lambda *_: None))
     assert not runs(change=lambda model: model.computing_in(torch.bfloat16).layers[0].attn.o.to(torch.bfloat16))
@@ -214,12 +218,12 @@ def test_what_one_call_does_not_take_is_left_to_the_parts():
 
 
 @in_bytes
-def test_many_sequences_go_at_once_where_each_brings_one_token_and_weights_are_numbers():
+def test_many_tokens_go_at_once_where_weights_are_numbers():
     def both(model, n, length=1):
         tables = BlockTables(n, 32, "cpu")
         for slot in range(n):
             tables.place(slot, [n - 1 - slot])
-        cache, slots = PagedCache(CFG, tables, n, model.dtype), tuple(range(n))
+        cache, slots = PagedCache(model.cfg, tables, n, model.dtype), tuple(range(n))
         step = StepInput(torch.arange(n * length) * 5 % 64, (length,) * n, (3,) * n, slots)
         with torch.no_grad(), select.overrides(IN_PARTS):
             model(StepInput(torch.arange(3 * n) * 7 % 64, (3,) * n, slots=slots), cache)
@@ -232,7 +236,8 @@ def test_many_sequences_go_at_once_where_each_brings_one_token_and_weights_are_n
         assert_close(found.hidden_ND, expected.hidden_ND, rtol=1e-5, atol=1e-5)
         assert_close(found.routes_LNA, expected.routes_LNA)
     assert both(build(CFG), 129)[0] is None
-    assert both(build(CFG), 9, length=2)[0] is None
+    found, expected = both(build(QWEN), 9, length=2)
+    assert_close(found.hidden_ND, expected.hidden_ND, rtol=1e-5, atol=1e-5)
     assert both(quantised(build(CFG), "int8"), 17)[0] is None
 
 
