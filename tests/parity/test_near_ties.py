@@ -1,13 +1,15 @@
 """Without `deterministic`, company, found prefixes, pieces and guesses may change the last bits of a logit in float32,
-and so a greedy token where two words are as good as one another; and nowhere else."""
+and so a greedy token where two words are as good as one another; and nowhere else. The same holds of transformers."""
 
 import pytest
 import torch
 
 from sobre.bench.ours import make_optimizer
+from sobre.bench.peer import generation, load_peer
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
+from sobre.models.checkpoint import save_model
 from sobre.models.config import MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
@@ -53,29 +55,54 @@ def gap_of(model: Decoder, ids: list[int], a: int, b: int) -> float:
     return float((logits_V[a] - logits_V[b]).abs())
 
 
+PROMPTS = [row[: 4 + i % 21].tolist() for i, row in enumerate(written(N_PROMPTS, 24, 999))]
+Answers = list[tuple[int, ...]]
+
+
+def answered(model: Decoder, **sizes) -> Answers:
+    """Greedy answers to all prompts by an engine of these sizes."""
+    greedy = SamplingParams(max_tokens=N_NEW, temperature=0.0)
+    asked = [Request(str(i), (*ids,), greedy) for i, ids in enumerate(PROMPTS)]
+    engine = Engine(model, EngineConfig(max_len=48, **sizes))
+    if engine.cfg.prefix_cache:
+        engine.generate(asked)
+    found = [tuple(out.token_ids) for out in engine.generate(asked)]
+    n_guessed, n_right = engine.drafts
+    assert 50 < n_right < n_guessed or not engine.cfg.speculate  # guesses are taken, and others refused
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(model) -> Answers:
+    """The answers to each prompt alone."""
+    found = answered(model, max_batch=1, prefix_cache=False)
+    assert len(set(found)) > N_PROMPTS / 2  # it has something to say
+    return found
+
+
+def check(model: Decoder, alone: Answers, others: Answers, way: str) -> None:
+    """Where two answers to a prompt first differ, their words are a tie; each such place is listed."""
+    for prompt, ours, theirs in zip(PROMPTS, alone, others, strict=True):
+        if ours != theirs:
+            at = next(t for t in range(N_NEW) if ours[t] != theirs[t])
+            gap = gap_of(model, [*prompt, *ours[:at]], ours[at], theirs[at])
+            print(f"{way}: {prompt} {ours[:at]} then {ours[at]} or {theirs[at]}, {gap:.1e} apart")
+            assert gap <= TIE, way
+
+
 @pytest.mark.slow
-def test_a_thousand_greedy_answers_part_from_those_given_alone_at_ties_only(model):
-    prompts = [row[: 4 + i % 21].tolist() for i, row in enumerate(written(N_PROMPTS, 24, 999))]
-    asked = [
-        Request(str(i), (*ids,), SamplingParams(max_tokens=N_NEW, temperature=0.0)) for i, ids in enumerate(prompts)
-    ]
-
-    def answers(**sizes) -> list[tuple[int, ...]]:
-        engine = Engine(model, EngineConfig(max_len=48, **sizes))
-        if engine.cfg.prefix_cache:
-            engine.generate(asked)
-        found = [tuple(out.token_ids) for out in engine.generate(asked)]
-        n_guessed, n_right = engine.drafts
-        assert 50 < n_right < n_guessed or not engine.cfg.speculate  # guesses are taken, and others refused
-        return found
-
-    alone = answers(max_batch=1, prefix_cache=False)
-    assert len(set(alone)) > N_PROMPTS / 2  # it has something to say
+def test_a_thousand_greedy_answers_part_from_those_given_alone_at_ties_only(model, alone):
     for way, sizes in WAYS.items():
-        found = answers(**sizes)
-        for prompt, ours, theirs in zip(prompts, alone, found, strict=True):
-            if ours != theirs:
-                at = next(t for t in range(N_NEW) if ours[t] != theirs[t])
-                gap = gap_of(model, [*prompt, *ours[:at]], ours[at], theirs[at])
-                print(f"{way}: {prompt} {ours[:at]} then {ours[at]} or {theirs[at]}, {gap:.1e} apart")
-                assert gap <= TIE, way
+        check(model, alone, answered(model, **sizes), way)
+
+
+@pytest.mark.slow
+def test_they_part_from_those_of_transformers_at_ties_only(model, alone, tmp_path):
+    pytest.importorskip("transformers")
+    save_model(model, tmp_path)
+    peer, theirs = load_peer(tmp_path), dict[int, tuple[int, ...]]()
+    for length in {len(prompt) for prompt in PROMPTS}:
+        rows = [i for i, prompt in enumerate(PROMPTS) if len(prompt) == length]
+        found = generation(peer, [PROMPTS[i] for i in rows], N_NEW)()
+        theirs |= {i: tuple(ids) for i, ids in zip(rows, found, strict=True)}
+    check(model, alone, [theirs[i] for i in range(N_PROMPTS)], "transformers")

@@ -200,6 +200,8 @@ class QualityBench(BenchConfig):
     """Only rows of this language; empty takes all."""
     documents: int = 0
     """The first so many of each source; 0 takes all."""
+    chars: int = 0
+    """Of each document its first so many characters; 0 takes all of it."""
     window: int = 512
     """Tokens of context at most; a model with a shorter context has less."""
     threads: int = 1
@@ -207,9 +209,10 @@ class QualityBench(BenchConfig):
     def __post_init__(self) -> None:
         if not self.model or not self.text:
             raise ConfigError("quality reads text with a trained model: --model FOLDER --text FILE_OR_FOLDER ...")
-        if self.documents < 0 or self.window < 2 or self.threads < 1:
+        if min(self.documents, self.chars) < 0 or self.window < 2 or self.threads < 1:
             raise ConfigError(
-                f"documents={self.documents}, window={self.window}, threads={self.threads}: at least 0, 2, 1"
+                f"documents={self.documents}, chars={self.chars}, window={self.window}, threads={self.threads}:"
+                " at least 0, 0, 2, 1"
             )
 
 

@@ -14,7 +14,7 @@ Shapes: N scored tokens of a batch of windows, V vocabulary.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -183,4 +183,4 @@ def _documents(cfg: QualityBench) -> list[Document]:
     rows = [row for row in read_documents(cfg.text, DataConfig()) if not cfg.lang or row.lang == cfg.lang]
     if not rows:
         raise DataError(f"--text={' '.join(cfg.text)} holds no row of lang={cfg.lang!r}")
-    return first_of_each(rows, cfg.documents)
+    return [replace(row, text=row.text[: cfg.chars or None]) for row in first_of_each(rows, cfg.documents)]

@@ -94,12 +94,13 @@ def test_every_form_reads_what_bits_per_byte_reads(trained, text, no_llama):
     assert "sobre int4, int8 cache" in table(document)
 
 
-def test_a_language_and_a_number_of_documents_choose_what_is_read(trained, text, no_llama):
-    all_bytes, some_bytes = (
+def test_language_number_and_length_of_documents_choose_what_is_read(trained, text, no_llama):
+    all_bytes, some_bytes, few_bytes = (
         quality.bench(settings(trained, text, **given), lambda line: None).body["contestants"]["sobre int8"]["bytes"]
-        for given in ({"lang": "fr"}, {"lang": "fr", "documents": 2})
+        for given in ({"lang": "fr"}, {"lang": "fr", "documents": 2}, {"documents": 3, "chars": 7})
     )
-    assert (all_bytes, some_bytes) == (sum(len(f"Compute {i}*(2+{i})") for i in range(0, 24, 2)), 2 * 15)
+    assert all_bytes == sum(len(f"Compute {i}*(2+{i})") for i in range(0, 24, 2))
+    assert (some_bytes, few_bytes) == (2 * 15, 3 * 7)
     with pytest.raises(DataError, match="holds no row of lang='zh'"):
         quality.bench(settings(trained, text, lang="zh"), lambda line: None)
 

@@ -52,7 +52,7 @@ LENGTHS = (5, 17, 1)
 STEP = StepInput(torch.tensor([1, 2, 3]), (1, 1, 1), LENGTHS, slots=(0, 1, 2))
 GUESSES = StepInput(torch.tensor([1, 9, 2, 3, 4, 5, 6, 7]), (2, 1, 5), LENGTHS, slots=(0, 1, 2))
 """Sequences that bring guesses at their next tokens, too."""
-PIECES = StepInput(torch.arange(28) * 3 % 64, (11, 8, 9), LENGTHS, slots=(0, 1, 2))
+PIECES = StepInput(torch.arange(18) * 3 % 64, (6, 6, 6), LENGTHS, slots=(0, 1, 2))
 """Sequences that bring the rest of a prompt whose beginning was found."""
 
 
