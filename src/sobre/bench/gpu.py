@@ -1,11 +1,12 @@
 """What one accelerator does: shares of its own measured peak and bandwidth, one part to a process, one file to a part.
 
     python -m sobre.bench.gpu PART --out FILE
-    parts: peak, train, train-1b, dense, recompute, compiled, fp8, decode, prefill, kernels, rl
+    parts: peak, train, train-1b, dense, recompute, compiled, fp8, decode, transformers, prefill, kernels, rl
 
-`make gpu` runs them all (scripts/gpu.py). Needs torch and numpy alone, so that it runs on a bare machine. Without an
-accelerator the sizes are tiny, and the figures say that everything runs and nothing else. Weights are random and drawn
-on the device; each part measures the matrix peak and the bandwidth it is compared with in its own process.
+`make gpu` runs them all (scripts/gpu.py). Needs torch and numpy alone, so that it runs on a bare machine; the part
+that is set beside transformers needs that. Without an accelerator the sizes are tiny, and the figures say that
+everything runs and nothing else. Weights are random and drawn on the device; each part measures the matrix peak and the
+bandwidth it is compared with in its own process.
 
 Shapes: B rows, T positions, R rows of a batch, V vocabulary.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -27,12 +29,14 @@ from sobre.bench.shapes import SMALL, dense_twin
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
+from sobre.errors import RunError
 from sobre.kernels import experts, flash_mla, select
 from sobre.kernels.paged import Places
 from sobre.models.config import BLOCK, DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
 from sobre.models.regions import compile_layers
+from sobre.models.step import StepInput
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
@@ -87,6 +91,8 @@ TARGETS = {
     "share of bandwidth": "aim 0.6 at batch 1",
     "peak memory over plan": "within 0.15 of 1",
 }
+SAME_LOGITS = 0.05
+"""Largest difference of logits in bfloat16, relative to their norm: experts that nearly tie may be chosen otherwise."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +236,42 @@ def decode(place: Place) -> dict[str, Any]:
             f"b{batch}_share_of_bandwidth": read / step_s / width,
             f"b{batch}_steps_recorded": engine.n_recorded,
             f"b{batch}_over_launched": launched_s / step_s,
+        }
+    return found
+
+
+def transformers(place: Place) -> dict[str, Any]:
+    """A decode step of the engine and one of `transformers`, on the same weights; their logits are compared before."""
+    from sobre.bench import peer  # what they import is not on a bare machine
+    from sobre.models.checkpoint import save_model
+
+    model = place.model(MIDDLE).to(torch.bfloat16).eval()
+    with TemporaryDirectory() as folder:
+        save_model(model, folder)
+        theirs = peer.load_peer(Path(folder), torch.bfloat16).to(place.device)
+    prompt, new = (512, 64) if place.full else (16, 6)
+    tokens_N = torch.arange(prompt, device=place.device) % model.cfg.vocab_size
+    with torch.inference_mode():
+        ours_NV = model.logits(model(StepInput(tokens_N, (prompt,))).hidden_ND).float()
+        theirs_NV = theirs(tokens_N.unsqueeze(0), use_cache=False).logits[0].float()
+    gap = float((ours_NV - theirs_NV).norm() / theirs_NV.norm())
+    if not gap <= SAME_LOGITS:
+        raise RunError(f"logits differ from transformers' by {gap:.3g} of their norm, at most {SAME_LOGITS}; not timed")
+    found: dict[str, Any] = {"logits_difference": gap}
+    for batch in (1, 16) if place.full else (1, 2):
+        engine = Engine(model, EngineConfig(max_batch=batch, max_len=prompt + new, prefix_cache=False))
+        prompts = [[(i * 31 + j * 7) % model.cfg.vocab_size for j in range(prompt)] for i in range(batch)]
+        experts = peer.faster_experts(theirs, peer.generation(theirs, prompts, 4))
+        short_s, long_s = (
+            min(timed_calls(peer.with_experts(theirs, experts, peer.generation(theirs, prompts, n)), 2, place))
+            for n in (1, new)
+        )
+        ours_s, theirs_s = step_seconds(engine, batch, prompt, new), (long_s - short_s) / (new - 1)
+        found |= {
+            f"b{batch}_step_s": ours_s,
+            f"b{batch}_transformers_step_s": theirs_s,
+            f"b{batch}_over_transformers": theirs_s / ours_s,
+            f"b{batch}_transformers_experts": experts,
         }
     return found
 
@@ -423,6 +465,7 @@ PARTS: dict[str, Callable[[Place], dict[str, Any]]] = {
     "compiled": compiled,
     "fp8": fp8,
     "decode": decode,
+    "transformers": transformers,
     "prefill": prefill,
     "kernels": kernels,
     "rl": rl,

@@ -61,7 +61,7 @@ def causal_loss(model: Any, rows_BT1: Tensor, *, bf16: bool) -> Tensor:
 
 def generation(model: Any, prompts: Sequence[Sequence[int]], n_new: int, *, temperature: float = 0.0) -> Work:
     """Continue every prompt by `n_new` tokens; returns them as a list of lists."""
-    prompts_BT = torch.tensor(prompts)
+    prompts_BT = torch.tensor(prompts, device=model.device)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
 
     def generate() -> list[list[int]]:

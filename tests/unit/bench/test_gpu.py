@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sobre.bench import gpu
 from sobre.bench.gpu import rivals
+from sobre.errors import RunError
 from sobre.kernels import select
 from sobre.schemas import schema
 
@@ -70,17 +72,33 @@ def test_a_kernel_is_compared_with_what_can_run_in_its_place(monkeypatch):
 
 
 @pytest.mark.slow
+def test_decode_steps_are_set_beside_those_of_transformers_on_the_same_weights(monkeypatch):
+    pytest.importorskip("transformers")
+    found = gpu.transformers(gpu.Place(torch.device("cpu"), full=False))
+    assert found["logits_difference"] < gpu.SAME_LOGITS
+    assert found["b2_over_transformers"] == pytest.approx(found["b2_transformers_step_s"] / found["b2_step_s"])
+    monkeypatch.setattr(gpu, "SAME_LOGITS", 0.0)
+    with pytest.raises(RunError, match="logits differ from transformers'"):
+        gpu.transformers(gpu.Place(torch.device("cpu"), full=False))
+
+
+@pytest.mark.slow
 def test_make_gpu_says_what_is_missing_runs_what_can_run_and_writes_its_results(tmp_path):
     """In a Python that has nothing at all, not even torch."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     script = Path(__file__).resolve().parents[3] / "scripts" / "gpu.py"
     command = [str(tmp_path / "venv" / "bin" / "python"), str(script), "--out", str(tmp_path / "out"), "--parts"]
-    done = subprocess.run([*command, "peak", "rl"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "peak", "rl", "transformers"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "missing: torch, numpy, pytest, pytest-timeout; put their wheels into a folder" in done.stdout
     assert "not here, and left out: triton, transformers, trl" in done.stdout
     assert "no accelerator" in done.stdout
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["missing"] == ["torch", "numpy", "pytest", "pytest-timeout"]
-    assert {part: found["exit_code"] for part, found in results["parts"].items()} == {"peak": 1, "rl": 1}
+    assert {part: found["exit_code"] for part, found in results["parts"].items()} == {
+        "peak": 1,
+        "rl": 1,
+        "transformers": 0,
+    }
+    assert results["parts"]["transformers"]["last_line"] == "left out: transformers is not here"
     assert "No module named 'torch'" in (tmp_path / "out" / "peak.log").read_text()
