@@ -187,9 +187,9 @@ def read(verb: str, argv: list[str]) -> object:
         "eval": evaluation.EvalOptions,
     }
     if verb in with_recipe:
-        return load_recipe(argv, with_recipe[verb], shortcuts=run.MODEL_FLAG)
+        return load_recipe(argv, with_recipe[verb], shortcuts=run.SHORT_FLAGS)
     if verb == "launch":
-        return argv[0] in launch.SYSTEMS and load_recipe(argv[1:], launch.LaunchOptions, shortcuts=run.MODEL_FLAG)
+        return argv[0] in launch.SYSTEMS and load_recipe(argv[1:], launch.LaunchOptions, shortcuts=run.SHORT_FLAGS)
     if verb in ("pretrain", "sft", "rl", "dpo"):
         return stage.read(verb, argv)
     if verb in ("tokenizer", "data"):

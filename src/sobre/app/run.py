@@ -45,12 +45,12 @@ class RunOptions:
 
 
 Show = Callable[[RunFolder, RunOptions], None]
-MODEL_FLAG = {"--model": "--start.model"}
+SHORT_FLAGS = {"--model": "--start.model", "--chip": "--budget.price.machine"}
 
 
 def main(argv: list[str]) -> int:
     """sobre run: what does this budget become?"""
-    return run(*load_recipe(argv, RunOptions, prog="sobre run", shortcuts=MODEL_FLAG))
+    return run(*load_recipe(argv, RunOptions, prog="sobre run", shortcuts=SHORT_FLAGS))
 
 
 def run(recipe: Recipe, options: RunOptions, *, until: str = "report", show: Show | None = None) -> int:

@@ -15,8 +15,9 @@ import torch
 from sobre.config.recipe import Recipe
 from sobre.data.problems import ProblemSet
 from sobre.ledger.ledger import Entry, Ledger, bill
-from sobre.ledger.prices import Price, price
+from sobre.ledger.prices import Price
 from sobre.plan.budget import Budget, parse_budget
+from sobre.plan.rent import rent
 from sobre.runtime.clock import Clock, Meter
 from sobre.runtime.console import Console
 from sobre.runtime.energy import EnergyMeter, assumed_watts
@@ -73,7 +74,7 @@ class Session:
         """Begin, or go on where the folder's run stopped."""
         processes = processes or Processes()
         writes = processes.is_first
-        rate = price(recipe.budget.price).times(processes.n_nodes)
+        rate = rent(recipe.budget.price, n_chips=processes.count, n_nodes=processes.n_nodes)
         budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=processes.count)
         session = cls(
             recipe=recipe,

@@ -5,7 +5,7 @@ The recipe is the same; of its stages only this one runs, and it goes on from th
 
 from dataclasses import replace
 
-from sobre.app.run import MODEL_FLAG, RunOptions, run
+from sobre.app.run import SHORT_FLAGS, RunOptions, run
 from sobre.config.recipe import Recipe, StageName, load_recipe
 from sobre.errors import ConfigError
 
@@ -21,7 +21,7 @@ def run_stage(stage: StageName, argv: list[str]) -> int:
 def read(stage: StageName, argv: list[str]) -> tuple[Recipe, RunOptions]:
     """The recipe, with this stage alone."""
     recipe, options = load_recipe(
-        argv, RunOptions, prog=f"sobre {stage}", shortcuts=MODEL_FLAG | {"--data": DATA_FLAG[stage]}
+        argv, RunOptions, prog=f"sobre {stage}", shortcuts=SHORT_FLAGS | {"--data": DATA_FLAG[stage]}
     )
     if recipe.says_nothing and options.resume:  # the folder's own recipe goes on
         return recipe, options

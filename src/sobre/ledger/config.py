@@ -6,10 +6,10 @@ from sobre.errors import ConfigError
 
 @config
 class PriceConfig:
-    """Price of the machine: the listed one of `machine` (ledger/prices.toml), or your own with its source."""
+    """Price of the machine: the listed one of `machine`, or your own with its source."""
 
     machine: str = "cpu-2-cores"
-    """Entry of the price list."""
+    """Entry of the price list, or a chip with a rent (plan/chips.toml), which is paid for every one that computes."""
     usd_per_h: float | None = None
     """Your own price of the whole machine; none means the listed one."""
     watts: float | None = None

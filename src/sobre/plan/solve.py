@@ -15,7 +15,6 @@ from math import ceil, log
 from typing import Protocol
 
 from sobre.errors import ConfigError
-from sobre.ledger.prices import price
 from sobre.models.config import LoraConfig, ModelConfig
 from sobre.plan.budget import MAX_FLOPS, MAX_SECONDS, Budget, parse_budget
 from sobre.plan.config import BudgetConfig
@@ -23,6 +22,7 @@ from sobre.plan.count import decode_flops, flops_per_token, generate_flops, para
 from sobre.plan.ladder import at_rung
 from sobre.plan.own_law import Expected, expected
 from sobre.plan.plan import Machine, Plan, StagePlan, describe, short
+from sobre.plan.rent import rent
 from sobre.plan.rules import LADDER, Rules
 
 CLOSE = 1.02
@@ -140,7 +140,7 @@ def solve(
     adapters are trained and not its weights, `works` which stages do more than train it.
     """
     rules = rules or Rules()
-    rate = price(recipe.budget.price)
+    rate = rent(recipe.budget.price, n_chips=machine.n_devices)
     budget = parse_budget(recipe.budget.amount, price_usd_per_h=rate.usd_per_h, n_devices=machine.n_devices)
     asked = n_problems if any(stage != "pretrain" for stage in recipe.stages) else 0  # else text alone is examined
 

@@ -138,7 +138,7 @@ def test_so_does_one_that_is_refused_for_what_its_text_is(text, message, tmp_pat
 
 def test_the_layout_is_checked_against_the_model_that_the_run_goes_on_from(base):
     flags = ["--model", str(base / "base"), "--parallel.experts", "3"]
-    recipe, _ = load_recipe(["nano", *flags], verb.RunOptions, prog="sobre run", shortcuts=verb.MODEL_FLAG)
+    recipe, _ = load_recipe(["nano", *flags], verb.RunOptions, prog="sobre run", shortcuts=verb.SHORT_FLAGS)
     n_experts = load_model(base / "base").cfg.ffn.n_experts
     with pytest.raises(ConfigError, match=f"parallel.experts=3 does not divide the {n_experts} experts"):
         verb.check_layout(recipe)
