@@ -4,6 +4,7 @@ The run's model is the base with its weights frozen and the adapters beside them
 that base, in PEFT's format, and the merged model too where the recipe asks for it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sobre.config.recipe import NOTHING, Recipe
 from sobre.errors import CheckpointError, ConfigError
 from sobre.models.adapt import adapt
 from sobre.models.checkpoint import load_adapted, load_model, save_adapter, save_model, take_adapter
+from sobre.models.config import MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.hub import resolve
 from sobre.models.peft import is_adapter, read_adapter_config
@@ -40,6 +42,29 @@ def check(recipe: Recipe) -> None:
 
 def load_start(recipe: Recipe, compute_dtype: torch.dtype, console: Console) -> Decoder:
     """The model that the run begins with: all of it to be trained in float32, or frozen, with adapters.
+
+    How its experts are kept in balance is in no model folder; it is the recipe's word, as for a new model.
+    """
+    model = _loaded(recipe, compute_dtype, console)
+    balance_by(model, recipe)
+    return model
+
+
+def balance_by(model: Decoder, recipe: Recipe) -> None:
+    """Give the routers the recipe's `bias_speed` and `balance_alpha`, or the defaults where its own model is dense."""
+    moe = model.cfg.ffn
+    if not isinstance(moe, MoEConfig):
+        return
+    asked = recipe.model.ffn if isinstance(recipe.model.ffn, MoEConfig) else MoEConfig()
+    speed = asked.bias_speed if moe.biased else 0.0
+    moe = replace(moe, bias_speed=speed, balance_alpha=asked.balance_alpha)
+    model.cfg = replace(model.cfg, ffn=moe)
+    for router in model.routers():
+        router.cfg = moe
+
+
+def _loaded(recipe: Recipe, compute_dtype: torch.dtype, console: Console) -> Decoder:
+    """As it was saved, or with new or earlier adapters.
 
     Frozen weights stay as they were saved, but where all is computed in float32: widened once, not at each use.
     """

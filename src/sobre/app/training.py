@@ -140,6 +140,7 @@ class Trainer:
             grad_norm=info.grad_norm,
             tokens_per_s=tokens_per_s,
             **health,
+            **({"signal": self.stage.optimizer.signal()} if "reward" in record.metrics and info.n_trained else {}),
             **({"save_s": self._save_s} if self._save_s else {}),
             **info.stats,
             **record.metrics,

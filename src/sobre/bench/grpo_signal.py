@@ -28,6 +28,8 @@ from sobre.engine.engine import Engine
 from sobre.errors import ConfigError
 from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
+from sobre.optim.config import OptimConfig
+from sobre.optim.signal import shared
 from sobre.rl.batch import microbatches, to_batch, to_samples
 from sobre.rl.losses import policy_loss
 from sobre.rl.rollout import collect
@@ -46,17 +48,27 @@ def signal(gradients_MP: Tensor) -> dict[str, float]:
     products_MM = gradients_MP @ gradients_MP.T
     gains_MM = RATE * (gradients_MP / rms_P) @ gradients_MP.T
     lengths_M = products_MM.diagonal().sqrt()
-    shared, shared_error = _between(products_MM)
+    common, common_error = _between(products_MM)
     gain, gain_error = _between(gains_MM)
     cosine, _ = _between(products_MM / (lengths_M[:, None] * lengths_M))
     return {
-        "signal": shared,
-        "signal error": shared_error,
-        "noise": float(products_MM.diagonal().mean()) - shared,
+        "signal": common,
+        "signal error": common_error,
+        "noise": float(products_MM.diagonal().mean()) - common,
         "cosine of two batches": cosine,
         "gain": gain,
         "gain error": gain_error,
     }
+
+
+def remembered(gradients_MP: Tensor) -> float | None:
+    """That cosine as a run would tell it, having made these steps one after the other (`optim.signal`)."""
+    betas = OptimConfig().betas
+    mean_P, square_P = torch.zeros_like(gradients_MP[0]), torch.zeros_like(gradients_MP[0])
+    for gradient_P in gradients_MP / gradients_MP.norm(dim=1, keepdim=True):  # as clipping leaves them
+        mean_P.lerp_(gradient_P, 1 - betas[0])
+        square_P.lerp_(gradient_P.square(), 1 - betas[1])
+    return shared([mean_P], [square_P], [torch.tensor(float(len(gradients_MP)))], betas)
 
 
 def _between(values_MM: Tensor) -> tuple[float, float]:
@@ -99,12 +111,14 @@ def measure(course: Course, model: Decoder, n_batches: int) -> dict[str, Any]:
             (scale * loss_fn(model, model(batch.step), batch).sum).backward()
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         gradients.append(torch.cat([grad.flatten().float() for grad in grads]))
-    told = signal(torch.stack(gradients))
+    gradients_MP = torch.stack(gradients)
+    told = signal(gradients_MP)
     even = told["noise"] / told["signal"] * rl.n_prompts if told["signal"] > 0 else None
     return {
         "right, sampled": sum(right) / len(right),
         "groups that differ": sum(kept) / len(kept),
         **told,
+        "that cosine by AdamW's memory": remembered(gradients_MP),
         "problems for as much signal as noise": even,
     }
 

@@ -19,6 +19,7 @@ from sobre.optim.config import OptimConfig
 from sobre.optim.muon import orthogonalize, update_scale
 from sobre.optim.roles import DECAYED_ROLES, MUON_ROLES, Role
 from sobre.optim.rows import move_rows
+from sobre.optim.signal import shared
 from sobre.runtime.device import carried
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
@@ -106,6 +107,12 @@ class Optimizer:
                     self._move([name], self._directions([name])[0], lr_scale)
             else:
                 self._move(names, torch.stack(self._directions(names)), lr_scale)
+
+    def signal(self) -> float | None:
+        """How much of their gradients the last steps share (optim/signal.py), in what AdamW moves in this process."""
+        held = [state for name in self._adam_names if (state := self._adam.state.get(self.here[name]))]
+        means, squares, steps = ([state[key] for state in held] for key in ADAM_STATE)
+        return shared(means, squares, steps, self.cfg.betas)
 
     def _directions(self, names: Sequence[str]) -> list[Tensor]:
         """Take the gradients into the momentum; turn them, in place, into Nesterov's look ahead."""

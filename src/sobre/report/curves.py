@@ -11,8 +11,8 @@ COLUMNS = 48
 """Most columns of the picture of expert load."""
 FIELDS = (
     "loss mtp_loss lr grad_norm tokens_per_s reward pass_rate grade format_rate answer_tokens checks difficulty "
-    "truncated empty language calls flat_groups clipped_low clipped_high logp_gap_mean logp_gap_max routes_differ "
-    "max_violation"
+    "truncated empty language calls flat_groups signal clipped_low clipped_high logp_gap_mean logp_gap_max "
+    "routes_differ max_violation"
 ).split()
 
 

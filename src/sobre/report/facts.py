@@ -64,7 +64,7 @@ def _stage(files: RunFiles, name: str) -> Record:
             "loss_last_tenth": _mean_of(lines[-tenth:], "loss"),
             "tokens_per_s": _mean_of(lines, "tokens_per_s"),
         }
-        for field in ("reward", "pass_rate", "answer_tokens", "checks", "flat_groups"):
+        for field in ("reward", "pass_rate", "answer_tokens", "checks", "flat_groups", "signal"):
             if any(line.get(field) is not None for line in lines):
                 metrics |= {f"{field}_first_tenth": _mean_of(lines[:tenth], field)}
                 metrics |= {f"{field}_last_tenth": _mean_of(lines[-tenth:], field)}

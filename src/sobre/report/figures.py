@@ -25,6 +25,7 @@ HEALTH = {
     "logp_gap_mean": "Sampler – trainer, nats",
     "routes_differ": "Tokens routed otherwise",
     "flat_groups": "Groups without variance",
+    "signal": "Gradient that steps share",
 }
 """Signs of sound learning, in the same form."""
 
@@ -193,7 +194,7 @@ def _band(report: Report, stage: str) -> tuple[float, float]:
 
 
 def _health(report: Report, alone: bool) -> str | None:
-    """Signs that training is sound: the form, agreement of sampler and trainer, groups that teach nothing."""
+    """Signs that training is sound: the form, agreement of sampler and trainer, groups that teach nothing, signal."""
     curves = {stage: curve for stage, curve in report["curves"].items() if stage in REINFORCED}
     fields = [field for field in HEALTH if any(field in curve for curve in curves.values())]
     if not fields:
@@ -205,11 +206,13 @@ def _health(report: Report, alone: bool) -> str | None:
                 if field in curve:
                     panel.plot(curve["step"], curve[field], color=colour(stage), linewidth=1.2)
             panel.set_title(HEALTH[field], fontsize=8.5, color=colour("muted"))
-            panel.set_ylim(0)
+            panel.set_ylim(min([0.0, *(value for curve in curves.values() for value in curve.get(field, []) if value)]))
             panel.grid(axis="x", visible=False)
             panel.xaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
             panel.yaxis.set_major_locator(ticker.MaxNLocator(3, integer=field == "flat_groups"))
-        return to_svg(drawing, "Form, agreement of sampler and trainer, and groups without variance", alone=alone)
+        return to_svg(
+            drawing, "Form, agreement of sampler and trainer, groups without variance, and signal", alone=alone
+        )
 
 
 def _load(report: Report, alone: bool) -> str | None:

@@ -15,11 +15,11 @@
 A metric line: stage, step, time_s (since the command's start, pauses between kill and resume left out), used (in the
 budget's unit), tokens and flops (since the stage began), loss, lr, grad_norm, tokens_per_s; in reinforcement learning
 reward, pass_rate, format_rate, language, empty, unjudged, slow_to_judge, answer_tokens, difficulty, truncated, groups,
-flat_groups, clipped_low, clipped_high, logp_gap_mean and logp_gap_max (sampler against trainer), routes_differ; of
-experts max_violation, dead_experts and, now and then, load_LE (tokens per layer and expert) and bias_drift (how far the
-biases of a router are apart); of an engine that guesses ahead draft_acceptance, the share of guesses that was right; of
-several processes, now and then, slowest_process and slowest_ratio; save_s, how long training waited for a saved state
-before this step.
+flat_groups, signal (how much of their gradients the last steps share), clipped_low, clipped_high, logp_gap_mean and
+logp_gap_max (sampler against trainer), routes_differ; of experts max_violation, dead_experts and, now and then, load_LE
+(tokens per layer and expert) and bias_drift (how far the biases of a router are apart); of an engine that guesses ahead
+draft_acceptance, the share of guesses that was right; of several processes, now and then, slowest_process and
+slowest_ratio; save_s, how long training waited for a saved state before this step.
 
 Only config.json must be there: a run may have been stopped anywhere, and its report says what is missing.
 """

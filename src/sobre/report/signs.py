@@ -1,4 +1,4 @@
-"""Signs that a reward was cheated, or not given: sentences for the report, from the metric lines of a run.
+"""Signs that a reward was cheated, not given, or lost in chance: sentences for the report, from a run's metric lines.
 
 What a recipe wants is right answers; what it pays for is right answers, form, language and nearness. A model that finds
 the rest easier raises its reward and answers worse. Beginning and end are compared, a fifth of the steps each.
@@ -16,6 +16,11 @@ HARDER = 0.2
 """Levels by which the problems may have grown harder before a fall says nothing."""
 CUT = 0.5
 """Share of answers that met the limit and still leaves something to learn from."""
+FAINT = 0.03
+"""Share of a step's gradient that is the same in all steps, below which reinforcement learning was seen to gain nothing
+at any rate that moves a model (docs/lab/log.md, 2026-11-28: 0.016 loses, 0.028 holds, 0.35 climbs)."""
+BEGUN = 10
+"""Steps that the optimizer's memory needs until a share so small can be told from none; its first words are chance."""
 
 
 def signs(lines: Sequence[Line], stages: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -44,7 +49,25 @@ def _of_stage(name: str, steps: Sequence[Line], stages: Mapping[str, Mapping[str
     _, empty = _ends(steps, "empty")
     if empty > CUT:
         found.append(f"At the end {empty:.0%} of the answers were empty.")
-    return found
+    return [*found, *_faint(steps)]
+
+
+def _faint(steps: Sequence[Line]) -> list[str]:
+    """Whether no fifth of the stage showed a gradient that its steps share."""
+    seen = [line["signal"] for line in steps if line.get("signal") is not None]
+    if len(seen) < 2 * BEGUN:
+        return []
+    seen = seen[BEGUN:]
+    ends = [i * len(seen) // 5 for i in range(6)]
+    share = max(sum(seen[a:b]) / (b - a) for a, b in zip(ends, ends[1:], strict=False))
+    if share >= FAINT:
+        return []
+    most = f"{share:.1%} at most" if share > 0 else "nothing that can be told from chance"
+    return [
+        f"Steps followed chance: of a step's gradient the steps shared {most}, so a gain or a loss here may be luck."
+        " What would fit: a cold start that goes further, or easier problems (a right answer then says more), or more"
+        " problems a step (n_prompts) and answers to each (group_size) at a lower lr_scale."
+    ]
 
 
 def _cheated(steps: Sequence[Line]) -> list[str]:

@@ -13,6 +13,7 @@ there are none, of its question.
 import gzip
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
 Reject = Callable[[str], None]
 UNSTATED = 0
 """Difficulty of a record that states none, until all are read."""
+_HALF, _HALVES = re.compile(r"\\u[dD]"), re.compile("[\ud800-\udfff]")
 _LEVEL = re.compile(r"(?:[Ll]evel )?([1-5])(?:\.0)?")
 
 
@@ -111,10 +113,12 @@ def _object(raw: Any, where: str) -> Mapping[str, Any]:
     """A record that was read, or a line of JSON, as an object."""
     try:
         record = json.loads(raw) if isinstance(raw, str) else raw
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of thousands of digits, too
         raise DataError(f"{where} is no JSON: {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"{where} is {type(record).__name__}, not an object")
+    if isinstance(raw, str) and _HALF.search(raw) and _HALVES.search(json.dumps(record, ensure_ascii=False)):
+        raise DataError(f"{where} holds half of a character (\\ud800 to \\udfff alone), which is no text")
     return record
 
 
@@ -129,7 +133,10 @@ def _problem(record: Mapping[str, Any], name: str, where: str) -> Problem:
     key = str(record.get("id") or record.get("task_id") or hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest())
     level = _LEVEL.fullmatch(str(record.get("level") or record.get("difficulty")))
     difficulty = int(level[1]) if level else UNSTATED
-    return Problem(name, str(record.get("lang", "en")), difficulty, prompt, answer, f"{name}:{key}", data)
+    lang = record.get("lang") or "en"
+    if not isinstance(lang, str):
+        raise DataError(f"{where}: lang must be text such as en, not {lang!r:.60}")
+    return Problem(name, lang, difficulty, prompt, answer, f"{name}:{key}", data)
 
 
 def _graded(problems: Sequence[Problem]) -> list[Problem]:
@@ -163,8 +170,10 @@ def _text(record: Mapping[str, Any], names: Sequence[str], where: str) -> str:
 def _math(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     value = record.get("answer")
     if isinstance(value, int | float) and not isinstance(value, bool):
-        value = str(value)
-    answer, solution = _text({**record, "answer": value}, ("answer",), where), str(record.get("solution") or "")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{where}: answer is {value}, which no response can equal")
+        record = {**record, "answer": str(value)}
+    answer, solution = _text(record, ("answer",), where), str(record.get("solution") or "")
     if "####" in answer:
         worked, _, answer = answer.rpartition("####")
         solution = solution or worked.strip()
@@ -206,5 +215,8 @@ def _code(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     tests = record.get("tests", record.get("test_list"))
     if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
         raise DataError(f"{where}: tests must be a list of assert lines, not {tests!r:.60}")
-    setup = [*(record.get("test_imports") or []), record.get("test_setup") or record.get("test_setup_code") or ""]
+    imports, before = record.get("test_imports") or [], record.get("test_setup") or record.get("test_setup_code") or ""
+    if not isinstance(imports, list) or not all(isinstance(part, str) for part in (*imports, before)):
+        raise DataError(f"{where}: test_imports must be a list of lines, and test_setup text")
+    setup = [*imports, before]
     return answer, {"judge": "code", "entry_point": "", "test": "\n".join([*setup, *tests]), "shown": tests, "head": ""}

@@ -31,6 +31,13 @@ def test_signal_and_noise_are_what_was_put_in() -> None:
     assert found["gain"] == pytest.approx(grpo_signal.RATE * 0.25 / 4.25**0.5 * 5000**0.5, rel=0.2)
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_what_a_run_remembers_is_the_same_cosine(ratio: float) -> None:
+    gradients_MP = gradients(ratio, 1.0)
+    cosine = grpo_signal.signal(gradients_MP)["cosine of two batches"]
+    assert grpo_signal.remembered(gradients_MP) == pytest.approx(cosine, abs=0.02)
+
+
 def test_pure_noise_is_within_its_error_and_pure_signal_has_none() -> None:
     none = grpo_signal.signal(gradients(0.0, 2.0))
     assert abs(none["signal"]) < 3 * none["signal error"]

@@ -113,6 +113,7 @@ def make_metrics(stage: str, n: int, start_s: float, stop_s: float, n_experts: i
                 "difficulty": 1.5 + 2 * x,
                 "truncated": 0.01,
                 "flat_groups": rng.randrange(5),
+                "signal": None if step == 0 else 0.3 * (1 - x) + rng.gauss(0, 0.01),
                 "logp_gap_mean": 0.004 + rng.random() * 0.002,
                 "logp_gap_max": 0.3,
                 "routes_differ": 0.006 + rng.random() * 0.002,

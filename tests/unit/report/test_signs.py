@@ -53,6 +53,18 @@ def test_answers_without_a_verdict_are_counted():
     assert "82% of the answers were empty" in said
 
 
+def test_a_stage_whose_steps_share_nothing_is_said_to_follow_chance():
+    (line,) = signs(lines(reward=(0.4, 0.4), pass_rate=(0.4, 0.4), signal=(0.01, 0.02)), {})
+    assert "the steps shared 1.9% at most" in line
+    (line,) = signs(lines(reward=(0.4, 0.4), pass_rate=(0.4, 0.4), signal=(-0.02, -0.01)), {})
+    assert "nothing that can be told from chance" in line
+    assert not signs(lines(reward=(0.4, 0.4), pass_rate=(0.4, 0.4), signal=(0.2, -0.02)), {}), "learned, then spent"
+    assert not signs(lines(n=19, reward=(0.4, 0.4), pass_rate=(0.4, 0.4), signal=(0.01, 0.01)), {}), "too few steps"
+    assert not signs(lines(reward=(0.4, 0.4), pass_rate=(0.4, 0.4)), {})
+    begun = lines(reward=(0.4, 0.4), pass_rate=(0.4, 0.4), signal=(0.01, 0.01))
+    assert len(signs([{**line, "signal": 0.5} for line in begun[:10]] + begun[10:], {})) == 1, "first words are chance"
+
+
 def test_a_sound_run_has_no_sign_and_the_report_carries_the_others(run_folder):
     assert facts(read_run(run_folder))["signs"] == []
     assert signs([], {}) == []

@@ -214,6 +214,22 @@ def test_problems_are_drawn_again_whatever_a_task_keeps_of_them(build) -> None:
         assert again._drawn_at == source._drawn_at
 
 
+def test_problems_are_drawn_again_by_the_pass_rates_of_their_own_step(build) -> None:
+    """By step 0's rates nearly all problems are dates, by those that the state knows later nearly all are knights."""
+    mixed = TasksConfig(names=("dates", "knights"), langs=("en",))
+    rates = {"dates": 0.5, "knights": 0.001}
+    source, optimizer = build(tasks=mixed)
+    source.pass_rates = {f"{task}/1": rate for task, rate in rates.items()}
+    run(source, optimizer, 0, 1)
+    assert {group.drawn.step for group in source.under_way} == {0}
+    source.pass_rates = {"dates/1": 0.001, "knights/1": 0.5}
+    again, _ = build(tasks=mixed)
+    again.restore(json.loads(json.dumps(source.state())))
+    assert [group.problem for group in again.under_way] == [group.problem for group in source.under_way]
+    present = [source._draw(*group.drawn[:3])[group.drawn.place] for group in source.under_way]
+    assert present != [group.problem for group in source.under_way], "the present rates would draw others"
+
+
 def test_an_answer_that_was_not_begun_asks_for_the_whole(build, tokenizer) -> None:
     source, _ = build()
     request = to_request(tokenizer, source.cfg, 5, (1, 2, 3))
