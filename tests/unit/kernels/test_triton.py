@@ -1,6 +1,6 @@
 """The Triton kernels are their references: under Triton's interpreter on a CPU, for real where there is a GPU.
 
-Needs triton 3.9 or newer for the interpreter (`pip install 'sobre[kernels]'`); no shape is a multiple of a tile.
+Needs triton 3.7.1 or newer for the interpreter (`pip install 'sobre[kernels]'`); no shape is a multiple of a tile.
 """
 
 import os
