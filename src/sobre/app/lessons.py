@@ -113,6 +113,7 @@ def _supervised(bench: Bench, source: Source, cfg: StageConfig, *, longest: int)
         recompute=recompute,
         mtp_weight=mtp_weight,
         rebalance=True,
+        rehearse=True,
         precision=cfg.precision,
     )
 
@@ -184,7 +185,8 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         rests=rests,
     )
     close = engine.close if isinstance(engine, RemoteEngine) else nothing
-    return _job(bench, cfg, source, source.loss_fn, recompute=recompute, offloads=rests, close=close)
+    more = {"rebalance": cfg.rebalance, "offloads": rests, "close": close}
+    return _job(bench, cfg, source, source.loss_fn, recompute=recompute, **more)
 
 
 def _general(bench: Bench, cfg: RLConfig) -> list[Problem]:

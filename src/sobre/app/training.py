@@ -263,6 +263,8 @@ class Job:
     clip: float
     mtp_weight: float = 0.0
     rebalance: bool = True
+    rehearse: bool = False
+    """Try the first batch before anything is spent."""
     precision: Precision = "auto"
     recompute: bool = False
     compiles: bool = False
@@ -303,7 +305,7 @@ def train(
         offloads=job.offloads,
     )
     try:
-        Trainer(session, stage, rehearse=job.rebalance).run()
+        Trainer(session, stage, rehearse=job.rehearse).run()
     finally:
         model.parts = None
         job.close()

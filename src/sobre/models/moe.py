@@ -1,7 +1,7 @@
 """DeepSeekMoE: shared experts plus A of E routed ones, balanced by a bias (DeepSeek-V3, arXiv 2412.19437, 2.1.2).
 
 The router works in float32 at least. Its bias steers the choice of experts and never touches their weights; a buffer,
-moved after each optimizer step by the load of the whole batch (`rebalance`), saved with the weights, and frozen in RL.
+moved after each optimizer step by the load of the whole batch (`rebalance`), saved with the weights, frozen in RL.
 Groups that a token may not visit score minus infinity (zero would be wrong once biases are negative).
 DeepSeek-V2 (arXiv 2405.04434, 2.2.2), Qwen3-MoE, ERNIE 4.5 and MiniMax-01 score by softmax over all experts; V2 judges
 a group by its best expert, V3 by its two best. Without a bias the buffer stays zero and is not saved.

@@ -12,6 +12,8 @@ cosine of the gradients of two steps: 1 where all steps want the same, 0 where t
 a few hundredths for the gradients of a small model, and below 0 where steps undo one another.
 
 What it does not see: matrices that Muon moves, of which no squares are kept; they are trained on the same answers.
+
+Shapes: P tensors.
 """
 
 from collections.abc import Sequence

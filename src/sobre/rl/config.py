@@ -398,6 +398,9 @@ class RLConfig:
     once where tokens may be stale (samplers.staleness, stragglers.groups)."""
     replay_above: float = 0.01
     """Share of tokens whose experts differ between engine and trainer."""
+    rebalance: bool = False
+    """Move the router biases by the load of each step, as pretraining and fine-tuning do. Frozen unless asked: the few
+    problems of a step load experts unevenly."""
     curriculum: CurriculumConfig = CurriculumConfig()
     tools: tuple[ToolName, ...] = ()
     """What the model may call while it answers; a call ends a turn, its result is read and not learned from.

@@ -47,7 +47,7 @@ class ReferenceStore(Protocol):
 
 @dataclass
 class RolloutSource:
-    """Batches that the model itself writes. Train it with `source.loss_fn` and with the router biases frozen."""
+    """Batches that the model itself writes. Train it with `source.loss_fn`; `cfg.rebalance` moves the router biases."""
 
     engine: Engine | SharedEngine | RemoteEngine
     model: Decoder

@@ -81,7 +81,7 @@ class Stage:
     clip: float
     mtp_weight: float = 0.0
     rebalance: bool = True
-    """Move the router biases; frozen in RL."""
+    """Move the router biases; frozen in RL unless asked."""
     division: Division | None = None
     """How the model is divided over processes that share every batch; None for one on its own."""
     offloads: bool = False

@@ -258,15 +258,19 @@ def test_tokenizer_and_data_stop_there_and_the_run_goes_on_from_them(tmp_path, c
 
 
 @pytest.mark.slow
-def test_router_biases_move_in_fine_tuning_and_stand_still_in_reinforcement_learning(tmp_path, learns_by_letters):
+@pytest.mark.parametrize("moves", [False, True])
+def test_router_biases_move_in_fine_tuning_and_in_reinforcement_learning_where_asked(
+    moves, tmp_path, learns_by_letters
+):
     out = tmp_path / "out"
-    assert verb.main(["nano", "--out", str(out), "--pretrain.steps", "1", *SHORT]) == 0
+    flags = ["--pretrain.steps", "1", *(["--rl.rebalance"] if moves else [])]
+    assert verb.main(["nano", "--out", str(out), *flags, *SHORT]) == 0
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["grad_norm"] > 0 for line in lines if line["stage"] == "rl"] == [True]
     assert {line["stage"] for line in lines if "signal" in line} == {"rl"}, "how much of a step is chance"
     base, sft, rl = ([router.bias_E for router in load_model(out / name).routers()] for name in ("base", "sft", "rl"))
     assert not all(torch.equal(one, other) for one, other in zip(base, sft, strict=True))
-    assert all(torch.equal(one, other) for one, other in zip(sft, rl, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(sft, rl, strict=True)) is not moves
 
 
 def test_without_pretraining_there_is_no_text_to_read():
