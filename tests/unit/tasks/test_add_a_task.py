@@ -12,6 +12,8 @@ from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import chat, mixed_problem, test_set
 from sobre.tasks.text import TextConfig, document
 
+from .test_tasks import perturbed
+
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "how-to" / "add-a-task.md"
 
 
@@ -35,7 +37,7 @@ def test_the_task_on_the_page_is_a_whole_task(doubles):
         assert reward(problem, chat(cfg, "sft", index)[1]["content"].removeprefix("<think>\n"), True).accuracy == 1
     for problem in (p for p in held_out if p.task == "doubles"):
         assert doubles.score(problem, problem.answer)
-        assert not doubles.score(problem, f"{problem.answer} 1")
+        assert not any(doubles.score(problem, wrong) for wrong in [f"{problem.answer} 1", *perturbed(problem)])
     assert document(0, 0, TextConfig(names=("doubles",), facts_share=0, sentences_share=0))
 
 

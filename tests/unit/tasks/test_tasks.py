@@ -104,8 +104,8 @@ def perturbed(problem: Problem) -> list[str]:
             except ZeroDivisionError:
                 wrong.append(swapped)
         return [*wrong, f"{answer}+0", f"{answer}*1", answer[:-1], str(problem.data["target"])]
-    if problem.task in ("sorting", "copy", "reverse"):
-        numbers = answer.split()
+    numbers = answer.split()
+    if len(numbers) > 1 and all(map(str.isdigit, numbers)):
         swapped = [numbers[1], numbers[0], *numbers[2:]]
         wrong = (" ".join(each) for each in (swapped, numbers[1:], [*numbers, numbers[-1]], reversed(numbers)))
         return [each for each in wrong if each != answer]
@@ -117,6 +117,8 @@ def perturbed(problem: Problem) -> list[str]:
         present = PEOPLE[: len(problem.data["claims"])]
         toggled = (sorted(set(answer.split()) ^ {name}) for name in present)
         return [" ".join(each) for each in toggled] + [f"{answer} {answer[0]}", answer.lower(), "", "none"]
+    if not re.fullmatch(r"-?\d+", answer):
+        return ["", answer[:-1], f"{answer}?", f"{answer} {answer}"]
     number = int(answer)
     return [str(n) for n in (number + 1, number - 1, number + 10, number * 10 + 1)] + ([str(-number)] if number else [])
 
