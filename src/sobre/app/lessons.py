@@ -185,7 +185,7 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
         rests=rests,
     )
     close = engine.close if isinstance(engine, RemoteEngine) else nothing
-    more = {"rebalance": cfg.rebalance, "offloads": rests, "close": close}
+    more: dict[str, Any] = {"rebalance": cfg.rebalance, "offloads": rests, "close": close}
     return _job(bench, cfg, source, source.loss_fn, recompute=recompute, **more)
 
 

@@ -25,7 +25,7 @@ from sobre.bench.climbers import Course
 from sobre.bench.config import ClimbBench
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, RunError
 from sobre.models.checkpoint import load_model
 from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
@@ -47,7 +47,7 @@ def signal(gradients_MP: Tensor) -> dict[str, float]:
     rms_P = gradients_MP.square().mean(0).sqrt().clamp_min(1e-12)
     products_MM = gradients_MP @ gradients_MP.T
     gains_MM = RATE * (gradients_MP / rms_P) @ gradients_MP.T
-    lengths_M = products_MM.diagonal().sqrt()
+    lengths_M = products_MM.diagonal().sqrt().clamp_min(1e-12)
     common, common_error = _between(products_MM)
     gain, gain_error = _between(gains_MM)
     cosine, _ = _between(products_MM / (lengths_M[:, None] * lengths_M))
@@ -65,7 +65,7 @@ def remembered(gradients_MP: Tensor) -> float | None:
     """That cosine as a run would tell it, having made these steps one after the other (`optim.signal`)."""
     betas = OptimConfig().betas
     mean_P, square_P = torch.zeros_like(gradients_MP[0]), torch.zeros_like(gradients_MP[0])
-    for gradient_P in gradients_MP / gradients_MP.norm(dim=1, keepdim=True):  # as clipping leaves them
+    for gradient_P in gradients_MP / gradients_MP.norm(dim=1, keepdim=True).clamp_min(1e-12):  # as clipping leaves them
         mean_P.lerp_(gradient_P, 1 - betas[0])
         square_P.lerp_(gradient_P.square(), 1 - betas[1])
     return shared([mean_P], [square_P], [torch.tensor(float(len(gradients_MP)))], betas)
@@ -112,6 +112,11 @@ def measure(course: Course, model: Decoder, n_batches: int) -> dict[str, Any]:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         gradients.append(torch.cat([grad.flatten().float() for grad in grads]))
     gradients_MP = torch.stack(gradients)
+    if not gradients_MP.any():
+        raise RunError(
+            f"in {n_batches} batches no group of answers earned differently ({sum(right) / len(right):.1%} right):"
+            " nothing to learn from; other --tasks, another --difficulty, a larger --group-size, or a cold start"
+        )
     told = signal(gradients_MP)
     even = told["noise"] / told["signal"] * rl.n_prompts if told["signal"] > 0 else None
     return {

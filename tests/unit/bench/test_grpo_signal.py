@@ -8,7 +8,7 @@ import torch
 from sobre.bench import grpo_signal
 from sobre.bench.climbers import Course
 from sobre.bench.config import ClimbBench
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, RunError
 from sobre.eval.score import prompt_ids
 from sobre.models.checkpoint import load_model
 from sobre.models.step import StepInput
@@ -36,6 +36,15 @@ def test_what_a_run_remembers_is_the_same_cosine(ratio: float) -> None:
     gradients_MP = gradients(ratio, 1.0)
     cosine = grpo_signal.signal(gradients_MP)["cosine of two batches"]
     assert grpo_signal.remembered(gradients_MP) == pytest.approx(cosine, abs=0.02)
+
+
+def test_a_batch_without_a_gradient_shares_nothing_and_batches_of_none_are_refused(start: Path, monkeypatch) -> None:
+    found = grpo_signal.signal(torch.cat([gradients(0.5, 0.0, n=3), torch.zeros(1, 5000)]))
+    assert found["cosine of two batches"] == pytest.approx(0.5, rel=1e-4)  # of 6 pairs 3 are alike
+    cfg = ClimbBench(problems=4, prompts=1, group_size=4, new=1, threads=1, chats=())
+    monkeypatch.setattr(rollout, "give_for", lambda tasks: lambda one: Reward(1.0, 0.0, 1.0))
+    with pytest.raises(RunError, match=r"in 3 batches no group of answers earned differently \(100.0% right\)"):
+        grpo_signal.measure(Course(cfg, start, 0), load_model(start), 3)
 
 
 def test_pure_noise_is_within_its_error_and_pure_signal_has_none() -> None:
