@@ -119,7 +119,9 @@ def train(name: str, replica: int, cfg: ModelConfig, steps: int, rows: int, rate
         arm.step(windows[step * rows : (step + 1) * rows], step / steps)
     held_out = windows[-HELD_OUT:]
     loss = arm.loss(held_out, "auto")
-    lower = [precision for precision in ARMS.values() if precision != "auto"] if name == CONTROL else []
+    lower: list[Precision] = (
+        [precision for precision in ARMS.values() if precision != "auto"] if name == CONTROL else []
+    )
     same = {precision: arm.loss(held_out, precision) / loss - 1 for precision in lower}
     return Run(name, replica, loss, fmean(arm.losses[-max(1, steps // 10) :]), same)
 
