@@ -151,9 +151,9 @@ def llama_readers(
         return {}
     quantised(place / "f16.gguf", place / "q4_0.gguf", threads)
     found = {}
-    for form in (*FILES, "q4_0"):
-        name = f"llama.cpp {form}"
-        found[name] = _theirs(Llama(place / f"{form}.gguf", threads), window, exact=name == F32)
+    for file in (*FILES, "q4_0"):
+        name = f"llama.cpp {file}"
+        found[name] = _theirs(Llama(place / f"{file}.gguf", threads), window, exact=name == F32)
     return found
 
 
