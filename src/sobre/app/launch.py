@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 
 from sobre.app.jobs import SYSTEMS, JobSpec
-from sobre.app.run import SHORT_FLAGS
+from sobre.app.run import MODEL_FLAG
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import ConfigError, RunError
 from sobre.rl.config import RLConfig
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in SYSTEMS:
         raise ConfigError(f"{'nothing' if not argv else repr(argv[0])} to launch on; {USAGE}")
     kind, rest = argv[0], argv[1:]
-    recipe, options = load_recipe(rest, LaunchOptions, prog=f"sobre launch {kind}", shortcuts=SHORT_FLAGS)
+    recipe, options = load_recipe(rest, LaunchOptions, prog=f"sobre launch {kind}", shortcuts=MODEL_FLAG)
     system = SYSTEMS[kind]
     text = system.write(spec(kind, recipe, options, passed_on(rest)))
     file = options.file or Path(f"{recipe.name}{system.ending}")

@@ -45,7 +45,8 @@ class RunOptions:
 
 
 Show = Callable[[RunFolder, RunOptions], None]
-SHORT_FLAGS = {"--model": "--start.model", "--chip": "--budget.price.machine"}
+MODEL_FLAG = {"--model": "--start.model"}
+SHORT_FLAGS = MODEL_FLAG | {"--chip": "--budget.price.machine"}
 
 
 def main(argv: list[str]) -> int:
