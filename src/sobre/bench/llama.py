@@ -54,59 +54,32 @@ class Llama:
             raise RunError(f"llama.cpp does not load {path}")
         self.n_vocab = self.cpp.llama_vocab_n_tokens(self.cpp.llama_model_get_vocab(self.model))
 
-    def reading(
-        self, n_tokens: int, n_rows: int, *, exact: bool = False
-    ) -> Callable[[Sequence[Sequence[int]]], Logits]:
+    def reading(self, n_tokens: int, n_rows: int, *, exact: bool = False) -> Callable[[Rows], Logits]:
         """What reads up to `n_rows` sequences of up to `n_tokens` together and returns the logits after every token.
 
         The cache is llama.cpp's own choice (16 bits); `exact` has it in 32 and attention in plain steps.
         """
-        cpp = self.cpp
-        options = cpp.llama_context_default_params()
-        options.n_ctx = n_rows * -(-n_tokens // 256) * 256
-        options.n_batch, options.n_seq_max = n_rows * n_tokens, n_rows
-        options.n_threads = options.n_threads_batch = self.threads
-        if exact:
-            options.type_k = options.type_v = FLOAT32
-            options.flash_attn_type = NO_FLASH
-        context = cpp.llama_init_from_model(self.model, options)
-        if not context:
-            raise RunError(f"llama.cpp makes no context for {n_rows} sequences of {n_tokens} tokens")
-        batch = cpp.llama_batch_init(options.n_batch, 0, 1)
+        context, batch = self._room(n_rows, n_tokens, n_rows * n_tokens, exact=exact)
 
         def read(rows: Rows) -> Logits:
-            cpp.llama_memory_clear(cpp.llama_get_memory(context), True)
-            self._fill(batch, rows, 0, last_only=False)
-            if code := cpp.llama_decode(context, batch):
-                raise RunError(f"llama.cpp's decode failed with {code}")
-            one = (cpp.llama_get_logits_ith(context, i) for i in range(batch.n_tokens))
-            return np.stack([np.ctypeslib.as_array(logits, (self.n_vocab,)).copy() for logits in one])
+            self.cpp.llama_memory_clear(self.cpp.llama_get_memory(context), True)
+            self._decode(context, batch, rows, 0, last_only=False)
+            return np.stack([self._logits(context, i).copy() for i in range(batch.n_tokens)])
 
         return read
 
     def generation(self, prompts: Rows, n_new: int) -> Work:
         """Continue every prompt by `n_new` tokens; returns them as a list of lists."""
-        cpp, n_rows, n_prompt = self.cpp, len(prompts), len(prompts[0])
-        options = cpp.llama_context_default_params()
-        options.n_ctx = n_rows * -(-(n_prompt + n_new) // 256) * 256
-        options.n_batch = max(512, n_rows * n_prompt)
-        options.n_seq_max = n_rows
-        options.n_threads = options.n_threads_batch = self.threads
-        context = cpp.llama_init_from_model(self.model, options)
-        if not context:
-            raise RunError(f"llama.cpp makes no context for {n_rows} sequences of {n_prompt + n_new} tokens")
-        batch = cpp.llama_batch_init(options.n_batch, 0, 1)
+        n_rows, n_prompt = len(prompts), len(prompts[0])
+        context, batch = self._room(n_rows, n_prompt + n_new, max(512, n_rows * n_prompt))
 
         def run(tokens: Rows, start: int) -> list[int]:
             """The most probable token after each row, given that `start` tokens of each are in its cache."""
-            lasts = self._fill(batch, tokens, start, last_only=True)
-            if code := cpp.llama_decode(context, batch):
-                raise RunError(f"llama.cpp's decode failed with {code}")
-            logits = (cpp.llama_get_logits_ith(context, i) for i in lasts)
-            return [int(np.ctypeslib.as_array(one, (self.n_vocab,)).argmax()) for one in logits]
+            lasts = self._decode(context, batch, tokens, start, last_only=True)
+            return [int(self._logits(context, i).argmax()) for i in lasts]
 
         def generate() -> list[list[int]]:
-            cpp.llama_memory_clear(cpp.llama_get_memory(context), True)
+            self.cpp.llama_memory_clear(self.cpp.llama_get_memory(context), True)
             last = run(prompts, 0)
             rows: list[list[int]] = [[] for _ in prompts]
             for step in range(n_new):
@@ -118,9 +91,23 @@ class Llama:
 
         return generate
 
-    @staticmethod
-    def _fill(batch: Any, tokens: Rows, start: int, *, last_only: bool) -> list[int]:
-        """Put these rows into the batch, `start` tokens of each being in the cache; returns where each row ends."""
+    def _room(self, n_rows: int, n_tokens: int, n_batch: int, *, exact: bool = False) -> tuple[Any, Any]:
+        """A context for `n_rows` sequences of `n_tokens`, and a batch of up to `n_batch` tokens for it."""
+        options = self.cpp.llama_context_default_params()
+        options.n_ctx = n_rows * -(-n_tokens // 256) * 256
+        options.n_batch, options.n_seq_max = n_batch, n_rows
+        options.n_threads = options.n_threads_batch = self.threads
+        if exact:
+            options.type_k = options.type_v = FLOAT32
+            options.flash_attn_type = NO_FLASH
+        context = self.cpp.llama_init_from_model(self.model, options)
+        if not context:
+            raise RunError(f"llama.cpp makes no context for {n_rows} sequences of {n_tokens} tokens")
+        return context, self.cpp.llama_batch_init(n_batch, 0, 1)
+
+    def _decode(self, context: Any, batch: Any, tokens: Rows, start: int, *, last_only: bool) -> list[int]:
+        """Let the context read these rows, `start` tokens of each being in its cache; returns where each row ends in
+        the batch. Logits are kept after every token, or after each row's last."""
         places = [(row, j) for row, ids in enumerate(tokens) for j in range(len(ids))]
         ends = [i for i, (row, j) in enumerate(places) if j == len(tokens[row]) - 1]
         batch.n_tokens = len(places)
@@ -128,4 +115,10 @@ class Llama:
             batch.token[i], batch.pos[i] = tokens[row][j], start + j
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, row
             batch.logits[i] = not last_only or j == len(tokens[row]) - 1
+        if code := self.cpp.llama_decode(context, batch):
+            raise RunError(f"llama.cpp's decode failed with {code}")
         return ends
+
+    def _logits(self, context: Any, place: int) -> Logits:
+        """Those after a token of the last batch: a view."""
+        return np.ctypeslib.as_array(self.cpp.llama_get_logits_ith(context, place), (self.n_vocab,))

@@ -28,8 +28,9 @@ from sobre.bench.timing import Say
 from sobre.config.load import to_dict
 from sobre.data.config import DataConfig
 from sobre.data.sources import Document, read_documents
+from sobre.distill.divergence import kl
 from sobre.errors import CheckpointError, ConfigError, DataError
-from sobre.eval.bits import BATCH_TOKENS, Window, batches, encoded, first_of_each, logits_of, windows
+from sobre.eval.bits import BATCH_TOKENS, Window, all_windows, batches, encoded, first_of_each, logits_of
 from sobre.kernels.coded import Bits
 from sobre.models.cache import Int8Cache, PagedCache
 from sobre.models.checkpoint import load_model
@@ -40,8 +41,6 @@ from sobre.models.hub import resolve
 from sobre.models.quantised import quantised as in_bits
 from sobre.tokenizer.tokenizer import Tokenizer
 
-OVERLAP = 0.25
-"""Share of a window that is read again as context of the next."""
 EXACT, BASE, F32 = "sobre float32", "sobre bfloat16", "llama.cpp f32"
 FILES: tuple[Type, ...] = ("f32", "f16", "q8_0")
 BITS: tuple[Bits, ...] = ("int8", "int4")
@@ -63,8 +62,8 @@ class Sums:
     def add(self, logp_NV: Tensor, exact_NV: Tensor, base_NV: Tensor, targets_N: Tensor) -> None:
         """Log-probabilities of a batch, beside those of our float32 and bfloat16 models."""
         self.bits -= float(logp_NV.gather(-1, targets_N[:, None]).double().sum()) / math.log(2)
-        self.kl_to_bfloat16 += divergence(base_NV, logp_NV)
-        self.kl_to_float32 += divergence(exact_NV, logp_NV)
+        self.kl_to_bfloat16 += float(kl(base_NV, logp_NV).double().sum())
+        self.kl_to_float32 += float(kl(exact_NV, logp_NV).double().sum())
         self.n_same += int((logp_NV.argmax(-1) == base_NV.argmax(-1)).sum())
 
     def over(self, n_tokens: int, n_bytes: int) -> dict[str, float | int]:
@@ -79,11 +78,6 @@ class Sums:
         }
 
 
-def divergence(of_NV: Tensor, by_NV: Tensor) -> float:
-    """Sum over tokens of KL(of, by) in nats, from log-probabilities."""
-    return float((of_NV.exp() * (of_NV - by_NV)).sum(-1).double().sum())
-
-
 @torch.inference_mode()
 def bench(cfg: QualityBench, say: Say) -> Result:
     """Open every form of the model, let all of them read, compare."""
@@ -93,9 +87,7 @@ def bench(cfg: QualityBench, say: Say) -> Result:
     exact = load_model(folder, dtype=torch.float32)
     window = min(cfg.window, exact.cfg.max_len)
     ids = encoded(tokenizer, documents)
-    pieces = [
-        w for i, x in enumerate(ids) for w in windows(x, i, start_id=tokenizer.eos_id, window=window, overlap=OVERLAP)
-    ]
+    pieces = all_windows(ids, start_id=tokenizer.eos_id, window=window)
     notes: list[str] = []
     with TemporaryDirectory() as place:
         readers = our_readers(exact, load_model(folder, dtype=torch.bfloat16), notes)

@@ -11,6 +11,7 @@ import torch
 from sobre.engine.config import EngineConfig
 from sobre.engine.static import Model
 from sobre.kernels import flash_mla, select
+from sobre.kernels.unfit import refuses_widths
 from sobre.models.config import BLOCK, MLAConfig
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def block_tokens(model: Model, cfg: EngineConfig, max_len: int, device: torch.de
 
 def _why_not(attention: MLAConfig, cfg: EngineConfig, max_len: int) -> str | None:
     """Why FlashMLA's pages would be of no use, or None."""
-    if why := flash_mla.refuses_widths(attention.kv_rank, attention.rope_dim):
+    if why := refuses_widths(attention.kv_rank, attention.rope_dim):
         return f"it {why}"
     if cfg.cache != "model":
         return f"entries lie in {cfg.cache}"

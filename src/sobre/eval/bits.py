@@ -26,6 +26,8 @@ from sobre.tokenizer.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096
 """Tokens in one forward pass: their logits are held at once."""
+OVERLAP = 0.25
+"""Share of a window that is read again as context of the next."""
 
 
 class Text(Protocol):
@@ -97,6 +99,11 @@ def windows(ids: Sequence[int], document: int, *, start_id: int, window: int, ov
         scored = stop
 
 
+def all_windows(ids: Sequence[Sequence[int]], *, start_id: int, window: int, overlap: float = OVERLAP) -> list[Window]:
+    """The windows of all documents, one document after the other."""
+    return [w for i, x in enumerate(ids) for w in windows(x, i, start_id=start_id, window=window, overlap=overlap)]
+
+
 @torch.inference_mode()
 def bits_per_byte(
     model: Decoder,
@@ -104,7 +111,7 @@ def bits_per_byte(
     documents: Iterable[Text],
     *,
     window: int,
-    overlap: float = 0.25,
+    overlap: float = OVERLAP,
     start_id: int | None = None,
     per_source: int = 0,
     cache: type[PagedCache] | None = None,
@@ -114,7 +121,7 @@ def bits_per_byte(
     chosen = first_of_each(documents, per_source)
     start = tokenizer.eos_id if start_id is None else start_id
     ids = encoded(tokenizer, chosen)
-    cut = [w for i, x in enumerate(ids) for w in windows(x, i, start_id=start, window=window, overlap=overlap)]
+    cut = all_windows(ids, start_id=start, window=window, overlap=overlap)
     bits, n_read = [0.0] * len(chosen), [0] * len(chosen)
     for batch in batches(cut):
         for piece, value in zip(batch, _score(model, batch, cache), strict=True):
@@ -131,7 +138,7 @@ def bits_per_byte(
 def tokens_read(tokenizer: Tokenizer, documents: Iterable[Text], *, window: int, overlap: float) -> int:
     """What `bits_per_byte` reads of these documents: those read again as context count again."""
     ids = encoded(tokenizer, documents)
-    return sum(len(w.ids) for x in ids for w in windows(x, 0, start_id=0, window=window, overlap=overlap))
+    return sum(len(w.ids) for w in all_windows(ids, start_id=0, window=window, overlap=overlap))
 
 
 def encoded(tokenizer: Tokenizer, documents: Iterable[Text]) -> list[list[int]]:

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from sobre.kernels.paged import Places
-from sobre.kernels.unfit import log_once
+from sobre.kernels.unfit import RANK, ROPE, log_once, refuses_entries
 
 PAGE = 64
-RANK, ROPE = 512, 64
 ALIGNED = 16
 """Bytes that an entry's width must be a multiple of, for the tensor memory accelerator."""
 
@@ -61,20 +60,11 @@ def refuses(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int) -> str |
     """Why FlashMLA does not take these tensors, or None."""
     if places.block != PAGE:
         return f"takes pages of {PAGE} entries, not of {places.block}"
-    if why := refuses_widths(rank, q_RHC.shape[2] - rank):
+    if why := refuses_entries(q_RHC, cells_MC, rank):
         return why
-    if cells_MC.dtype != q_RHC.dtype:
-        return f"takes entries of the queries' type, {q_RHC.dtype}, not {cells_MC.dtype}"
     if cells_MC.stride(0) * cells_MC.element_size() % ALIGNED or cells_MC.data_ptr() % ALIGNED:
         return f"takes entries that begin at multiples of {ALIGNED} bytes"
     return None
-
-
-def refuses_widths(rank: int, rope: int) -> str | None:
-    """Why it does not take latents and rotary keys of these widths, or None."""
-    if (rank, rope) == (RANK, ROPE):
-        return None
-    return f"takes latents of {RANK} and rotary keys of {ROPE}, not of {rank} and {rope}"
 
 
 def _ready(q_RHC: Tensor, places: Places) -> _Step:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from sobre.kernels.paged import Places
-from sobre.kernels.unfit import log_once
+from sobre.kernels.unfit import RANK, ROPE, log_once, refuses_entries
 
-RANK, ROPE = 512, 64
 WORKSPACE_BYTES = 128 * 2**20
 """What its documentation recommends, for the parts of contexts that are divided."""
 
@@ -32,7 +31,7 @@ _planned: dict[torch.device, tuple[Places, tuple[Any, ...]]] = {}
 
 def latent_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, scale: float) -> Tensor:
     """The same function as `reference.latent_decode`, for DeepSeek's widths (others: the Triton kernel)."""
-    if why := _refuses(q_RHC, cells_MC, rank):
+    if why := refuses_entries(q_RHC, cells_MC, rank):
         from sobre.kernels import triton_decode
 
         log_once("latent_decode", "flashinfer", why, "triton")
@@ -41,15 +40,6 @@ def latent_decode(q_RHC: Tensor, cells_MC: Tensor, places: Places, rank: int, sc
     latents, keys = pages[..., :RANK], pages[..., RANK : RANK + ROPE]
     out: Tensor = _ready(q_RHC, places, scale).run(q_RHC[..., :RANK], q_RHC[..., RANK:], latents, keys)
     return out
-
-
-def _refuses(q_RHC: Tensor, cells_MC: Tensor, rank: int) -> str | None:
-    rope = q_RHC.shape[2] - rank
-    if (rank, rope) != (RANK, ROPE):
-        return f"takes latents of {RANK} and rotary keys of {ROPE}, not of {rank} and {rope}"
-    if cells_MC.dtype != q_RHC.dtype:
-        return f"takes entries of the queries' type, {q_RHC.dtype}, not {cells_MC.dtype}"
-    return None
 
 
 def _ready(q_RHC: Tensor, places: Places, scale: float) -> Any:

@@ -5,6 +5,7 @@ the rest easier raises its reward and answers worse. Beginning and end are compa
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 Line = Mapping[str, Any]
@@ -59,7 +60,7 @@ def _faint(steps: Sequence[Line]) -> list[str]:
         return []
     seen = seen[BEGUN:]
     ends = [i * len(seen) // 5 for i in range(6)]
-    share = max(sum(seen[a:b]) / (b - a) for a, b in zip(ends, ends[1:], strict=False))
+    share = max(sum(seen[a:b]) / (b - a) for a, b in pairwise(ends))
     if share >= FAINT:
         return []
     most = f"{share:.1%} at most" if share > 0 else "nothing that can be told from chance"

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +134,13 @@ def openmp_libraries(maps: str) -> list[str]:
 
 def build(compiler: str, path: Path) -> None:
     """Compile into `path`, which appears whole or not at all. Raises CalledProcessError with what the compiler said."""
+    flags = _flags(compiler)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         pages = [(source, form) for source in sorted(SOURCES.glob("*.c")) for form in forms(source)]
         objects = [f"{folder}/{number}.o" for number in range(len(pages))]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # each compiler is a process of its own
             made = [
-                pool.submit(_call, compiler, *FLAGS, *_threads(compiler), *form, "-c", str(source), "-o", each)
+                pool.submit(_call, compiler, *flags, *form, "-c", str(source), "-o", each)
                 for (source, form), each in zip(pages, objects, strict=True)
             ]
         for each in made:
@@ -161,9 +162,14 @@ def forms(source: Path) -> tuple[tuple[str, ...], ...]:
     return tuple(found)
 
 
-def _threads(compiler: str) -> tuple[str, ...]:
-    gnu = sys.platform != "darwin" and "clang" not in _call(compiler, "--version")
-    return ("-fopenmp" if gnu else "-fno-openmp",)
+def _flags(compiler: str) -> tuple[str, ...]:
+    gnu = sys.platform != "darwin" and "clang" not in _version(compiler)
+    return (*FLAGS, "-fopenmp" if gnu else "-fno-openmp")
+
+
+@cache
+def _version(compiler: str) -> str:
+    return _call(compiler, "--version")
 
 
 def _call(*command: str) -> str:
@@ -172,7 +178,7 @@ def _call(*command: str) -> str:
 
 
 def _key(compiler: str) -> str:
-    known = [platform.machine(), _processor(), _call(compiler, "--version"), *FLAGS, *_threads(compiler)]
+    known = [platform.machine(), _processor(), _version(compiler), *_flags(compiler)]
     known += [source.read_text() for source in sorted(SOURCES.glob("*.[ch]"))]
     return hashlib.blake2b("\n".join(known).encode(), digest_size=10).hexdigest()
 
