@@ -2,19 +2,19 @@
 
 import json
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sobre.bench import child
 from sobre.config.load import Layer, decode, to_json
 from sobre.config.recipe import Recipe
-from sobre.errors import RunError
+from sobre.runtime.run_folder import model_folder
 
 KEPT = ("config.json", "environment.json", "plan.json", "data.json", "report.json", "report.html", "eval")
 """What stays of a finished run's folder."""
+SIZES = {"peak memory MiB": "peak_mib", "model MiB": "model_mib"}
 
 
 def recipe_of(settings: Mapping[str, Any]) -> Recipe:
@@ -23,18 +23,15 @@ def recipe_of(settings: Mapping[str, Any]) -> Recipe:
 
 
 def run_recipe(recipe: Recipe, place: Path) -> tuple[dict[str, Any], float]:
-    """Run the recipe in `place`/run; return its report.json and the seconds of the whole process."""
+    """Run the recipe in `place`/run; return its report.json, with the largest memory and the size of the last model's
+    folder (MiB), and the seconds of the whole process."""
     (place / "recipe.json").write_text(to_json(recipe), encoding="utf-8")
     command = [sys.executable, "-m", "sobre", "run", str(place / "recipe.json"), "--out", str(place / "run")]
-    began = time.perf_counter()
-    with (place / "log.txt").open("w", encoding="utf-8") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    wall_s = time.perf_counter() - began
-    if code:
-        tail = (place / "log.txt").read_text(encoding="utf-8")[-2000:]
-        raise RunError(f"the run in {place} ended with exit code {code}:\n{tail}")
+    wall_s, peak_mib = child.run(command, place / "log.txt")
     report: dict[str, Any] = json.loads((place / "run" / "report.json").read_text(encoding="utf-8"))
-    return report, wall_s
+    model = model_folder(place / "run", recipe.stages[-1])
+    sizes = [path.stat().st_size for path in model.rglob("*") if path.is_file()]
+    return report | {"peak_mib": peak_mib, "model_mib": sum(sizes) / 2**20}, wall_s
 
 
 def shrink(place: Path) -> None:
@@ -57,6 +54,7 @@ def figures(report: Mapping[str, Any], wall_s: float) -> dict[str, float]:
         "training share of the seconds": sum(row["wall_s"] for row in trained) / bill["total"]["wall_s"],
         "flops": bill["total"]["flops"],
     }
+    found |= {name: report[key] for name, key in SIZES.items() if key in report}
     for name, key in (("usd", "cost_usd"), ("joules", "energy_j")):
         if bill["total"].get(key) is not None:
             found[name] = bill["total"][key]

@@ -23,6 +23,7 @@ from sobre.bench.result import Result, checked
 from sobre.bench.shapes import FAMILY_SHAPES
 from sobre.bench.timing import Round, Say, Timing, Work, as_json, interleave, medians, ratio
 from sobre.config.load import to_dict
+from sobre.errors import RunError
 from sobre.models.checkpoint import load_model, save_model
 from sobre.models.config import ModelConfig
 from sobre.models.decoder import Decoder
@@ -124,7 +125,10 @@ def _decoding(cfg: FamiliesBench, say: Say) -> list[Round]:
 
 
 def _less(long: Timing, short: Timing) -> Timing:
-    return Timing(long.wall_s - short.wall_s, long.cpu_s - short.cpu_s)
+    less = Timing(long.wall_s - short.wall_s, long.cpu_s - short.cpu_s)
+    if less.wall_s <= 0 or less.cpu_s < 0:
+        raise RunError(f"a longer answer took {less.wall_s:.2g} s more than one token: too noisy here; raise --new")
+    return less
 
 
 def _merge(rounds: list[Round], more: Sequence[Round]) -> None:

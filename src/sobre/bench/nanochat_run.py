@@ -20,7 +20,6 @@ Shapes: B rows, T positions, V vocabulary.
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,9 +28,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sobre.bench import child
 from sobre.config.load import Layer, decode, to_dict
 from sobre.config.recipe import Recipe
-from sobre.errors import ConfigError, RunError
+from sobre.errors import ConfigError
 from sobre.ledger.prices import price
 from sobre.plan.budget import parse_budget
 
@@ -49,14 +49,10 @@ def run(clone: Path, recipe: Recipe, lr_scale: float, place: Path) -> dict[str, 
     check(clone)
     settings = place / "nanochat.json"
     settings.write_text(json.dumps({"clone": str(clone), "lr_scale": lr_scale, "recipe": to_dict(recipe)}))
-    with (place / "log.txt").open("w", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "sobre.bench.nanochat_run", str(settings)]
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-        tail = (place / "log.txt").read_text(encoding="utf-8")[-2000:]
-        raise RunError(f"nanochat in {place} ended with exit code {code}:\n{tail}")
+    command = [sys.executable, "-m", "sobre.bench.nanochat_run", str(settings)]
+    _, peak_mib = child.run(command, place / "log.txt")
     found: dict[str, float] = json.loads((place / "figures.json").read_text(encoding="utf-8"))
-    return found
+    return found | {"peak memory MiB": peak_mib}
 
 
 def check(clone: Path) -> None:
@@ -77,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     import torch
 
     from sobre.runtime.device import calibrate, choose_threads
+    from sobre.runtime.energy import EnergyMeter, assumed_watts
 
     choose_threads()
     os.environ["NANOCHAT_DTYPE"] = calibrate(torch.device("cpu")).to_dict()["dtype"]
@@ -86,7 +83,9 @@ def main(argv: Sequence[str]) -> int:
     )
     torch.manual_seed(recipe.seed)
     model = build(recipe, tokenizer.get_vocab_size())
+    meter = EnergyMeter(recipe.budget.price.watts or assumed_watts())
     wall_s, steps = train(model, recipe, settings["lr_scale"], tokenizer, train_texts)
+    energy = meter.read(wall_s)
     scores = score(model, tokenizer, held_out, recipe.data.seq_len)
     tokens = steps * recipe.pretrain.batch_tokens
     rate = price(recipe.budget.price)
@@ -94,11 +93,14 @@ def main(argv: Sequence[str]) -> int:
         "wall_s": wall_s,
         "flops": tokens * float(model.estimate_flops()),
         "usd": wall_s / 3600 * rate.usd_per_h,
+        "model MiB": sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20,
         "pretrain steps": steps,
         "pretrain tokens": tokens,
         **{f"pretrain bits per byte of {source}": bits for source, bits in scores.items() if source != "all"},
         "pretrain bits per byte": scores["all"],
     }
+    if energy.joules is not None:
+        found["joules"] = energy.joules
     (Path(argv[0]).parent / "figures.json").write_text(json.dumps(found))
     return 0
 

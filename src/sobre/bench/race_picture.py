@@ -1,4 +1,4 @@
-"""The picture of the race: quality against seconds, FLOPs and dollars, with the bands of the seeds."""
+"""The picture of the race: quality against seconds, FLOPs, dollars and joules, with the bands of the seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,12 @@ from matplotlib.axes import Axes
 from sobre.report.svg import colour, figure, style, to_svg
 
 Point = Mapping[str, Any]
-PANELS = (("seconds", "seconds", "seconds"), ("flops", "flops", "model FLOPs"), ("seconds", "usd", "dollars"))
+PANELS = (
+    ("seconds", "seconds", "seconds"),
+    ("flops", "flops", "model FLOPs"),
+    ("seconds", "usd", "dollars"),
+    ("seconds", "joules", "joules"),
+)
 """(race, what it is set against, label)."""
 SHADES = {
     "dense adamw": "muted",

@@ -88,7 +88,7 @@ def test_every_contestant_gets_its_own_best_rate_and_the_winner_its_recipe(tmp_p
     winner = document["race"]["winners"]["seconds"]
     assert winner == {"contestant": "ours", "mean": pytest.approx(1.8005), "clear": True}
     targets = {line["what"]: (line["value"], line["reached"]) for line in document["targets"]}
-    reached = targets["seconds to the final bits of dense adamw, over its own"]
+    reached = targets["ours: seconds to the final bits of dense adamw, over its own"]
     assert reached == (0.25, True)  # already better on the first rung: at most that
     written = decode(Recipe, [read_recipe(str(tmp_path / HERE.short / "winner-seconds.json"))])
     assert written.model.memory.layers == (2, 5)
@@ -105,6 +105,20 @@ def test_seconds_to_a_quality_are_read_between_two_rungs():
     assert frugality.seconds_to(points, 2.1) == pytest.approx(200)
     assert frugality.seconds_to(points, 2.3) == 100
     assert frugality.seconds_to(points, 1.9) is None
+
+
+def test_the_best_of_ours_on_the_longest_rung_runs_against_the_rivals():
+    ends = {"ours": 1.9, "dense with tables": 1.8, "dense adamw": 1.95, "dense muon": 1.7}
+    points = [
+        {"contestant": name, "kind": "seconds", "share": share, "seconds": 600 * share, "mean": end + 0.2 * (share < 1)}
+        for name, end in ends.items()
+        for share in (0.25, 1.0)
+    ]
+    found = {line["what"].removeprefix("dense with tables: "): line["value"] for line in frugality.targets(points)}
+    assert found == {
+        "seconds to the final bits of dense adamw, over its own": pytest.approx(0.25**0.75),
+        "seconds to the final bits of dense muon, over its own": None,
+    }
 
 
 def test_an_equal_flops_race_and_reasoning_are_judged_by_their_own_figure(tmp_path):

@@ -154,6 +154,9 @@ def test_a_cell_runs_a_whole_recipe_and_its_figures_come_from_the_report(tmp_pat
     assert found["seed"] == 3
     flat = cells.figures(found, wall_s)
     assert {"rl pass@1", "sft pass@1 of sorting", "pretrain bits per byte", "wall_s"} <= flat.keys()
+    assert flat["peak memory MiB"] > 100  # torch alone is more
+    weights = (tmp_path / "run" / "rl" / "model.safetensors").stat().st_size / 2**20
+    assert weights < flat["model MiB"] < weights + 2
     scores = story.score_text(recipe, tmp_path / "run", _text_file(tmp_path), "en")
     assert 1 < scores["val bits per byte"] < 10
     cells.shrink(tmp_path)
