@@ -1,6 +1,7 @@
 """On an accelerator: what runs there equals the CPU's reference. Skipped where there is none."""
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -11,12 +12,13 @@ from sobre.engine import static
 from sobre.engine.config import EngineConfig
 from sobre.engine.engine import Engine
 from sobre.engine.request import Request, SamplingParams
-from sobre.kernels import fp8, reference, scaled, select
+from sobre.kernels import coded, fp8, reference, scaled, select
 from sobre.kernels.fp8 import TILE, Quantised
 from sobre.kernels.paged import Places
 from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.models.decoder import Decoder
 from sobre.models.low_precision import set_precision
+from sobre.models.quantised import quantise
 from sobre.models.regions import compile_layers
 from sobre.models.step import StepInput
 from sobre.optim.config import OptimConfig
@@ -240,6 +242,27 @@ def test_liger_there_equals_the_reference_forward_and_back(op, dtype):
     close = CLOSE if dtype == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
     for there, here in zip(*found, strict=True):
         assert_close(there.cpu(), here, **close)
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["triton", "reference"])
+@pytest.mark.parametrize("n", [1, 40, 300])
+def test_weights_in_codes_there_are_what_they_stand_for(bits, name, n):
+    weights = [randn(4, *size, seed=i) * 0.2 for i, size in enumerate(((96, 64), (96, 64), (64, 96)))]
+    x_ND, weights_NA = randn(n, 64, seed=5).bfloat16(), randn(n, 2, seed=6)
+    experts_NA = torch.rand(n, 4, generator=torch.Generator().manual_seed(7)).topk(2).indices
+    with ExitStack() as stack:
+        for part in ("pack", "linear", "experts"):
+            if reason := refusal(f"coded_{part}", name, torch.bfloat16):
+                pytest.skip(reason)
+            stack.enter_context(select.override(f"coded_{part}", name))
+        there = [coded.stacked([quantise(w.cuda(), bits) for w in of_all]) for of_all in weights]
+        rows_NO = select.coded_linear(x_ND.cuda(), there[0].of(1))
+        sums_ND = select.coded_experts(x_ND.cuda(), experts_NA.cuda(), weights_NA.cuda(), *there)
+    rounded = [[coded.rounded(w, bits) for w in of_all] for of_all in weights]
+    wide = [torch.stack([coded.multiplied_out(c, s, bits, torch.float64) for c, s in of_all]) for of_all in rounded]
+    assert gap(rows_NO, x_ND.double() @ wide[0][1].T) < 5e-3
+    assert gap(sums_ND, reference.moe_ffn(x_ND.double(), experts_NA, weights_NA.double(), *wide)) < 1e-2
 
 
 GROUPED = replace(SMALL, attention=GQAConfig(n_heads=4, n_kv_heads=2), ffn=DenseConfig(d_ff=40))

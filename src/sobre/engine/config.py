@@ -25,8 +25,8 @@ class EngineConfig:
     """Guess tokens ahead with the model's MTP module, or from the context when it has none, and check several at
     once."""
     weights: Literal["model", "int8", "int4"] = "model"
-    """The model's own, or its matrices in 8 bits (a scale per channel) or 4 (per group of 32), on CPUs; the rest then
-    computes in bfloat16."""
+    """The model's own, or its matrices in 8 bits (a scale per channel) or 4 (per group of 32); the rest then computes
+    in bfloat16."""
     cache: Literal["model", "int8"] = "model"
     """What the cache holds: numbers of the model's dtype, or 8 bits each and a scale per token and head or latent."""
     deterministic: bool = False

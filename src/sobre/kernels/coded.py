@@ -1,10 +1,10 @@
-"""Weights in 8 or 4 bits, rounded to the nearest, and their products through torch's own CPU kernels.
+"""Weights in 8 or 4 bits, rounded to the nearest, and what products with them are: the weights multiplied out first.
 
 int8: one scale per output channel; int4: one per `GROUP` input weights of a channel, codes -8..7. A kernel packs the
-codes as it reads them: what lies in a `Coded` is its own business.
+codes as it reads them: what lies in a `Coded` is its own business. Here they lie as they are, a byte each.
 
 Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, X groups of
-inputs, G inputs of a group, M rows of one expert.
+inputs, G inputs and H bytes of a group, M rows of one expert.
 """
 
 from collections.abc import Sequence
@@ -62,21 +62,34 @@ def in_bytes(x_NI: Tensor, bits: Bits) -> Tensor:
     return ((parts * (127 / largest)).round_() * (largest / 127)).flatten(1)[:, : x_NI.shape[1]]
 
 
-def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
-    """As torch's products take them."""
+def in_nibbles(codes_OI: Tensor) -> Tensor:
+    """codes of int4 in half as many bytes (uint8), plus 8 each: of the 32 inputs that share a scale the first 16 lie in
+    the low halves of 16 bytes, the others in the high ones."""
+    low_OXH, high_OXH = (codes_OI + 8).to(torch.uint8).unflatten(1, (-1, 2, GROUP // 2)).unbind(2)
+    return (low_OXH | high_OXH << 4).flatten(1)
+
+
+def from_nibbles(bytes_: Tensor) -> Tensor:
+    """The codes (int8) that `in_nibbles` made these bytes of; any shape may stand before the last dimension."""
+    bytes_XH = bytes_.unflatten(-1, (-1, GROUP // 2))
+    return torch.stack([bytes_XH & 15, bytes_XH >> 4], -2).flatten(-3).to(torch.int8) - 8
+
+
+def multiplied_out(codes: Tensor, scales: Tensor, bits: Bits, dtype: torch.dtype) -> Tensor:
+    """The weights that codes (.., O, I) stand for, rounded to `dtype`."""
     if bits == "int8":
-        return Coded(codes_OI, scales, bits)
-    scale_XO = scales.t().contiguous()
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes_OI.int() + 8, 2)
-    return Coded(packed, torch.stack([scale_XO, torch.zeros_like(scale_XO)], -1), bits)
+        return (codes * scales.unsqueeze(-1).float()).to(dtype)
+    return (codes.unflatten(-1, (-1, GROUP)) * scales.unsqueeze(-1).float()).flatten(-2).to(dtype)
+
+
+def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
+    """As they are."""
+    return Coded(codes_OI, scales, bits)
 
 
 def linear(x_NI: Tensor, weight: Coded) -> Tensor:
     """x W^T with the weights that the codes stand for."""
-    if weight.bits == "int8":
-        return torch._weight_int8pack_mm(x_NI.contiguous(), weight.codes, weight.scales)
-    out_NO: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(x_NI.contiguous(), weight.codes, GROUP, weight.scales)
-    return out_NO
+    return F.linear(x_NI, multiplied_out(*weight, x_NI.dtype))
 
 
 def experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:

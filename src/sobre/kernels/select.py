@@ -11,6 +11,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from sobre.kernels import (
     attention,
     cached,
     coded,
+    coded_torch,
     deep_gemm,
     experts,
     flash_mla,
@@ -145,6 +148,11 @@ def _native_moe(
     return moe.moe_ffn(x_ND, experts_NA, weights_NA, gate_EFD, up_EFD, down_EDF, parts)
 
 
+def _of(page: ModuleType) -> Callable[[str], Callable[..., Any]]:
+    """The functions of a page, by name."""
+    return partial(getattr, page)
+
+
 def _no_call() -> None:
     raise AssertionError("the caller has its own parts: `whole` returns None")
 
@@ -161,6 +169,7 @@ IN_C = "one pass over memory, in C"
 IN_MEMORY = (torch.float32, torch.bfloat16)
 """What the pages in C read and write; their registers hold float32."""
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+BF16 = (torch.bfloat16,)
 HALVES = (torch.bfloat16, torch.float16)
 ONE_PASS = "one pass forward, one back"
 
@@ -352,11 +361,13 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel("kept_linear", "bands", kept.linear, reason="multiplied out band by band"),
     Kernel("kept_linear", "reference", kept.reference),
     *(
-        Kernel(f"coded_{part}", name, getattr(page, part), ("cpu",), (torch.bfloat16,), reason, lacks)
+        Kernel(f"coded_{part}", name, call(part), devices, dtypes, reason, lacks)
         for part in ("pack", "linear", "experts")
-        for name, page, reason, lacks in (
-            ("native", native_coded, "multiplied as bytes, in C", native.lacks_bfloat16_products),
-            ("reference", coded, "torch's products in 8 and 4 bits", lambda: None),
+        for name, call, devices, dtypes, reason, lacks in (
+            ("native", _of(native_coded), ("cpu",), BF16, "multiplied as bytes, in C", native.lacks_bfloat16_products),
+            ("torch", _of(coded_torch), ("cpu",), BF16, "torch's products in 8 and 4 bits", lambda: None),
+            ("triton", partial(_in_triton, "triton_coded"), TRITON, HALVES, "few rows: the codes are read", _no_triton),
+            ("reference", _of(coded), (), (), "the weights multiplied out", lambda: None),
         )
     ),
 )

@@ -80,11 +80,9 @@ class QuantisedExperts(Packed):
 def quantised(model: Decoder, bits: Bits) -> Decoder:
     """A twin of the model with its matrices in `bits`, computing in bfloat16; the model stays as it is.
 
-    Raises ConfigError for a model elsewhere than on a CPU, or with matrices that the kernels do not take.
+    Raises ConfigError for a model with matrices that the kernels do not take.
     """
     refuse_kept(model, f"engine.weights={bits!r}")
-    if model.embed.weight.device.type != "cpu":
-        raise ConfigError(f"{bits} weights need a model on the CPU, not on {model.embed.weight.device}")
     _check_shapes(model, bits)
     shared = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     twin = copy.deepcopy(model, shared).computing_in(torch.bfloat16)  # no second copy of what is about to be rounded

@@ -20,8 +20,8 @@ class Rounding:
     """What the engine rounds to compute with, where that buys memory and speed."""
 
     weights: Literal["model", "int8", "int4"] = "model"
-    """The model's own, or its matrices rounded to 8 bits (a scale per channel) or 4 (per group of 32), on CPUs; `sobre
-    eval` tells what that costs."""
+    """The model's own, or its matrices rounded to 8 bits (a scale per channel) or 4 (per group of 32); `sobre eval`
+    tells what that costs and gains."""
     cache: Literal["model", "int8"] = "model"
     """What the cache holds: the model's own numbers, or 8 bits each with a scale per token and head or latent."""
 

@@ -54,6 +54,7 @@ def test_a_bare_machine_measures_and_says_that_tiny_sizes_mean_nothing(tmp_path)
     assert found["rl"]["figures"]["recomputes"] == found["rl"]["figures"]["takes_turns"] == 1.0
     assert abs(found["compiled"]["figures"]["loss_first_difference"]) < 1e-3
     assert found["decode"]["figures"]["b4_steps_recorded"] == 0
+    assert found["decode"]["figures"]["b1_int4_over_bfloat16"] > 0
 
 
 def test_a_kernel_is_compared_with_what_can_run_in_its_place(monkeypatch):

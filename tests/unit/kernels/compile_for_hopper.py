@@ -4,9 +4,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sobre.kernels import triton_decode, triton_experts, triton_fp8, triton_sampling
+from sobre.kernels import triton_coded, triton_decode, triton_experts, triton_fp8, triton_sampling
 
-BF16, FP32, FP64, INT64, E4M3, BYTE = "*bf16", "*fp32", "*fp64", "*i64", "*fp8e4nv", "*u8"
+BF16, FP32, FP64, INT64, INT32 = "*bf16", "*fp32", "*fp64", "*i64", "*i32"
+E4M3, BYTE, CODE = "*fp8e4nv", "*u8", "*i8"
 KERNELS = [
     (triton_experts._copy_kernel, [BF16, INT64, BF16, "i32"], {"WIDE": 1024}),
     (triton_experts._sum_kernel, [BF16, INT64, BF16, "i32"], {"N_ACTIVE": 8, "WIDE": 1024}),
@@ -33,6 +34,14 @@ KERNELS = [
             {"GROUPED": grouped, "RIGHT_ROWS": rows, "WIDEN": False, "ROWS": 64, "COLUMNS": 128, "TILE": 128},
         )
         for rows, grouped in [(1, False), (128, False), (128, True)]
+    ),
+    *(
+        (
+            triton_coded._product_kernel,
+            [BF16, BYTE if four_bits else CODE, BF16, BF16, INT64, INT64, INT32, *["i32"] * 3],
+            {"GROUPED": True, "FOUR_BITS": four_bits, "ROWS": 16, "OUTS": 32, "INPUTS": 128, "GROUP": 32},
+        )
+        for four_bits in (False, True)
     ),
     (
         triton_fp8._wgrad_kernel,

@@ -8,7 +8,20 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from sobre.kernels import attention, coded, experts, likely, loss, moe, pointwise, reference, sdpa, select, tail
+from sobre.kernels import (
+    attention,
+    coded,
+    coded_torch,
+    experts,
+    likely,
+    loss,
+    moe,
+    pointwise,
+    reference,
+    sdpa,
+    select,
+    tail,
+)
 from sobre.kernels.native import attention as native_attention
 from sobre.kernels.native import build as native
 from sobre.kernels.native import choice as native_choice
@@ -564,7 +577,7 @@ def taken(page: Any, x_NI: Tensor, bits: coded.Bits) -> Tensor:
     return coded.in_bytes(x_NI, bits) if in_bytes else x_NI
 
 
-IN_CODES = [coded, pytest.param(native_coded, marks=multiplies_pairs)]
+IN_CODES = [coded, coded_torch, pytest.param(native_coded, marks=multiplies_pairs)]
 
 
 @pytest.mark.parametrize("page", IN_CODES)
@@ -578,6 +591,15 @@ def test_a_product_with_codes_is_that_of_what_they_stand_for(page, bits, n, n_in
     wanted = taken(page, x_NI, bits).double() @ widened(codes_OI, scales).T
     assert got.dtype == torch.bfloat16
     assert (got - wanted).norm() / wanted.norm() < 5e-3
+
+
+def test_codes_of_four_bits_lie_in_half_as_many_bytes_and_come_back():
+    codes_OI = torch.arange(-8, 8, dtype=torch.int8).repeat(3, 4).roll(5, 1)
+    bytes_OI = coded.in_nibbles(codes_OI)
+    assert (bytes_OI.shape, bytes_OI.dtype) == ((3, 32), torch.uint8)
+    assert int(bytes_OI[0, 0]) == codes_OI[0, 0] + 8 | (codes_OI[0, 16] + 8) << 4
+    assert torch.equal(coded.from_nibbles(bytes_OI), codes_OI)
+    assert torch.equal(coded.from_nibbles(bytes_OI[None])[0], codes_OI)
 
 
 @multiplies_pairs

@@ -88,18 +88,13 @@ def test_decoding_is_in_bfloat16_where_pairs_of_it_are_multiplied(monkeypatch):
         assert select.decoding_dtype("cpu", torch.float32) == torch.float32
 
 
-ON_CPUS = ("coded_pack", "coded_linear", "coded_experts")
-"""Weights in 8 and 4 bits, which other devices do not take (models/quantised.py)."""
-
-
 @pytest.mark.parametrize("device", select.ACCELERATORS)
 def test_every_accelerator_has_a_kernel_for_every_operation_and_a_reason(device):
     for op in select.OPS:
         dtype = torch.float8_e4m3fn if op.startswith("fp8_") and op != "fp8_quantise" else torch.bfloat16
-        if op not in ON_CPUS:
-            kernel, reason = select._choose(op, device, dtype)
-            assert reason
-            assert kernel.refuses(device, dtype) is None
+        kernel, reason = select._choose(op, device, dtype)
+        assert reason
+        assert kernel.refuses(device, dtype) is None
 
 
 def test_what_runs_is_logged_with_the_reasons_of_what_does_not(caplog, monkeypatch):

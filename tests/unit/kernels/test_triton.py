@@ -17,9 +17,11 @@ HAS_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="triton is not installed: pip install 'sobre[kernels]'")
 
 from sobre.kernels import (  # noqa: E402
+    coded,
     experts,
     fp8,
     reference,
+    triton_coded,
     triton_decode,
     triton_experts,
     triton_fp8,
@@ -186,4 +188,56 @@ def test_every_kernel_compiles_for_hopper():
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.splitlines()) == 12
+    assert len(done.stdout.splitlines()) == 14
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("n", [1, 19, 70])
+@pytest.mark.parametrize(("n_in", "n_out"), [(32, 7), (224, 48)])
+def test_a_product_with_codes_is_that_of_what_they_stand_for(bits, n, n_in, n_out):
+    codes_OI, scales = coded.rounded(randn(n_out, n_in, seed=0), bits)
+    x_NI = randn(n, 2 * n_in, seed=1, dtype=HALF)[:, ::2]
+    found = triton_coded.linear(x_NI, triton_coded.pack(scales, codes_OI, bits))
+    wanted = x_NI.double() @ coded.multiplied_out(codes_OI, scales, bits, torch.float64).T
+    assert found.dtype == HALF
+    assert (found - wanted).norm() / wanted.norm() < 5e-3
+
+
+def test_eight_bits_take_any_width():
+    codes_OI, scales = coded.rounded(randn(5, 45, seed=0), "int8")
+    x_NI = randn(3, 45, seed=1, dtype=HALF)
+    found = triton_coded.linear(x_NI, triton_coded.pack(scales, codes_OI, "int8"))
+    wanted = x_NI.double() @ coded.multiplied_out(codes_OI, scales, "int8", torch.float64).T
+    assert (found - wanted).norm() / wanted.norm() < 5e-3
+
+
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("n", [1, 30, 140])  # two tiles of one expert; then multiplied out
+def test_experts_in_codes_are_those_of_what_they_stand_for(bits, n):
+    d, f, n_experts = 64, 96, 6
+    chosen = torch.rand(n, n_experts, generator=torch.Generator().manual_seed(3))
+    experts_NA = (chosen + torch.tensor([9.0, 0, 0, -9, 0, 0])).topk(3).indices.to(DEVICE)  # 0 by all, 3 by none
+    x_ND, weights_NA = randn(n, d, seed=0, dtype=HALF), randn(n, 3, seed=1)
+    rounded = [
+        [coded.rounded(weight, bits) for weight in randn(n_experts, *size, seed=seed) * 0.2]
+        for seed, size in enumerate(((f, d), (f, d), (d, f)), 2)
+    ]
+    packed = [coded.stacked([triton_coded.pack(s, c, bits) for c, s in of_all]) for of_all in rounded]
+    wide = [torch.stack([coded.multiplied_out(c, s, bits, torch.float64) for c, s in of_all]) for of_all in rounded]
+    found = triton_coded.experts(x_ND, experts_NA, weights_NA, *packed)
+    wanted = reference.moe_ffn(x_ND.double(), experts_NA, weights_NA.double(), *wide)
+    assert (found - wanted).norm() / wanted.norm() < 1e-2
+
+
+def test_tiles_cover_every_row_once_and_belong_to_one_expert():
+    counts = torch.tensor([0, 1, 16, 17, 0, 33])
+    ends_E = counts.cumsum(0).int()
+    cut = triton_coded.tiles(ends_E, int(counts.sum()))
+    rows = [
+        (expert, row)
+        for expert, begin, end in zip(*(part.tolist() for part in cut), strict=True)
+        for row in range(begin, end)
+    ]
+    assert [row for _, row in rows] == list(range(67))
+    assert [expert for expert, _ in rows] == [e for e, n in enumerate(counts.tolist()) for _ in range(n)]
+    assert int((cut.end_T - cut.begin_T).max()) <= triton_coded.ROWS

@@ -1,15 +1,14 @@
 """Products with weights in 8 or 4 bits through `linear.c` and `experts.c`, on a CPU: of few rows in bytes, which rounds
 the inputs too (`coded.in_bytes`); many rows go to the library's product, with the weights widened to bfloat16.
 
-Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, X groups of
-inputs, H half the inputs of one, M rows of one expert.
+Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, M rows of one
+expert.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sobre.kernels.coded import Bits, Coded
+from sobre.kernels.coded import Bits, Coded, in_nibbles
 from sobre.kernels.moe import by_expert
 from sobre.kernels.native.build import call
 from sobre.kernels.native.experts import run as run_experts
@@ -25,8 +24,7 @@ def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
     """As products.h reads them."""
     if bits == "int8":
         return Coded(codes_OI.contiguous(), scales, bits)
-    low_OXH, high_OXH = (codes_OI + 8).to(torch.uint8).unflatten(1, (-1, 2, 16)).unbind(2)
-    return Coded((low_OXH | high_OXH << 4).flatten(1), scales, bits)
+    return Coded(in_nibbles(codes_OI), scales, bits)
 
 
 def linear(x_NI: Tensor, weight: Coded) -> Tensor:
