@@ -89,7 +89,7 @@ class EvalOptions(Rounding):
     against: str = ""
     """The result of another evaluation of the same problems."""
     training_text: tuple[str, ...] = ()
-    """Text files of the training data, to be searched for the problems."""
+    """Files or folders that the model was trained on, of the kinds that --data takes: searched for the problems."""
     out: str = ""
     """File for the result; every reply stands in it."""
     html: str = ""
@@ -126,19 +126,25 @@ def main(argv: list[str]) -> int:
     asked_of = {name: _problems(name, path, options) for name, path in _named(options.tasks)}
     against = _read(Path(options.against)) if options.against else None
 
-    from sobre.data.sources import read_documents
+    from sobre.data.events import Events
+    from sobre.data.sources import read_documents, read_texts
     from sobre.eval import measure
     from sobre.eval.answer import Sampling
     from sobre.eval.shots import turns
 
     documents = list(read_documents(options.text, DataConfig())) if options.text else []
-
+    contamination = {}
+    if options.training_text:
+        events = Events()
+        texts = read_texts(options.training_text, DataConfig(), events)
+        contamination = measure.contamination({name: asked for name, (asked, _) in asked_of.items()}, texts)
+        for kind, note in events.notes.items():
+            print(f"--training-text: {note.count:,} x {kind}, first {note.first[0]}", file=sys.stderr)
     how = Sampling(
         max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
     )
     answerer: Local | Endpoint
     answerer, scores = (_endpoint(options), {}) if options.endpoint else _local(options, documents)
-    texts = [_text(Path(path)) for path in options.training_text]
     shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
     if scores:
@@ -152,8 +158,8 @@ def main(argv: list[str]) -> int:
         found = measure.summary(items, seed=options.seed)
         if against is not None:
             found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
-        if texts:
-            found["contamination"] = measure.contamination(items, texts)
+        if contamination:
+            found["contamination"] = contamination[name]
         result["tasks"][name] = found
         result["items"] += measure.to_dict(items)
         print(_line(name, found), file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -233,13 +239,6 @@ def _local(options: EvalOptions, documents: "list[Document]") -> "tuple[Local, d
         for kind, (model, cache) in (read if documents else {}).items()
     }
     return Local(engine, opened.tokenizer, is_plain=options.style == "plain"), scores
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"--training-text={path} cannot be read: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:

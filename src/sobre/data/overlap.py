@@ -43,9 +43,12 @@ class TestOverlap:
 
     def find(self, text: str) -> int | None:
         """The first problem (by number) that `text` holds, or None."""
+        return min(self.find_all(text), default=None)
+
+    def find_all(self, text: str) -> set[int]:
+        """Every problem (by number) that `text` holds."""
         folded = text.casefold() if self._tables else ""
-        found = [owner for table in self._tables if (owner := table.find(folded)) is not None]
-        return min(found, default=None)
+        return set().union(*(table.find(folded) for table in self._tables))
 
 
 class _Runs:
@@ -68,8 +71,8 @@ class _Runs:
             del self.owners[run]
         return len(shared)
 
-    def find(self, folded: str) -> int | None:
-        """The smallest owner of a run in the text. Hashes find candidates; the numbers themselves decide."""
+    def find(self, folded: str) -> set[int]:
+        """The owners of all runs in the text. Hashes find candidates; the numbers themselves decide."""
         if not self._hashes:
             self._hashes = self._hash_runs()
         numbers = np.array([self._number.get(unit, 0) for unit in self._unit.findall(folded)], np.uint64)
@@ -83,7 +86,7 @@ class _Runs:
             nearest = hashes[np.searchsorted(hashes, hashed).clip(max=len(hashes) - 1)]
             for start in starts[nearest == hashed].tolist():
                 owners |= self.owners.get(tuple(numbers[start : start + length].tolist()), set())
-        return min(owners, default=None)
+        return owners
 
     def _hash_runs(self) -> dict[int, np.ndarray]:
         """The hashes of the runs of each length, sorted."""

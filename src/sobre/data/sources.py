@@ -17,7 +17,7 @@ from sobre.data.records import is_good_text, labels_of, messages_of, text_of
 from sobre.data.rows import decode, jsonl_rows, parquet_rows, report_broken, report_empty
 from sobre.data.streams import BrokenStream, TooLong, read_all
 from sobre.errors import DataError
-from sobre.tokenizer.chat import Message
+from sobre.tokenizer.chat import Message, layout
 
 TEXT_KINDS, ROW_KINDS, PACKED = (".txt", ".md"), (".jsonl", ".parquet"), (".gz", ".zst")
 KINDS = ".txt .md .jsonl .parquet, each also as .gz or .zst"
@@ -73,6 +73,26 @@ def read_chats(paths: Iterable[str | Path], cfg: DataConfig, events: Events | No
             labels = None if messages is None else labels_of(row, _stem(path), where, cfg, events)
             if messages is not None and labels is not None:
                 yield Chat(messages, *labels, where)
+
+
+def read_texts(paths: Iterable[str | Path], cfg: DataConfig, events: Events | None = None) -> Iterator[str]:
+    """All that `paths` say, documents and chats alike and no file cut: to look for something in it."""
+    events = events or Events(cfg.on_bad_record)
+    for path in find_files(paths, events):
+        if kind(path) in TEXT_KINDS:
+            text = _read_text(path, cfg, events)
+            if text is not None and is_good_text(text, str(path), cfg, events):
+                yield text
+            continue
+        for where, row in _rows(path, cfg, events):
+            has_chat = row.get(cfg.messages_field) is not None
+            messages = messages_of(row, where, cfg, events) if has_chat else None
+            if messages is not None:
+                yield "\n".join(piece.text for piece in layout(messages))
+            if not has_chat or row.get(cfg.text_field) is not None:
+                text = text_of(row, where, cfg, events)
+                if text is not None:
+                    yield text
 
 
 def find_files(paths: Iterable[str | Path], events: Events) -> list[Path]:

@@ -5,7 +5,7 @@ problems whose most frequent answer is right. Intervals are a bootstrap over pro
 independent evidence. A problem with a reply that its judge failed on is in no figure; it is counted and shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -149,11 +149,22 @@ def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool] | None], *
     }
 
 
-def contamination(items: Sequence[Item], texts: Sequence[str]) -> dict[str, Any]:
-    """Which problems stand in the training text (runs of 13 words, or short problems whole)."""
-    overlap = TestOverlap([item.prompt for item in items])
-    found = sorted({number for text in texts if (number := overlap.find(text)) is not None})
-    return {"documents": len(texts), "found": [items[number].key for number in found]}
+def contamination(asked: Mapping[str, Sequence[Problem]], texts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Which problems of each task stand in the training text (runs of 13 words, or short problems whole).
+
+    `texts` are read once, one after the other.
+    """
+    overlaps = {name: TestOverlap([problem.prompt for problem in problems]) for name, problems in asked.items()}
+    found: dict[str, set[int]] = {name: set() for name in asked}
+    n_texts = 0
+    for text in texts:
+        n_texts += 1
+        for name, overlap in overlaps.items():
+            found[name] |= overlap.find_all(text)
+    return {
+        name: {"documents": n_texts, "found": [problems[number].key for number in sorted(found[name])]}
+        for name, problems in asked.items()
+    }
 
 
 def to_dict(items: Sequence[Item]) -> list[dict[str, Any]]:

@@ -178,6 +178,7 @@ def test_overlaps_are_those_that_a_plain_search_finds():
         text = " ".join(rng.choices(words, k=rng.randint(0, 60)))
         found = [min(owners) for run, owners in runs.items() if len(owners) == 1 and f" {run} " in f" {text} "]
         assert overlap.find(text) == min(found, default=None)
+        assert overlap.find_all(text) == set(found)
 
 
 def test_a_chat_among_the_documents_is_written_in_the_chat_layout_and_never_held_out(tokenizer, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from sobre.data.config import DataConfig
 from sobre.data.events import N_NAMED, Events
-from sobre.data.sources import Document, cut_at_paragraphs, read_chats, read_documents
+from sobre.data.sources import Document, cut_at_paragraphs, read_chats, read_documents, read_texts
 from sobre.errors import ConfigError, DataError
 
 COUNT = DataConfig(on_bad_record="count")
@@ -55,6 +55,20 @@ def test_a_folder_is_read_in_order_and_other_files_are_counted(write, tmp_path):
 
 def test_a_row_without_a_source_is_named_after_its_file(write):
     assert read(write("corpus.v2.jsonl.gz", jsonl({"text": "x", "source": None})))[0][0].source == "corpus"
+
+
+def test_texts_are_documents_and_chats_alike_and_no_file_is_cut(write, make_parquet):
+    rows = write("rows.jsonl.gz", b"".join(json.dumps(row).encode() + b"\n" for row in ({"text": "\u00e9"}, CHAT)))
+    both = write("both.jsonl", jsonl(CHAT | {"text": "beside it"}))
+    table = write("t.parquet", make_parquet({"text": ["x", None], "messages": [None, CHAT["messages"]]}))
+    long = write("long.txt", ("word " * 9_000 + "\n\nand its end").encode())
+    texts = list(read_texts([rows, both, table, long], DataConfig()))
+    assert [texts[i] for i in (0, 3, 4)] == ["\u00e9", "beside it", "x"]
+    assert [[line for line in texts[i].split("\n") if line in ("q", "a")] for i in (1, 2, 5)] == [["q", "a"]] * 3
+    assert texts[6].endswith("word \n\nand its end")
+    assert len(texts) == 7
+    with pytest.raises(DataError, match=r"bad.jsonl:2: the field 'text' is missing"):
+        list(read_texts([write("bad.jsonl", jsonl({"text": "x"}, {"prompt": "y"}))], DataConfig()))
 
 
 BAD_LINES = {

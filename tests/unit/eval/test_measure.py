@@ -1,9 +1,11 @@
 """`sobre eval`: figures by hand, verdicts in any layout, comparison of two results, services of both dialects."""
 
+import gzip
 import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -62,10 +64,16 @@ def test_two_models_are_compared_problem_by_problem() -> None:
         compare(ITEMS, {"a": [True], "z": [True]}, seed=0)
 
 
-def test_problems_in_the_training_text_are_found() -> None:
+def test_every_problem_that_a_training_text_holds_is_found() -> None:
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    items = [item("a", ("1", True), prompt=words), item("b", ("1", True), prompt="something else entirely, unseen")]
-    assert contamination(items, [f"before {words} after", "nothing"]) == {"documents": 2, "found": ["a"]}
+    prompts = [words, "something else entirely, unseen", "what is left of 7 * 8?"]
+    asked = {"a": [Problem("a", "en", 1, said, "1", f"a:{i}", {}) for i, said in enumerate(prompts)]}
+    asked["b"] = [replace(asked["a"][2], key="b:0")]
+    texts = [f"before {words} between, what is left of 7 * 8? after", "nothing"]
+    assert contamination(asked, texts) == {
+        "a": {"documents": 2, "found": ["a:0", "a:2"]},
+        "b": {"documents": 2, "found": ["b:0"]},
+    }
 
 
 def test_a_reply_is_read_in_our_layout_and_without_it() -> None:
@@ -238,6 +246,27 @@ def test_the_verb_writes_a_result_that_another_can_be_set_against(service, tmp_p
     jsonschema.validate(json.loads((tmp_path / "weak.json").read_text()), schema("evaluation"))
     assert result["tasks"]["mine"]["against"]["difference"]["value"] == 0.5
     assert [len(found["replies"]) for found in result["items"]] == [2, 2]
+
+
+def test_training_text_is_read_as_training_reads_it(service, tmp_path: Path, capsys) -> None:
+    asked = ["wie viele Äpfel hat Zoë jetzt?", "combien font sept fois huit ?", "what is 3 + 4 * 5 then?"]
+    rows = [json.dumps({"id": f"q{i}", "prompt": said, "answer": "2"}) for i, said in enumerate(asked)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows))
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.jsonl").write_text(json.dumps({"text": f"Zwei: {asked[0]} Ja."}))  # escaped: \u00c4pfel
+    chat = [{"role": "user", "content": asked[2]}, {"role": "assistant", "content": "23"}]
+    (data / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps({"messages": chat}).encode()))
+    (data / "c.pdf").write_text(asked[1])
+    flags = ["--endpoint", service(lambda *_: (200, openai_answer("\\boxed{2}"))), "--model-name", "m", "--json"]
+    flags += ["--tasks", f"mine={tmp_path / 'mine.jsonl'}", "--training-text"]
+    assert verb.main([*flags, str(data)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["tasks"]["mine"]["contamination"] == {"documents": 2, "found": ["mine:q0", "mine:q2"]}
+    assert f"1 x file of another kind not read, first {data / 'c.pdf'}" in said.err
+    (data / "d.jsonl").write_text('{"text": "cut')
+    with pytest.raises(DataError, match=r"d.jsonl:1: invalid JSON"):
+        verb.main([*flags, str(data)])
 
 
 def test_rounded_weights_are_told_in_bits_per_byte_beside_the_models_own(tmp_path: Path, capsys) -> None:
