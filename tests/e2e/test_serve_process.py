@@ -56,7 +56,7 @@ def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, ap
     server = Process(folder, *rounding)
     try:
         assert ("; weights in int8, cache in int8" in "".join(server.lines)) == bool(rounding)
-        remote = ["--endpoint", f"{server.url}/v1", "--model-name", "tiny", "--api", api, *flags]
+        remote = ["--endpoint", f"{server.url}/v1", "--model", "tiny", "--api", api, *flags]
         assert evaluation.main([*remote, "--out", str(tmp_path / "remote.json")]) == 0
     finally:
         server.process.send_signal(signal.SIGTERM)

@@ -4,7 +4,7 @@
     sobre eval ./Qwen3-0.6B --tasks gsm8k,math500 --files ./problems --k 8 --html out/eval.html
     sobre eval out/demo/base --tasks arithmetic --shots 4 --style plain
     sobre eval out/demo/rl --weights int8 --cache int8 --text notes/ --tasks arithmetic
-    sobre eval --endpoint http://127.0.0.1:8000/v1 --model-name small --tasks mine=./mine.jsonl
+    sobre eval --endpoint http://127.0.0.1:8000/v1 --model small --tasks mine=./mine.jsonl
 
 Generated tasks need no file; well-known sets are looked for under --files; NAME=PATH names a file of your own. Every
 reply is kept in the result (--out), so that a second model can be compared with it problem by problem (--against).
@@ -49,8 +49,8 @@ HOW_READ = {
 class EvalOptions(Rounding):
     """Measure a model, or a service, on tasks."""
 
-    model: tyro.conf.Positional[str] = ""
-    """Folder of a model, or its id on the hub; or leave it out and give --endpoint and --model-name."""
+    folder: tyro.conf.Positional[str] = ""
+    """Folder of a model, or its id on the hub; or leave it out and give --endpoint and --model."""
     device: Device = "auto"
     """Where the model runs; auto is the accelerator if there is one, else the CPU."""
     dtype: Dtype = "saved"
@@ -81,7 +81,7 @@ class EvalOptions(Rounding):
     """Seconds after which a judge that has not answered stops the evaluation."""
     endpoint: str = ""
     """A service, up to and with /v1."""
-    model_name: str = ""
+    model: str = ""
     """The model's name at the service."""
     api: Literal["openai", "anthropic"] = "openai"
     key_env: str = ""
@@ -98,10 +98,10 @@ class EvalOptions(Rounding):
     """Print the result as one JSON document."""
 
     def __post_init__(self) -> None:
-        if bool(self.model) == bool(self.endpoint):
-            raise ConfigError("give the folder of a model, or --endpoint URL with --model-name NAME")
-        if self.endpoint and not self.model_name:
-            raise ConfigError("--endpoint needs --model-name, the model's name there")
+        if bool(self.folder) == bool(self.endpoint):
+            raise ConfigError("give the folder of a model, or --endpoint URL with --model NAME")
+        if bool(self.endpoint) != bool(self.model):
+            raise ConfigError("--endpoint URL and --model NAME, the model's name there, go together")
         if self.endpoint and (self.text or self.rounding != NO_ROUNDING):
             raise ConfigError("--weights, --cache and --text are for a model of this process; a service has its own")
         if self.shots < 0:
@@ -208,7 +208,7 @@ def _endpoint(options: EvalOptions) -> "Endpoint":
     if options.key_env and options.key_env not in os.environ:
         raise ConfigError(f"--key-env={options.key_env}: there is no such environment variable")
     key = os.environ[options.key_env] if options.key_env else ""
-    return Endpoint(options.endpoint, options.model_name, key, options.api)
+    return Endpoint(options.endpoint, options.model, key, options.api)
 
 
 def _local(options: EvalOptions, documents: "list[Document]") -> "tuple[Local, dict[str, dict[str, float | int]]]":
@@ -220,7 +220,7 @@ def _local(options: EvalOptions, documents: "list[Document]") -> "tuple[Local, d
     from sobre.serve.load import make_engine, open_folder
 
     opened = open_folder(
-        options.model, dtype=options.dtype, device=options.device, revision=options.revision, quiet=options.json
+        options.folder, dtype=options.dtype, device=options.device, revision=options.revision, quiet=options.json
     )
     decoding = Decoding(weights=options.weights, cache=options.cache)
     engine = make_engine(opened.model, n_slots=16, max_context=0, decoding=decoding)

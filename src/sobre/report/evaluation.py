@@ -25,7 +25,7 @@ def render(result: Result) -> str:
     options = result["options"]
     return template.render(
         r=result,
-        asked=options["model"] or f"{options['model_name']} at {options['endpoint']}",
+        asked=options["folder"] or f"{options['model']} at {options['endpoint']}",
         css=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
         items={name: [item for item in result["items"] if item["task"] == name] for name in result["tasks"]},
     )

@@ -58,4 +58,4 @@ def test_weights_are_rounded_once_and_every_form_is_scored(folder, tmp_path, mon
 
 def test_a_service_has_roundings_of_its_own():
     with pytest.raises(ConfigError, match="--weights, --cache and --text are for a model of this process"):
-        evaluation.EvalOptions(endpoint="http://a/v1", model_name="m", cache="int8")
+        evaluation.EvalOptions(endpoint="http://a/v1", model="m", cache="int8")

@@ -238,9 +238,9 @@ def test_the_verb_writes_a_result_that_another_can_be_set_against(service, tmp_p
         '{"prompt": "first question", "answer": "2"}\n{"prompt": "second question", "answer": "2"}\n'
     )
     flags = ["--endpoint", service(answer), "--tasks", f"mine={tmp_path / 'mine.jsonl'}", "--k", "2"]
-    assert verb.main([*flags, "--model-name", "weak", "--out", str(tmp_path / "weak.json")]) == 0
+    assert verb.main([*flags, "--model", "weak", "--out", str(tmp_path / "weak.json")]) == 0
     assert capsys.readouterr().out.startswith("mine: 50.0% right (0.0% to 100.0%); pass@2 50.0%, majority@2 50.0%")
-    assert verb.main([*flags, "--model-name", "strong", "--against", str(tmp_path / "weak.json"), "--json"]) == 0
+    assert verb.main([*flags, "--model", "strong", "--against", str(tmp_path / "weak.json"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     jsonschema.validate(result, schema("evaluation"))
     jsonschema.validate(json.loads((tmp_path / "weak.json").read_text()), schema("evaluation"))
@@ -258,7 +258,7 @@ def test_training_text_is_read_as_training_reads_it(service, tmp_path: Path, cap
     chat = [{"role": "user", "content": asked[2]}, {"role": "assistant", "content": "23"}]
     (data / "b.jsonl.gz").write_bytes(gzip.compress(json.dumps({"messages": chat}).encode()))
     (data / "c.pdf").write_text(asked[1])
-    flags = ["--endpoint", service(lambda *_: (200, openai_answer("\\boxed{2}"))), "--model-name", "m", "--json"]
+    flags = ["--endpoint", service(lambda *_: (200, openai_answer("\\boxed{2}"))), "--model", "m", "--json"]
     flags += ["--tasks", f"mine={tmp_path / 'mine.jsonl'}", "--training-text"]
     assert verb.main([*flags, str(data)]) == 0
     said = capsys.readouterr()
@@ -303,8 +303,9 @@ def test_rounded_weights_are_told_in_bits_per_byte_beside_the_models_own(tmp_pat
     [
         ([], "give the folder of a model, or --endpoint"),
         (["m", "--endpoint", "http://x"], "give the folder of a model, or --endpoint"),
-        (["--endpoint", "http://x"], "needs --model-name"),
-        (["--endpoint", "http://x", "--model-name", "m", "--weights", "int8"], "a service has its own"),
+        (["--endpoint", "http://x"], "--endpoint URL and --model NAME"),
+        (["m", "--model", "m"], "--endpoint URL and --model NAME"),
+        (["--endpoint", "http://x", "--model", "m", "--weights", "int8"], "a service has its own"),
         (["m", "--k", "2", "--temperature", "0"], "all alike"),
         (["m", "--tasks", "word,word"], "each once"),
         (["m", "--tasks", "gsm8k", "--files", "/nonexistent"], "gsm8k: no file"),

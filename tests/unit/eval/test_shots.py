@@ -139,10 +139,10 @@ def test_the_page_shows_the_table_and_every_reply_and_escapes_what_a_model_wrote
     wild = replace(
         items[0], replies=(replace(items[0].replies[0], text="<script>alert(1)</script>"), items[0].replies[1])
     )
-    options = {"model": "out/x", "k": 2, "temperature": 0.5, "top_p": 1, "max_tokens": 9, "shots": 0, "style": "chat"}
+    options = {"folder": "out/x", "k": 2, "temperature": 0.5, "top_p": 1, "max_tokens": 9, "shots": 0, "style": "chat"}
     items = [wild, *items[1:]]
     result = {
-        "options": {**options, "seed": 0, "model_name": "", "endpoint": ""},
+        "options": {**options, "seed": 0, "model": "", "endpoint": ""},
         "tasks": {"sorting": summary(items, seed=0)},
         "items": to_dict(items),
     }
