@@ -28,10 +28,13 @@ from sobre.serve.config import NO_ROUNDING, Decoding, Dtype, Rounding
 from sobre.tasks.config import JUDGE_S
 
 if TYPE_CHECKING:
+    from sobre.app import rounded
     from sobre.data.sources import Document
     from sobre.eval.answer import Endpoint, Local
     from sobre.tasks.base import Problem
 
+AT_ONCE = 16
+"""Requests that the engine answers together."""
 BITS_WINDOW = 1024
 """Tokens of context at most when text is scored."""
 HOW_READ = {
@@ -126,6 +129,7 @@ def main(argv: list[str]) -> int:
     asked_of = {name: _problems(name, path, options) for name, path in _named(options.tasks)}
     against = _read(Path(options.against)) if options.against else None
 
+    from sobre.app import rounded
     from sobre.data.events import Events
     from sobre.data.sources import read_documents, read_texts
     from sobre.eval import measure
@@ -144,7 +148,13 @@ def main(argv: list[str]) -> int:
         max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
     )
     answerer: Local | Endpoint
-    answerer, scores = (_endpoint(options), {}) if options.endpoint else _local(options, documents)
+    plain: Local | None = None
+    scores: dict[str, dict[str, float | int]] = {}
+    decoding: rounded.Speeds = {}
+    if options.endpoint:
+        answerer = _endpoint(options)
+    else:
+        answerer, plain, scores, decoding = _local(options, documents)
     shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
     if scores:
@@ -152,10 +162,20 @@ def main(argv: list[str]) -> int:
         told = ", ".join(f"{score['value']:.4f} {HOW_READ[kind]}" for kind, score in scores.items())
         where = sys.stderr if options.json else sys.stdout
         print(f"text of {scores['model']['bytes']:,} bytes, bits per byte: {told}", file=where, flush=True)
+    if decoding:
+        result["decoding"] = decoding
+        print(rounded.told(decoding, HOW_READ), file=sys.stderr if options.json else sys.stdout, flush=True)
     for name, (asked, examples) in asked_of.items():
         shown_first = turns(examples, thinks=options.style == "chat")
         items = measure.measure(asked, replace(answerer, shots=shown_first), options.k, how, judge_s=options.judge_s)
         found = measure.summary(items, seed=options.seed)
+        if plain is not None:
+            own = measure.measure(asked, replace(plain, shots=shown_first), options.k, how, judge_s=options.judge_s)
+            theirs = measure.verdicts({"items": measure.to_dict(own)}, name)
+            found["as_it_is"] = {
+                "average_at_k": measure.summary(own, seed=options.seed)["average_at_k"],
+                **measure.compare(items, theirs, seed=options.seed),
+            }
         if against is not None:
             found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
         if contamination:
@@ -211,8 +231,12 @@ def _endpoint(options: EvalOptions) -> "Endpoint":
     return Endpoint(options.endpoint, options.model, key, options.api)
 
 
-def _local(options: EvalOptions, documents: "list[Document]") -> "tuple[Local, dict[str, dict[str, float | int]]]":
-    """The model of this process, and bits per byte of it as it is and of what is rounded, each rounded once."""
+def _local(
+    options: EvalOptions, documents: "list[Document]"
+) -> "tuple[Local, Local | None, dict[str, dict[str, float | int]], rounded.Speeds]":
+    """The model of this process; where something is rounded the same as it is, too, and how fast either decodes; bits
+    per byte of it as it is and of what is rounded, each rounded once."""
+    from sobre.app import rounded
     from sobre.eval.answer import Local
     from sobre.eval.bits import bits_per_byte
     from sobre.models.cache import Int8Cache
@@ -223,22 +247,27 @@ def _local(options: EvalOptions, documents: "list[Document]") -> "tuple[Local, d
         options.folder, dtype=options.dtype, device=options.device, revision=options.revision, quiet=options.json
     )
     decoding = Decoding(weights=options.weights, cache=options.cache)
-    engine = make_engine(opened.model, n_slots=16, max_context=0, decoding=decoding)
-    rounded = engine.model
-    assert isinstance(rounded, Decoder), "a loaded folder is a decoder"
+    engine = make_engine(opened.model, n_slots=AT_ONCE, max_context=0, decoding=decoding)
+    chosen = engine.model
+    assert isinstance(chosen, Decoder), "a loaded folder is a decoder"
     read: dict[str, tuple[Decoder, type[Int8Cache] | None]] = {"model": (opened.model, None)}
     if options.weights != "model":
-        read[options.weights] = (rounded, None)
+        read[options.weights] = (chosen, None)
     if options.cache == "int8":
         read["int8-cache"] = (opened.model, Int8Cache)
     if options.weights != "model" and options.cache == "int8":
-        read[f"{options.weights}+int8-cache"] = (rounded, Int8Cache)
+        read[f"{options.weights}+int8-cache"] = (chosen, Int8Cache)
     window = min(engine.max_len, BITS_WINDOW)
     scores = {
         kind: bits_per_byte(model, opened.tokenizer, documents, window=window, cache=cache)["all"].to_dict()
         for kind, (model, cache) in (read if documents else {}).items()
     }
-    return Local(engine, opened.tokenizer, is_plain=options.style == "plain"), scores
+    local = Local(engine, opened.tokenizer, is_plain=options.style == "plain")
+    if options.rounding == NO_ROUNDING:
+        return local, None, scores, {}
+    whole = make_engine(opened.model, n_slots=AT_ONCE, max_context=0)
+    speeds = rounded.speeds({"model": whole, list(read)[-1]: engine}, AT_ONCE)
+    return local, replace(local, engine=whole), scores, speeds
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -263,6 +292,11 @@ def _line(name: str, found: dict[str, Any]) -> str:
     if found["unjudged"]:
         parts.append(f"{found['unjudged']:,} problems left out, their judge failed")
     parts.append(f"{found['n']:,} problems, {found['truncated']:.0%} cut, {found['mean_tokens']:,.0f} tokens")
+    if "as_it_is" in found:
+        lost = found["as_it_is"]["difference"]
+        parts.append(
+            f"{lost['value']:+.1%} against the model as it is ({lost['ci_low']:+.1%} to {lost['ci_high']:+.1%})"
+        )
     if "against" in found:
         other = found["against"]["difference"]
         parts.append(f"{other['value']:+.1%} against the other ({other['ci_low']:+.1%} to {other['ci_high']:+.1%})")

@@ -2,14 +2,17 @@
 
 import json
 
+import jsonschema
 import pytest
 
 from sobre.app import eval as evaluation
+from sobre.app import rounded
 from sobre.engine import weights
 from sobre.errors import ConfigError
 from sobre.models.checkpoint import save_model
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
+from sobre.schemas import schema
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -53,7 +56,28 @@ def test_weights_are_rounded_once_and_every_form_is_scored(folder, tmp_path, mon
     assert list(scores) == ["model", "int8", "int8-cache", "int8+int8-cache"]
     assert len(set(scores.values())) == 4
     assert max(scores.values()) - min(scores.values()) < 0.05
-    assert f"{scores['int8+int8-cache']:.4f} with int8 weights and cache" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{scores['int8+int8-cache']:.4f} with int8 weights and cache" in said
+
+
+def test_accuracy_and_speed_stand_beside_those_of_the_model_as_it_is(folder, tmp_path, monkeypatch, capsys):
+    written = iter(range(1, 100))
+    factor = {"model": 1.0, "int8": 2.0}
+    monkeypatch.setattr(rounded, "probe", lambda engine, *_: next(written) * factor[engine.cfg.weights])
+    flags = ["--tasks", "sorting", "--n", "2", "--max-tokens", "4", "--weights", "int8"]
+    out = tmp_path / "o.json"
+    assert evaluation.main([str(folder), *flags, "--out", str(out)]) == 0
+    document = json.loads(out.read_text())
+    jsonschema.validate(document, schema("evaluation"))
+    speeds, found = document["decoding"], document["tasks"]["sorting"]
+    # probes in turns: 1 and 2 warm up; as it is 3 4, 7 8, 11 12; rounded 5 6, 9 10, 13 14, all twice as fast
+    assert speeds["model"] == {"alone": 7, "busy": 8, "at_once": 16}
+    assert (speeds["int8"]["alone"], speeds["int8"]["alone_over_model"]) == (18, pytest.approx(18 / 7))
+    assert found["as_it_is"]["difference"]["value"] == 0
+    assert found["as_it_is"]["average_at_k"]["value"] == found["average_at_k"]["value"] == 0
+    said = capsys.readouterr().out
+    assert "18 with int8 weights, 2.57 times (20 for 16 at once, 2.50 times)" in said
+    assert "+0.0% against the model as it is" in said
 
 
 def test_a_service_has_roundings_of_its_own():
