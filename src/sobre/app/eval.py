@@ -299,7 +299,9 @@ def _line(name: str, found: dict[str, Any]) -> str:
         )
     if "against" in found:
         other = found["against"]["difference"]
-        parts.append(f"{other['value']:+.1%} against the other ({other['ci_low']:+.1%} to {other['ci_high']:+.1%})")
+        chance = f", p = {found['against']['p_value']:.2g}" if "p_value" in found["against"] else ""
+        interval = f"{other['ci_low']:+.1%} to {other['ci_high']:+.1%}"
+        parts.append(f"{other['value']:+.1%} against the other ({interval}{chance})")
     if "contamination" in found:
         parts.append(f"{len(found['contamination']['found'])} found in the training text")
     return "; ".join(parts)

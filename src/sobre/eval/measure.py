@@ -13,7 +13,7 @@ from sobre.data.overlap import TestOverlap
 from sobre.errors import DataError, RunError
 from sobre.eval.answer import Answerer, Reply, Sampling
 from sobre.eval.score import majority
-from sobre.eval.stats import bootstrap, pass_at_k
+from sobre.eval.stats import bootstrap, paired, pass_at_k
 from sobre.tasks.base import Problem
 from sobre.tasks.config import JUDGE_S
 from sobre.tasks.format import ANSWER_OPEN, THINK_CLOSE, extract_answer, is_right, question
@@ -129,7 +129,8 @@ def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool] | None], *
     """Share right of these items minus that of another evaluation of the same problems, with a paired bootstrap.
 
     `theirs` holds the verdicts of each problem by its key, None where a judge failed: such problems, and ours, are left
-    out and counted. Raises DataError unless it holds exactly these problems.
+    out and counted. With one reply to each problem on both sides, `p_value` is that of the exact McNemar test. Raises
+    DataError unless it holds exactly these problems.
     """
     keys = {item.key for item in ours}
     if keys != set(theirs):
@@ -137,16 +138,20 @@ def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool] | None], *
             f"the other evaluation has other problems: {len(keys & set(theirs))} are shared, {len(keys)} here,"
             f" {len(theirs)} there; both must be asked the same"
         )
-    pairs = [(item, found) for item in ours if item.is_judged and (found := theirs[item.key]) is not None]
+    pairs = [(item, there) for item in ours if item.is_judged and (there := theirs[item.key]) is not None]
     if not pairs:
         raise DataError("the other evaluation and this one share no problem that was judged in both")
-    differences = [item.n_right / len(item.replies) - sum(found) / len(found) for item, found in pairs]
-    return {
+    differences = [item.n_right / len(item.replies) - sum(there) / len(there) for item, there in pairs]
+    figures: dict[str, Any] = {
         "difference": _figure(differences, seed),
         "better": sum(d > 0 for d in differences),
         "worse": sum(d < 0 for d in differences),
         "unjudged": len(ours) - len(pairs),
     }
+    if all(len(item.replies) == len(there) == 1 for item, there in pairs):
+        right_there, right_here = [there[0] for _, there in pairs], [item.replies[0].right for item, _ in pairs]
+        figures["p_value"] = paired(right_there, right_here).p_value
+    return figures
 
 
 def contamination(asked: Mapping[str, Sequence[Problem]], texts: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ def render(result: Result) -> str:
         r=result,
         asked=options["folder"] or f"{options['model']} at {options['endpoint']}",
         css=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
+        against={name: task["against"] for name, task in result["tasks"].items() if "against" in task},
         items={name: [item for item in result["items"] if item["task"] == name] for name in result["tasks"]},
     )
 

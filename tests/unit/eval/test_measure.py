@@ -60,8 +60,19 @@ def test_two_models_are_compared_problem_by_problem() -> None:
     found = compare(ITEMS, {"a": [False], "b": [False], "c": [True, False]}, seed=0)
     assert found["difference"]["value"] == pytest.approx((0.5 + 0.25 - 0.5) / 3)
     assert (found["better"], found["worse"]) == (2, 1)
+    assert "p_value" not in found
     with pytest.raises(DataError, match="1 are shared, 3 here, 2 there"):
         compare(ITEMS, {"a": [True], "z": [True]}, seed=0)
+
+
+def test_of_one_reply_each_it_is_told_how_often_chance_alone_splits_so() -> None:
+    ours = [item(f"{i}", ("1", i < 9)) for i in range(12)]
+    theirs: dict[str, list[bool] | None] = {f"{i}": [i in (0, 1, 11)] for i in range(12)}  # worse on 7, better on 1
+    assert compare(ours, theirs, seed=0)["p_value"] == pytest.approx(2 * (1 + 8) / 2**8)
+    theirs["0"] = None
+    assert compare(ours, theirs, seed=0)["p_value"] == pytest.approx(2 * (1 + 8) / 2**8)  # it was right in both
+    theirs["0"] = [True, True]
+    assert "p_value" not in compare(ours, theirs, seed=0)
 
 
 def test_every_problem_that_a_training_text_holds_is_found() -> None:
@@ -246,6 +257,15 @@ def test_the_verb_writes_a_result_that_another_can_be_set_against(service, tmp_p
     jsonschema.validate(json.loads((tmp_path / "weak.json").read_text()), schema("evaluation"))
     assert result["tasks"]["mine"]["against"]["difference"]["value"] == 0.5
     assert [len(found["replies"]) for found in result["items"]] == [2, 2]
+    flags[-1] = "1"
+    assert verb.main([*flags, "--model", "weak", "--out", str(tmp_path / "weak.json")]) == 0
+    page = tmp_path / "page.html"
+    to_weak = ["--against", str(tmp_path / "weak.json"), "--out", str(tmp_path / "strong.json"), "--html", str(page)]
+    assert verb.main([*flags, "--model", "strong", *to_weak]) == 0
+    assert "+50.0% against the other (+0.0% to +100.0%, p = 1)" in capsys.readouterr().out
+    jsonschema.validate(json.loads((tmp_path / "strong.json").read_text()), schema("evaluation"))
+    row = "<td>mine</td><td>+50.0 (+0.0 to +100.0)</td><td>1</td><td>0</td><td>1</td>"
+    assert row in page.read_text(encoding="utf-8")
 
 
 def test_training_text_is_read_as_training_reads_it(service, tmp_path: Path, capsys) -> None:
