@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 
 from sobre.app.jobs import SYSTEMS, JobSpec
+from sobre.app.layout import check_stages
 from sobre.app.run import MODEL_FLAG
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import ConfigError, RunError
@@ -78,6 +79,7 @@ def spec(kind: str, recipe: Recipe, options: LaunchOptions, arguments: tuple[str
     if kind == "k8s" and not (options.image and options.claim):
         raise ConfigError("k8s needs --image (with sobre in it) and --claim (the volume claim that holds the folder)")
     recipe.parallel.check(options.nodes * options.per_node)
+    check_stages(recipe, recipe.stages, options.nodes * options.per_node)
     out = PurePath(options.out or (f"/runs/{recipe.name}" if kind == "k8s" else f"out/{recipe.name}"))
     if not out.is_absolute() and (kind == "k8s" or (kind in ("sky", "ray") and options.nodes > 1)):
         raise ConfigError(f"--out {out} must be absolute: a folder in one that every machine mounts")

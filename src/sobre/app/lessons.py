@@ -7,6 +7,7 @@ from typing import Any
 
 from sobre.app.answers import answered_examples
 from sobre.app.grader import ModelGrader
+from sobre.app.layout import with_work_for_all
 from sobre.app.prepare import chat_len, make_examples
 from sobre.app.problems import training_problem
 from sobre.app.records import keep_records
@@ -73,6 +74,14 @@ class Bench:
     def steps(self) -> int:
         return self.plan.stage(self.stage).steps
 
+    @property
+    def sharers(self) -> int:
+        """Processes that share the sequences of a micro-batch."""
+        return self.session.recipe.parallel.sharers_of(self.session.processes.count)
+
+    def say(self, text: str) -> None:
+        self.session.console.say(text)
+
     def budget(self, fixed_steps: int) -> float | None:
         """None where the recipe fixes the steps."""
         return None if fixed_steps else self.allowance()
@@ -85,8 +94,8 @@ def lesson(bench: Bench) -> Job:
         case "pretrain":
             assert bench.corpus is not None, "whatever pretrains has read its text"
             loader = PackedLoader(bench.corpus.shards, recipe.data.seq_len, bench.seed)
-            source = RowSource(loader, recipe.pretrain)
-            job = _supervised(bench, source, recipe.pretrain, longest=loader.seq_len)
+            cfg = with_work_for_all("pretrain", recipe.pretrain, loader.seq_len, bench.sharers, bench.say)
+            job = _supervised(bench, RowSource(loader, cfg), cfg, longest=loader.seq_len)
             return replace(job, compiles=recipe.pretrain.compile)
         case "sft":
             return _fine_tuned(bench, recipe.sft)
@@ -140,6 +149,7 @@ def _fine_tuned(bench: Bench, cfg: FineTuneConfig) -> Job:
         samples = answered_examples(session, bench.stage, cfg, bench.tokenizer, max_len=max_len, allowance=allowance)
     else:
         samples = make_examples(session, bench.stage, cfg, bench.tokenizer, max_len)
+    cfg = with_work_for_all(bench.stage, cfg, samples.longest, bench.sharers, bench.say)
     source = SampleSource(ChatLoader(samples, bench.seed), cfg)
     return _supervised(bench, source, cfg, longest=samples.longest)
 

@@ -4,7 +4,7 @@ What `plan/card.py` decides stands in the events before it takes effect, so a re
 """
 
 from collections.abc import Iterable, Mapping
-from math import ceil, inf
+from math import inf
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from sobre.plan.layout import WEIGHT, Layout, ScheduleName
 from sobre.plan.outline import outline
 from sobre.rl.config import RLConfig
 from sobre.runtime.device import memory_of
-from sobre.train.config import StageConfig
+from sobre.train.config import PretrainConfig, StageConfig
+from sobre.train.share import largest_row_share, largest_share
 
 SCHEDULES: dict[Schedule, ScheduleName] = {
     "1f1b": "1f1b",
@@ -75,7 +76,8 @@ def load_of(
 ) -> card.Load:
     """What the stage puts on the device of each process."""
     parallel, count = session.recipe.parallel, session.processes.count
-    sharers = parallel.learners_of(count) // parallel.context
+    sharers = parallel.sharers_of(count)
+    share = largest_row_share if isinstance(cfg, PretrainConfig) else largest_share
     precision = "fp32" if model.dtype == torch.float32 else "bf16"
     if isinstance(cfg, StageConfig) and cfg.precision == "fp8-power-of-two":
         precision = "fp8"
@@ -87,7 +89,7 @@ def load_of(
         )
     return card.Load(
         model=outline(model.cfg),
-        tokens=max(longest, ceil(cfg.micro_tokens / sharers)),
+        tokens=share(cfg.micro_tokens, longest, sharers),
         layout=_layout(parallel, count),
         batch_tokens=cfg.batch_tokens // sharers if isinstance(cfg, StageConfig) else 0,
         precision=precision,

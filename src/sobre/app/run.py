@@ -8,12 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sobre.app.layout import check_layout
 from sobre.config.load import Layer, decode, to_dict
 from sobre.config.recipe import Recipe, load_recipe
 from sobre.errors import CheckpointError, ConfigError, DataError, RunError
-from sobre.parallel.config import ParallelConfig
-from sobre.plan.ladder import at_rung
-from sobre.plan.rules import LADDER
 from sobre.runtime.allocator import reexec_once
 from sobre.runtime.clock import process_age_s
 from sobre.runtime.files import is_disk_full
@@ -69,7 +67,7 @@ def run(recipe: Recipe, options: RunOptions, *, until: str = "report", show: Sho
     processes = Processes.start(timedelta(seconds=recipe.parallel.timeout_s))
     recipe.parallel.check(processes.count)
     if not options.resume:
-        processes.decide(lambda: check_layout(recipe))
+        processes.decide(lambda: check_layout(recipe, processes.count))
     folder = _folder(recipe, options, processes)
     layout = recipe.parallel  # of this launch: a run may go on in another one than it began in
     recipe = decode(Recipe, [Layer(str(folder.path / "config.json"), processes.decide(lambda: folder.config))])
@@ -110,25 +108,6 @@ def run(recipe: Recipe, options: RunOptions, *, until: str = "report", show: Sho
     if processes.is_first:
         (show or _show)(folder, options)
     return 0
-
-
-def check_layout(recipe: Recipe) -> None:
-    """Refuse, before a folder is taken, a layout in which the recipe cannot run, whatever size the budget buys."""
-    from sobre.models.checkpoint import model_config
-
-    layout = recipe.parallel
-    layout.check_stages(recipe.stages)
-    models = [recipe.model]
-    if layout != ParallelConfig() and recipe.start.model:
-        models = [model_config(recipe.start.model)]
-    elif layout != ParallelConfig() and recipe.budget.choose_model:
-        models = [at_rung(recipe.model, rung) for rung in LADDER]
-    for model in models:
-        try:
-            return layout.check_model(model)
-        except ConfigError as error:
-            refused = error
-    raise refused
 
 
 def _folder(recipe: Recipe, options: RunOptions, processes: "Processes") -> RunFolder:

@@ -14,6 +14,7 @@ import torch
 
 from sobre.app import adapting
 from sobre.app.examine import examine
+from sobre.app.layout import check_stages
 from sobre.app.lessons import Bench, lesson
 from sobre.app.prepare import look, make_corpus, make_model, make_plan, make_tokenizer
 from sobre.app.problems import open_problems
@@ -47,7 +48,8 @@ BYTES_PER_TABLE_NUMBER = 4
 def tell(session: Session, until: str = "report") -> None:
     """Run every part that is not done, and finish the folder; `until` "tokenizer" or "data", stop after that."""
     layout = session.recipe.parallel
-    layout.check_stages([stage for stage in session.recipe.stages if f"train:{stage}" not in session.done])
+    to_do = [stage for stage in session.recipe.stages if f"train:{stage}" not in session.done]
+    check_stages(session.recipe, to_do, session.processes.count)
     open_problems(session)
     with session.part("start"):
         machine = look(session)

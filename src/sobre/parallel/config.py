@@ -73,6 +73,10 @@ class ParallelConfig:
         """How many processes hold the same part of the model, if it is divided over pipeline and tensor alone."""
         return n_processes // (self.pipeline * self.tensor)
 
+    def sharers_of(self, n_processes: int) -> int:
+        """How many parts a micro-batch is shared out in; the processes of a context have one together."""
+        return self.learners_of(n_processes) // self.context
+
     def shards_of(self, n_processes: int) -> int:
         """How many shards a run of so many processes has."""
         return self.shards or self.learners_of(n_processes)

@@ -282,7 +282,7 @@ def recipe(bought: Purchase, name: str) -> str:
     header += [f"note:     {note}" for note in notes]
     stage = PretrainConfig(
         batch_tokens=int(plan.batch_tokens),
-        micro_tokens=layout.micro_batch * plan.seq_len,
+        micro_tokens=layout.micro_batch * plan.seq_len * parallel.sharers_of(chips),
         precision="fp8" if plan.precision == "fp8" else "auto",
     )
     split = SplitConfig(**{stage: SPLIT[stage] for stage in ("pretrain", "sft", "rl")})

@@ -6,6 +6,7 @@ exchange and counts nowhere.
 """
 
 from itertools import accumulate
+from math import ceil
 
 import torch
 
@@ -33,6 +34,18 @@ def share(batch: Batch, index: int, count: int) -> Batch:
         None if batch.routes_LNA is None else batch.routes_LNA[:, begin:end],
         {name: _cut(name, stream, begin, end, mine[0]) for name, stream in batch.streams.items()},
     )
+
+
+def largest_row_share(micro_tokens: int, row: int, count: int) -> int:
+    """Tokens of the largest of `count` parts of a micro-batch of rows of one length."""
+    return ceil(max(1, micro_tokens // row) / count) * row
+
+
+def largest_share(micro_tokens: int, longest: int, count: int) -> int:
+    """Most tokens that one of `count` parts of a ragged micro-batch may have: the middles of its sequences lie in a
+    count-th of it, so it sticks out by half of the longest at either end."""
+    whole = max(longest, micro_tokens)
+    return min(whole, ceil(whole / count) + longest)
 
 
 def idle(batch: Batch) -> Batch:

@@ -126,6 +126,7 @@ def test_a_job_is_submitted_only_when_asked(elsewhere: Path, monkeypatch: pytest
             ["slurm", "nano", "--nodes", "3", "--parallel.shards", "2"],
             "parallel.shards=2 does not divide the 3 processes",
         ),
+        (["slurm", "demo", "--nodes", "8"], "holds 4 rows of data.seq_len=256, and 8 processes"),
         (["slurm", "nano", "--time", "a day"], "must be H:M:S"),
         (["k8s", "nano"], "k8s needs --image"),
         (["k8s", "nano", *FLAGS["k8s"], "--out", "here"], "must be absolute"),

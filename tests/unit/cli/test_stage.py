@@ -15,6 +15,7 @@ import sobre
 from sobre.app import convert, prepare, stage
 from sobre.app import run as verb
 from sobre.app.begin import begin
+from sobre.app.layout import check_layout
 from sobre.app.problems import open_problems
 from sobre.app.session import Session, Spending
 from sobre.config.load import to_dict
@@ -141,7 +142,7 @@ def test_the_layout_is_checked_against_the_model_that_the_run_goes_on_from(base)
     recipe, _ = load_recipe(["nano", *flags], verb.RunOptions, prog="sobre run", shortcuts=verb.SHORT_FLAGS)
     n_experts = load_model(base / "base").cfg.ffn.n_experts
     with pytest.raises(ConfigError, match=f"parallel.experts=3 does not divide the {n_experts} experts"):
-        verb.check_layout(recipe)
+        check_layout(recipe, 3)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
+import torch
 
 from sobre.config.load import Layer, decode, read_recipe
 from sobre.config.recipe import Recipe
@@ -19,6 +20,8 @@ from sobre.plan.laws import LAWS, LAWS_FROM, expected_loss, leverage
 from sobre.plan.layout import Layout
 from sobre.plan.minutes import in_minutes, machine
 from sobre.schemas import schema
+from sobre.train.batch import from_rows
+from sobre.train.share import share
 
 
 def test_chinchilla_s_own_model_has_its_published_loss():
@@ -96,6 +99,18 @@ def test_the_recipe_of_many_chips_divides_what_the_plan_divides_and_says_how_to_
     read.parallel.check_model(read.model)
     assert "torchrun --nproc-per-node 8 -m sobre run mine.toml" in text
     assert "torchrun --nnodes 8 --nproc-per-node 8" in recipe(buy("5000usd", chip("h100"), 64), "mine")
+
+
+@pytest.mark.parametrize(("budget", "chips"), [("200usd", 8), ("5000usd", 64), ("20000usd", 64)])
+def test_every_learner_of_a_planned_recipe_has_its_rows(budget, chips):
+    found = buy(budget, chip("h100"), chips)
+    read, plan = decode(Recipe, [Layer("written", tomllib.loads(recipe(found, "mine")))]), found.best.plan
+    n_rows, sharers = read.pretrain.micro_tokens // plan.seq_len, read.parallel.sharers_of(chips)
+    assert sharers == chips // plan.layout.pipeline
+    assert read.pretrain.batch_tokens // plan.seq_len >= n_rows
+    micro = from_rows(torch.arange(2 * n_rows).view(n_rows, 2))
+    shares = [share(micro, index, sharers).n_tokens for index in range(sharers)]
+    assert shares == [plan.layout.micro_batch] * sharers
 
 
 def test_the_recipe_of_a_pipeline_holds_it_and_all_stages():

@@ -6,7 +6,7 @@ import torch
 from sobre.models.decoder import Decoder
 from sobre.train.batch import Batch, from_samples
 from sobre.train.losses import next_token
-from sobre.train.share import share
+from sobre.train.share import largest_row_share, largest_share, share
 
 
 def batch(*lengths: int, fill_unit: int = 1) -> Batch:
@@ -28,6 +28,17 @@ def test_the_shares_together_are_the_real_tokens_in_order(count: int, fill_unit:
 def test_shares_are_of_about_as_many_tokens() -> None:
     parts = [share(batch(*(5,) * 8), index, 4) for index in range(4)]
     assert [part.n_tokens for part in parts] == [8, 8, 8, 8]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("lengths", [(9, 4, 4, 8, 3), (7, 1, 1, 7, 1, 1), (12,), (5,) * 6])
+def test_no_share_is_larger_than_is_planned_for(lengths: tuple[int, ...], count: int) -> None:
+    whole = batch(*(n + 1 for n in lengths))  # the last token of a sample is a target alone
+    found = max(share(whole, index, count).n_tokens for index in range(count))
+    assert found <= largest_share(sum(lengths), max(lengths), count) <= sum(lengths)
+    if len(set(lengths)) == 1:
+        assert found == largest_row_share(sum(lengths), lengths[0], count)
+    assert largest_share(3, 12, count) == 12
 
 
 def test_an_idle_share_runs_and_adds_nothing(nano_config) -> None:
