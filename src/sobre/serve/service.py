@@ -47,6 +47,8 @@ class Service:
     draining: bool = False
     """The server is leaving: what runs goes on, nothing new begins."""
     running: dict[str, Running] = field(default_factory=dict)
+    _warming: set[asyncio.Task[None]] = field(default_factory=set)
+    """Next turns that are being rendered; kept, because the event loop does not."""
 
     def __post_init__(self) -> None:
         self.metrics.watch(self.model, lambda: self.bridge.n_open)
@@ -107,11 +109,14 @@ class Service:
         """The client has what it gets: free the engine, count and charge."""
         answer = running.answer
         running.stream.close()
-        self._warm(running)
         answer.ended()
         self.running.pop(answer.id, None)
         running.account.charge(answer.n_prompt + answer.n_tokens, answer.cost_usd)
         self.metrics.answered(answer, left=left)
+        if answer.ask.next_turn is not None and answer.reasons.get(0) == "stop" and not self.draining:
+            warming = asyncio.create_task(self._warm(answer.ask.next_turn, answer.text, running.account.id))
+            self._warming.add(warming)
+            warming.add_done_callback(self._warming.discard)
 
     @property
     def failure(self) -> BaseException | None:
@@ -123,18 +128,20 @@ class Service:
         self.bridge.start()
 
     async def close(self) -> None:
+        for warming in self._warming:
+            warming.cancel()
         await self.bridge.close()
         if self.failure is None:
             await asyncio.to_thread(self.keep)
 
-    def _warm(self, running: Running) -> None:
+    async def _warm(self, next_turn: Callable[[str], tuple[int, ...]], text: str, cache_key: str) -> None:
         """Have the beginning of the chat's next turn computed while nobody asks for anything."""
-        answer = running.answer
-        if answer.ask.next_turn is None or answer.reasons.get(0) != "stop" or self.draining:
+        try:
+            ids = await asyncio.to_thread(next_turn, text)
+        except SobreError:  # what the model wrote has no place in its own layout: there is no such turn
             return
-        ids = answer.ask.next_turn(answer.text)
         if isinstance(self.writer, Writer) and len(ids) < self.writer.max_context:
-            self.bridge.warm(ids, running.account.id)
+            self.bridge.warm(ids, cache_key)
 
     def answer_now(self, answer_id: str, account: Account) -> bool:
         """End the thoughts of an answer that runs here; False when it is over, 404 when it is somebody else's."""
