@@ -26,6 +26,7 @@ from sobre.errors import ConfigError, DataError
 from sobre.runtime.config import Device
 from sobre.serve.config import NO_ROUNDING, Decoding, Dtype, Rounding
 from sobre.tasks.config import JUDGE_S
+from sobre.tasks.judges import check_judges
 
 if TYPE_CHECKING:
     from sobre.app import rounded
@@ -128,6 +129,7 @@ def main(argv: list[str]) -> int:
     options = load(EvalOptions, argv, recipes=None, prog="sobre eval")
     asked_of = {name: _problems(name, path, options) for name, path in _named(options.tasks)}
     against = _read(Path(options.against)) if options.against else None
+    check_judges(problem for asked, _ in asked_of.values() for problem in asked)
 
     from sobre.app import rounded
     from sobre.data.events import Events
@@ -292,16 +294,16 @@ def _line(name: str, found: dict[str, Any]) -> str:
     if found["unjudged"]:
         parts.append(f"{found['unjudged']:,} problems left out, their judge failed")
     parts.append(f"{found['n']:,} problems, {found['truncated']:.0%} cut, {found['mean_tokens']:,.0f} tokens")
-    if "as_it_is" in found:
-        lost = found["as_it_is"]["difference"]
-        parts.append(
-            f"{lost['value']:+.1%} against the model as it is ({lost['ci_low']:+.1%} to {lost['ci_high']:+.1%})"
-        )
-    if "against" in found:
-        other = found["against"]["difference"]
-        chance = f", p = {found['against']['p_value']:.2g}" if "p_value" in found["against"] else ""
-        interval = f"{other['ci_low']:+.1%} to {other['ci_high']:+.1%}"
-        parts.append(f"{other['value']:+.1%} against the other ({interval}{chance})")
+    others = {"as_it_is": "the model as it is", "against": "the other"}
+    parts += [_compared(found[key], other) for key, other in others.items() if key in found]
     if "contamination" in found:
         parts.append(f"{len(found['contamination']['found'])} found in the training text")
     return "; ".join(parts)
+
+
+def _compared(found: dict[str, Any], other: str) -> str:
+    """The difference to another evaluation, with its interval and, where there is one, its p."""
+    difference = found["difference"]
+    chance = f", p = {found['p_value']:.2g}" if "p_value" in found else ""
+    interval = f"{difference['ci_low']:+.1%} to {difference['ci_high']:+.1%}"
+    return f"{difference['value']:+.1%} against {other} ({interval}{chance})"

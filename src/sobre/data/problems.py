@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from sobre.data.overlap import TestOverlap
 from sobre.errors import ConfigError, DataError
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig, named_files
-from sobre.tasks.equality import read_number
 from sobre.tasks.files import read_problems
+from sobre.tasks.judges import check_judges
 from sobre.tasks.sampling import split_of, test_set
-from sobre.tasks.sandbox import mechanism
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def read_sets(cfg: TasksConfig, events: Events) -> tuple[ProblemSet, ...]:
     if sets and not any(each.test for each in sets):
         paths = ", ".join(each.path for each in sets)
         raise DataError(f"{paths}: too few problems to keep a tenth for the test; name others in tasks.test_files")
-    _check_judges(problem for each in sets for problem in (*each.train, *each.test))
+    check_judges(problem for each in sets for problem in (*each.train, *each.test))
     return tuple(sets)
 
 
@@ -132,17 +130,3 @@ def _split(whole: ProblemSet, seen: set[str], *, keeps_test: bool) -> ProblemSet
 
 def _found(problem: Problem, overlaps: Sequence[TestOverlap]) -> bool:
     return any(overlap.find(problem.prompt) is not None for overlap in overlaps)
-
-
-def _check_judges(problems: Iterable[Problem]) -> None:
-    """Refuse before anything is spent what this machine cannot judge."""
-    kinds: dict[str, Problem] = {}
-    for problem in problems:
-        if problem.data["judge"] != "math" or read_number(problem.answer) is None:
-            kinds.setdefault(problem.data["judge"], problem)
-    if "code" in kinds:
-        mechanism()  # raises SandboxError where no sandbox holds
-    if "math" in kinds and find_spec("math_verify") is None:
-        raise ConfigError(
-            f"the answer {kinds['math'].answer!r} of {kinds['math'].key} is no plain number: pip install 'sobre[math]'"
-        )

@@ -43,6 +43,8 @@ class Item:
     prompt: str
     reference: str
     replies: tuple[Marked, ...]
+    majority: int | None
+    """The first reply that gives the most frequent answer (`score.majority`)."""
 
     @property
     def n_right(self) -> int:
@@ -60,7 +62,14 @@ def measure(
     """Ask, read, judge. Raises RunError where a judge hangs, or fails on most replies."""
     replies = answerer.answer([question(problem) for problem in problems], k, how)
     return [
-        Item(each.task, each.key, each.prompt, each.answer, tuple(group))
+        Item(
+            each.task,
+            each.key,
+            each.prompt,
+            each.answer,
+            tuple(group),
+            majority(each, [reply.answer for reply in group]),
+        )
         for each, group in zip(problems, marks(problems, replies, judge_s=judge_s), strict=True)
     ]
 
@@ -191,8 +200,7 @@ def _powers(k: int) -> list[int]:
 
 
 def _majority_is_right(item: Item) -> bool:
-    winner = majority([reply.answer for reply in item.replies])
-    return winner is not None and item.replies[winner].right
+    return item.majority is not None and item.replies[item.majority].right
 
 
 def _figure(values: Sequence[float], seed: int) -> dict[str, float]:

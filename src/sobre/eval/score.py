@@ -6,7 +6,6 @@ and what was learnt of the task can be told apart. Sampling is keyed by the eval
 so that a stage is examined with the same draws however often and after whatever else the engine did.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,7 +16,8 @@ from sobre.eval.config import EvalConfig
 from sobre.eval.stats import Share, bootstrap, pass_at_k, wilson
 from sobre.tasks.base import Problem
 from sobre.tasks.config import JUDGE_S
-from sobre.tasks.format import Reward, extract_answer, question, reward
+from sobre.tasks.format import Reward, answer_in, question, reward
+from sobre.tasks.judges import same_answer
 from sobre.tasks.judging import Asked, Fault, check, judge
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -156,13 +156,15 @@ def spread(n: int, wanted: int) -> list[int]:
     return [i * n // wanted for i in range(wanted)]
 
 
-def majority(answers: Sequence[str | None]) -> int | None:
-    """Index of the first response that gives the most frequent answer; no answer has no vote, ties go to the first."""
-    votes = Counter(answer.strip() for answer in answers if answer is not None)
-    if not votes:
-        return None
-    winner = votes.most_common(1)[0][0]
-    return next(i for i, answer in enumerate(answers) if answer is not None and answer.strip() == winner)
+def majority(problem: Problem, answers: Sequence[str | None]) -> int | None:
+    """Index of the first response that gives the most frequent answer to `problem`; no answer has no vote, ties go to
+    the first. Answers that say the same (`tasks.judges.same_answer`) share their votes."""
+    given = {i: answer for i, answer in enumerate(answers) if answer is not None}
+    votes: dict[int, int] = {}  # by the first response that gives the answer
+    for i, answer in given.items():
+        first = next((j for j in votes if same_answer(problem, given[j], answer)), i)
+        votes[first] = votes.get(first, 0) + 1
+    return max(votes, key=votes.__getitem__, default=None)
 
 
 def _generate(engine: Engine, requests: list[Request]) -> dict[str, Output]:
@@ -214,12 +216,12 @@ def _sample(
         _asked(tokenizer, problem, outputs[f"eval-{x}-{y}"]) for x, problem in enumerate(problems) for y in range(cfg.k)
     ]
     verdicts, n_right, majority_right = _verdicts(asked, judge_s), [], []
-    for x in range(len(problems)):
+    for x, problem in enumerate(problems):
         group = slice(x * cfg.k, (x + 1) * cfg.k)
         right = [found.accuracy > 0 for found in verdicts[group] if isinstance(found, Reward)]
         if len(right) < cfg.k:
             continue
-        winner = majority([extract_answer(each.text) for each in asked[group]])
+        winner = majority(problem, [answer_in(problem, each.text) for each in asked[group]])
         n_right.append(sum(right))
         majority_right.append(winner is not None and right[winner])
     unjudged = sum(isinstance(found, Fault) for found in verdicts)

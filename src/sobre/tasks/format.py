@@ -75,6 +75,12 @@ def extract_answer(text: str) -> str | None:
     return answers[-1] if whole and len(set(answers)) == 1 else None
 
 
+def answer_in(problem: Problem, text: str) -> str | None:
+    """The answer of a completion to this problem, as its judge reads it; None when there is none."""
+    judge = judge_of(problem)
+    return extract_answer(text) if judge is None else judge.extract(problem, text)
+
+
 def without_tags(text: str) -> str:
     """The words of a response, for those who count words."""
     return _TAG.sub(" ", text)
@@ -116,7 +122,7 @@ def reward(
     if not finished:
         return Reward(0.0, 0.0, 0.0, language=0.0)
     judge = judge_of(problem)
-    answer = extract_answer(text) if judge is None else judge.extract(problem, text)
+    answer = answer_in(problem, text)
     right = answer is not None and is_right(problem, answer)
     formed = format_ok(text) if judge is None else thought_ok(text)
     language = consistency(without_tags(text), problem.lang)

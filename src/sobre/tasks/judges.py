@@ -6,11 +6,14 @@ the last \\boxed{...}, after `####`, or, for code, in the last fenced block. Not
 """
 
 import re
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Protocol
 
+from sobre.errors import ConfigError
 from sobre.tasks.base import Problem
 from sobre.tasks.equality import equal
-from sobre.tasks.sandbox import Limits, run_code
+from sobre.tasks.sandbox import Limits, mechanism, run_code
 
 LETTERS = "ABCDEFGHIJ"
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.S)
@@ -138,3 +141,22 @@ JUDGES: dict[str, Judge] = {judge.kind: judge for judge in _ALL}
 def judge_of(problem: Problem) -> Judge | None:
     """The judge of a problem from a file; None for the problems of generated tasks, which judge themselves."""
     return JUDGES.get(problem.data.get("judge", ""))
+
+
+def same_answer(problem: Problem, one: str, other: str) -> bool:
+    """Whether two answers to a problem say the same: by `equality` in mathematics (1/2 and 0.5), else to the letter."""
+    one, other = one.strip(), other.strip()
+    return one == other or (problem.data.get("judge") == MathJudge.kind and equal(one, other))
+
+
+def check_judges(problems: Iterable[Problem]) -> None:
+    """Refuse before anything is spent what this machine cannot judge: SandboxError for code that no sandbox would hold,
+    ConfigError where math-verify is missing, which reads every answer of a model that is no plain number."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.data.get("judge", ""), problem)
+    if CodeJudge.kind in first:
+        mechanism()
+    if MathJudge.kind in first and find_spec("math_verify") is None:
+        asked = first[MathJudge.kind]
+        raise ConfigError(f"{asked.key} asks for mathematics, read by math-verify: pip install 'sobre[math]'")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sobre.data import problems
 from sobre.data.events import Events
 from sobre.data.problems import content, held_out, read_sets, training_levels
 from sobre.errors import ConfigError, DataError, SandboxError
+from sobre.tasks import judges
 from sobre.tasks.config import TasksConfig, named_files
 from sobre.tasks.sampling import split_of, test_set
 
@@ -108,16 +108,18 @@ def test_code_is_refused_where_no_sandbox_holds(tmp_path, monkeypatch):
     def none_holds() -> str:
         raise SandboxError("the sandbox does not hold on this machine")
 
-    monkeypatch.setattr(problems, "mechanism", none_holds)
+    monkeypatch.setattr(judges, "mechanism", none_holds)
     with pytest.raises(SandboxError, match="does not hold"):
         read(TasksConfig(names=(), files=(path,)))
 
 
-def test_latex_answers_are_refused_without_their_reader(tmp_path, monkeypatch):
-    halves = [{"prompt": f"Half of {i}?", "answer": f"\\frac{{{i}}}{{2}}"} for i in range(60)]
+@pytest.mark.parametrize("answer", ["\\frac{{{i}}}{{2}}", "{i}.5"])
+def test_mathematics_is_refused_without_its_reader(tmp_path, monkeypatch, answer):
+    """Of plain numbers too: a model may answer with anything."""
+    halves = [{"prompt": f"Half of {i}?", "answer": answer.format(i=i)} for i in range(60)]
     path = written(tmp_path / "a.jsonl", halves)
-    monkeypatch.setattr(problems, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"sobre\[math\]"):
+    monkeypatch.setattr(judges, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"a:\S+ asks for mathematics, .*sobre\[math\]"):
         read(TasksConfig(names=(), files=(path,)))
 
 

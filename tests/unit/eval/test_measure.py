@@ -14,15 +14,17 @@ import pytest
 
 from sobre.app import eval as verb
 from sobre.data.sources import Document
-from sobre.errors import ConfigError, DataError, RunError
+from sobre.errors import ConfigError, DataError, RunError, SandboxError
 from sobre.eval.answer import Endpoint, Reply, Sampling
 from sobre.eval.bits import bits_per_byte
 from sobre.eval.measure import Item, Marked, compare, contamination, marks, measure, summary, to_dict, verdicts
+from sobre.eval.score import majority
 from sobre.models.checkpoint import save_model
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.models.quantised import quantised
 from sobre.schemas import schema
+from sobre.tasks import judges
 from sobre.tasks.base import Problem
 from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import test_set as fixed_problems
@@ -33,7 +35,9 @@ HOW = Sampling(max_tokens=50, temperature=0.6, top_p=0.9, seed=3)
 
 
 def item(key: str, *replies: tuple[str | None, bool], prompt: str = "q") -> Item:
-    return Item("set", key, prompt, "1", tuple(Marked("", answer, right, True, 10) for answer, right in replies))
+    most = majority(Problem("set", "en", 1, prompt, "1", key, {}), [answer for answer, _ in replies])
+    marked = tuple(Marked("", answer, right, True, 10) for answer, right in replies)
+    return Item("set", key, prompt, "1", marked, most)
 
 
 ITEMS = [
@@ -120,6 +124,22 @@ class Parrot:
 
     def answer(self, questions, k, how):
         return [[Reply(word, True, 1) for word in question.split()] for question in questions]
+
+
+def test_votes_for_one_value_are_one_vote_however_it_is_written() -> None:
+    boxes = ["0.25", "1/2", "0.25", "0.5", ".50"]
+    half = Problem("set", "en", 3, " ".join(f"\\boxed{{{each}}}" for each in boxes), "0.5", "a", {"judge": "math"})
+    (told,) = measure([half], Boxes(), 5, HOW)
+    assert [reply.answer for reply in told.replies] == boxes
+    assert told.majority == 1
+    assert summary([told], seed=0)["majority_at_k"]["value"] == 1
+
+
+class Boxes:
+    """Replies with each of the boxes in the question."""
+
+    def answer(self, questions, k, how):
+        return [[Reply(box, True, 1) for box in question.split()[:k]] for question in questions]
 
 
 def moody(*questions: str) -> list[Problem]:
@@ -316,6 +336,30 @@ def test_rounded_weights_are_told_in_bits_per_byte_beside_the_models_own(tmp_pat
     }
     assert found == {kind: pytest.approx(bits, rel=1e-6) for kind, bits in by_hand.items()}
     assert 0 < abs(found["int8"]["value"] - found["model"]["value"]) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("record", "missing", "message"),
+    [
+        ({"answer": "2"}, "find_spec", r"asks for mathematics.*sobre\[math\]"),
+        ({"tests": ["assert f(1)"]}, "mechanism", "no sandbox here"),
+    ],
+)
+def test_what_cannot_be_judged_here_is_refused_before_anything_is_asked(
+    service, tmp_path, monkeypatch, record, missing, message
+) -> None:
+    asked: list[object] = []
+    url = service(lambda *request: asked.append(request) or (200, openai_answer("2")))
+    (tmp_path / "mine.jsonl").write_text(json.dumps({"prompt": "x", **record}))
+
+    def none_is_there(*_: object) -> None:
+        if missing == "mechanism":
+            raise SandboxError("no sandbox here")
+
+    monkeypatch.setattr(judges, missing, none_is_there)
+    with pytest.raises((ConfigError, SandboxError), match=message):
+        verb.main(["--endpoint", url, "--model", "m", "--tasks", f"word,mine={tmp_path / 'mine.jsonl'}"])
+    assert not asked
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from sobre.eval.score import evaluate, majority, prompt_ids, spread
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.schemas import schema
+from sobre.tasks.base import Problem
 from sobre.tasks.format import completion
 from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import test_set as fixed_problems
@@ -137,8 +138,29 @@ def test_what_a_judge_fails_on_is_in_no_share_and_is_counted(tokenizer, problems
 
 
 def test_majority_ignores_responses_without_an_answer():
-    assert majority([None, "7", " 8", "8 ", None]) == 2
-    assert majority([None, None]) is None
+    problem = fixed_problems(1)[0]
+    assert majority(problem, [None, "7", " 8", "8 ", None]) == 2
+    assert majority(problem, [None, None]) is None
+    assert majority(problem, ["7", "8"]) == 0
+
+
+def test_votes_are_counted_by_value_in_mathematics_alone():
+    answers = ["3", "1/2", "3", "0.5", "$.50"]
+    asked = {"math": 1, "choice": 0}
+    for judge, most in asked.items():
+        assert majority(Problem("set", "en", 3, "?", "0.5", "set:1", {"judge": judge}), answers) == most
+    assert majority(fixed_problems(1)[0], answers) == 0
+
+
+def test_the_vote_of_a_problem_from_a_file_reads_what_its_judge_reads(tokenizer):
+    asked = [Problem("set", "en", 3, "Half?", "0.5", "set:1", {"judge": "math"})]
+    boxes = ["3", "1/2", "3", "0.5", "0.50"]
+
+    def reply(i, request):
+        return f"hm</think>\\boxed{{{boxes[int(request.id[-1])] if request.params.temperature else 3}}}", True
+
+    result = evaluate(Oracle(tokenizer, asked, reply), tokenizer, asked, EvalConfig(k=5, n_sampled=1), seed=0)
+    assert result.sampled.majority_at_k.right == 1
 
 
 def test_sampled_problems_are_spread_over_the_whole_mix():
