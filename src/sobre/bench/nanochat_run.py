@@ -141,6 +141,8 @@ def build(recipe: Recipe, vocab_size: int) -> Any:
 
 def train(model: Any, recipe: Recipe, lr_scale: float, tokenizer: Any, train_texts: list[str]) -> tuple[float, int]:
     """Train for the seconds of the budget; (seconds, steps). The first step compiles, and its seconds do not count."""
+    import torch
+
     budget = parse_budget(recipe.budget.amount, price_usd_per_h=price(recipe.budget.price).usd_per_h)
     if budget.kind != "seconds":
         raise ConfigError(f"nanochat runs against the clock; budget {budget.text!r} is not one of time")
@@ -149,6 +151,7 @@ def train(model: Any, recipe: Recipe, lr_scale: float, tokenizer: Any, train_tex
     scale = lr_scale * (batch / REFERENCE_BATCH) ** 0.5
     optimizer = model.setup_optimizer(**{name: lr * scale for name, lr in RATES.items()}, weight_decay=DECAY)
     rows = packed(train_texts, tokenizer, length)
+    compiled = torch.compile(model, dynamic=False)  # a fifth less time for a step on two cores
     spent, steps = 0.0, 0
     while spent < budget.amount:
         began = time.perf_counter()
@@ -160,7 +163,7 @@ def train(model: Any, recipe: Recipe, lr_scale: float, tokenizer: Any, train_tex
                 group["weight_decay"] = DECAY * 0.5 * (1 + math.cos(math.pi * progress))
         n_micro = max(1, batch // micro)
         for _ in range(n_micro):
-            loss = model(*next_rows(rows, micro // length)) / n_micro
+            loss = compiled(*next_rows(rows, micro // length)) / n_micro
             loss.backward()
         optimizer.step()
         model.zero_grad(set_to_none=True)
