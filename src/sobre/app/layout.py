@@ -13,6 +13,7 @@ from sobre.errors import ConfigError
 from sobre.parallel.config import ParallelConfig
 from sobre.plan.ladder import at_rung
 from sobre.plan.rules import LADDER
+from sobre.rl.config import RLConfig
 from sobre.train.config import FineTuneConfig, PretrainConfig
 
 Stage = TypeVar("Stage", PretrainConfig, FineTuneConfig)
@@ -38,8 +39,13 @@ def check_layout(recipe: Recipe, n_processes: int) -> None:
 
 
 def check_stages(recipe: Recipe, stages: Sequence[str], n_processes: int) -> None:
-    """Refuse stages of the recipe that so many processes cannot run, or of which some would never have work."""
-    recipe.parallel.check_stages(stages)
+    """Refuse stages of the recipe that so many processes cannot run, or in which some would never have work."""
+    layout = recipe.parallel
+    layout.check_stages(stages, n_processes)
+    for stage in stages:
+        section = getattr(recipe, stage)
+        if isinstance(section, RLConfig):
+            section.check_processes(stage, n_processes, is_divided=layout.is_divided)
     if "pretrain" in stages:
         _check_rows(recipe, n_processes)
 

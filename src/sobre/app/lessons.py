@@ -156,8 +156,6 @@ def _fine_tuned(bench: Bench, cfg: FineTuneConfig) -> Job:
 
 def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     session, model = bench.session, bench.model
-    if cfg.reference_every and bench.fetch is not None:
-        raise ConfigError("rl.reference_every is for models that every process holds whole; set it to 0 or divide less")
     reference = sharing_copy(bench.sampler).eval() if cfg.algorithm.kl else None
     is_open = bool(cfg.tools or cfg.general.files)  # a call's result, or a question, may have any length
     asked = chat_len(session.recipe, bench.tokenizer, session.sets)
@@ -166,11 +164,6 @@ def _reinforced(bench: Bench, cfg: RLConfig) -> Job:
     keeps = {"return_routes": routes, "return_kept": cfg.is_filtered}
     engine: SharedEngine | RemoteEngine
     own: Engine | None = None
-    if cfg.stragglers.groups and session.processes.count > 1:
-        raise ConfigError(
-            f"rl.stragglers.groups={cfg.stragglers.groups} is for one process, and there are {session.processes.count}:"
-            " they would not end a rollout at the same token; set it to 0"
-        )
     if cfg.samplers.are_apart:
         engine = samplers_for(session, bench.stage, bench.sampler, cfg.samplers, fetch=bench.fetch, **keeps)
     else:
@@ -242,10 +235,6 @@ def _distilled(bench: Bench) -> Job:
 
 def _preferred(bench: Bench) -> Job:
     session, cfg = bench.session, bench.session.recipe.dpo
-    if session.processes.count > 1:
-        raise ConfigError(
-            f"dpo runs in one process, not in {session.processes.count}: both answers of a pair meet in it"
-        )
     events = Events(session.recipe.data.on_bad_record)
     found = read_pairs(cfg.paths, session.recipe.data, events)
     pairs = tokenize_pairs(found, bench.tokenizer, max_len=bench.model.cfg.max_len, events=events)

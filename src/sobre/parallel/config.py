@@ -51,6 +51,16 @@ class ParallelConfig:
         for name in ("experts", "tensor", "pipeline", "context"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be 1 or more")
+        if self.zero != 3 and self.shards == 1:
+            raise ConfigError(
+                f"zero={self.zero} says what of a shard stays whole, and shards=1 divides nothing; it fits: zero 3,"
+                " or shards above 1 (0 for all processes)"
+            )
+        if self.schedule != "1f1b" and self.pipeline == 1:
+            raise ConfigError(
+                f"schedule={self.schedule} orders the micro-batches of a pipeline, and pipeline=1 is none; it fits:"
+                " 1f1b, or pipeline above 1"
+            )
         if self.dispatch == "deep-ep" and self.experts == 1:
             raise ConfigError(
                 "dispatch=deep-ep needs experts above 1: with all experts in one process no token travels"
@@ -126,14 +136,14 @@ class ParallelConfig:
                 f" stages, and it has {model.n_layers} layers and {model.n_mtp} of MTP"
             )
 
-    def check_stages(self, stages: Sequence[str]) -> None:
-        """Refuse a layout of several processes for a stage that runs in one."""
-        for name in ("pipeline", "tensor", "experts", "context", "shards"):
-            if getattr(self, name) > 1 and "dpo" in stages:
-                raise ConfigError(
-                    f"parallel.{name}={getattr(self, name)}: dpo runs in one process, where both answers of a pair"
-                    " meet: run that with --resume in a layout without it"
-                )
+    def check_stages(self, stages: Sequence[str], n_processes: int) -> None:
+        """Refuse a stage that runs in one process, in several."""
+        if "dpo" in stages and n_processes > 1:
+            raise ConfigError(
+                "dpo runs in one process, where both answers of a pair meet, and this run has"
+                f" {n_processes}{self.flags}: leave it out of --stages here, and run"
+                " `sobre dpo --model FOLDER` in one process behind"
+            )
 
     @property
     def n_stages(self) -> int:

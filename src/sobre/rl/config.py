@@ -416,6 +416,19 @@ class RLConfig:
     """Steps in a row without one group whose answers earn differently, after which the run stops and says why; 0 goes
     on. Nothing is learned in such steps."""
 
+    def check_processes(self, stage: str, n_processes: int, *, is_divided: bool) -> None:
+        """Refuse what one process alone can do, or one that holds the whole model, where it is not so."""
+        if self.stragglers.groups and n_processes > 1:
+            raise ConfigError(
+                f"{stage}.stragglers.groups={self.stragglers.groups} is for one process, and there are {n_processes}:"
+                " they would not end a rollout at the same token; set it to 0"
+            )
+        if self.reference_every and is_divided and n_processes > 1:
+            raise ConfigError(
+                f"{stage}.reference_every={self.reference_every} is for models that every process holds whole; set it"
+                " to 0, or divide nothing"
+            )
+
     @property
     def is_filtered(self) -> bool:
         """Whether rollouts leave out tokens that the model gives a probability."""

@@ -74,3 +74,27 @@ def test_one_that_is_large_enough_stays_and_chats_ask_for_no_more_than_a_step() 
     small = FineTuneConfig(batch_tokens=64, micro_tokens=32)
     for longest, sharers, micro_tokens in ((10, 4, 40), (40, 8, 64)):
         assert with_work_for_all("sft", small, longest, sharers, said.append).micro_tokens == micro_tokens
+
+
+KL = ["--rl.algorithm.kl", "0.01", "--rl.reference-every", "5"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stages", "sft", "dpo", "--dpo.paths", "x"], "dpo runs in one process, .* this run has 2"),
+        (["--stages", "sft", "dpo", "--dpo.paths", "x", "--parallel.shards", "0"], "dpo runs in one process"),
+        (["--rl.stragglers.groups", "2"], "rl.stragglers.groups=2 is for one process, and there are 2"),
+        ([*KL, "--parallel.shards", "0"], "rl.reference_every=5 is for models that every process holds whole"),
+        (["--stages", "sft", "sft2", "rl2", "--rl2.stragglers.groups", "1"], "rl2.stragglers.groups=1 is for one"),
+    ],
+)
+def test_a_later_stage_that_cannot_run_is_refused_before_the_first(flags: list[str], message: str) -> None:
+    recipe = asked("nano", *flags)
+    check_layout(recipe, 1)
+    with pytest.raises(ConfigError, match=message):
+        check_layout(recipe, 2)
+
+
+def test_a_reference_that_follows_is_for_copies_too() -> None:
+    check_layout(asked("nano", *KL), 2)

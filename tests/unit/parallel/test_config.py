@@ -67,7 +67,9 @@ def test_tensor_leaves_fewer_processes_to_the_other_divisions() -> None:
         ParallelConfig(tensor=3).check(8)
 
 
-@pytest.mark.parametrize("layout", [{}, {"shards": 0}, {"shards": 4, "experts": 8}, {"experts": 2, "zero": 1}])
+@pytest.mark.parametrize(
+    "layout", [{}, {"shards": 0}, {"shards": 4, "experts": 8}, {"experts": 2, "shards": 2, "zero": 1}]
+)
 def test_a_layout_that_can_be_passes(layout) -> None:
     cfg = ParallelConfig(**layout)
     check(cfg, 8, 16)
@@ -118,10 +120,26 @@ def test_a_context_divides_the_learners_and_is_not_for_pipelines() -> None:
         ParallelConfig(context=2, pipeline=2).check(8)
 
 
-@pytest.mark.parametrize("layout", [{"pipeline": 2}, {"context": 2}, {"shards": 2}, {"experts": 4}, {"tensor": 2}])
-def test_a_layout_of_several_processes_refuses_the_stage_that_runs_in_one(layout) -> None:
-    ParallelConfig().check_stages(["sft", "dpo"])
-    ParallelConfig(**layout).check_stages(["pretrain", "sft", "rl", "distill", "sft2", "rl2"])
-    ((name, size),) = layout.items()
-    with pytest.raises(ConfigError, match=f"parallel.{name}={size}: dpo runs in one process"):
-        ParallelConfig(**layout).check_stages(["sft", "dpo"])
+@pytest.mark.parametrize(
+    ("layout", "flags"),
+    [({}, ""), ({"shards": 0}, " --parallel.shards 0"), ({"pipeline": 2}, " --parallel.pipeline 2")],
+)
+def test_several_processes_refuse_the_stage_that_runs_in_one(layout, flags) -> None:
+    ParallelConfig(**layout).check_stages(["sft", "dpo"], 1)
+    ParallelConfig(**layout).check_stages(["pretrain", "sft", "rl", "distill", "sft2", "rl2"], 2)
+    with pytest.raises(ConfigError, match=f"dpo runs in one process, .* this run has 2{flags}: leave it out"):
+        ParallelConfig(**layout).check_stages(["sft", "dpo"], 2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"zero": 2}, "zero=2 says what of a shard stays whole, and shards=1 divides nothing"),
+        ({"zero": 1, "pipeline": 2}, "zero=1 .* shards=1 divides nothing"),
+        ({"schedule": "zbv"}, "schedule=zbv orders the micro-batches of a pipeline, and pipeline=1 is none"),
+    ],
+)
+def test_what_would_change_nothing_is_refused(layout, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ParallelConfig(**layout)
+    ParallelConfig(shards=0, zero=1, pipeline=2, schedule="zbv")

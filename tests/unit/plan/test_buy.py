@@ -121,7 +121,7 @@ def test_the_recipe_of_a_pipeline_holds_it_and_all_stages():
     assert (read.parallel.pipeline, read.parallel.schedule, read.parallel.zero) == (2, "zero-bubble", 1)
     read.parallel.check(64)
     read.parallel.check_model(read.model)
-    read.parallel.check_stages(read.stages)
+    read.parallel.check_stages(read.stages, 64)
     assert read.stages == ("pretrain", "sft", "rl")
     model = found.best.plan.model
     assert f"the whole weights, to sample: {4 * (model.total + model.mtp_total) / 2**30:,.1f} GiB" in text
