@@ -136,9 +136,12 @@ def main(argv: list[str]) -> int:
     from sobre.data.sources import read_documents, read_texts
     from sobre.eval import measure
     from sobre.eval.answer import Sampling
+    from sobre.eval.bits import ALL
     from sobre.eval.shots import turns
 
     documents = list(read_documents(options.text, DataConfig())) if options.text else []
+    if unnamed := [document.where for document in documents if document.source == ALL]:
+        raise DataError(f"{unnamed[0]}: its source is {ALL!r}, which means all sources together; name it otherwise")
     contamination = {}
     if options.training_text:
         events = Events()
@@ -151,7 +154,7 @@ def main(argv: list[str]) -> int:
     )
     answerer: Local | Endpoint
     plain: Local | None = None
-    scores: dict[str, dict[str, float | int]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     decoding: rounded.Speeds = {}
     if options.endpoint:
         answerer = _endpoint(options)
@@ -161,9 +164,7 @@ def main(argv: list[str]) -> int:
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
     if scores:
         result["bits_per_byte"] = scores
-        told = ", ".join(f"{score['value']:.4f} {HOW_READ[kind]}" for kind, score in scores.items())
-        where = sys.stderr if options.json else sys.stdout
-        print(f"text of {scores['model']['bytes']:,} bytes, bits per byte: {told}", file=where, flush=True)
+        print(_bits(scores), file=sys.stderr if options.json else sys.stdout, flush=True)
     if decoding:
         result["decoding"] = decoding
         print(rounded.told(decoding, HOW_READ), file=sys.stderr if options.json else sys.stdout, flush=True)
@@ -235,12 +236,12 @@ def _endpoint(options: EvalOptions) -> "Endpoint":
 
 def _local(
     options: EvalOptions, documents: "list[Document]"
-) -> "tuple[Local, Local | None, dict[str, dict[str, float | int]], rounded.Speeds]":
+) -> "tuple[Local, Local | None, dict[str, dict[str, Any]], rounded.Speeds]":
     """The model of this process; where something is rounded the same as it is, too, and how fast either decodes; bits
     per byte of it as it is and of what is rounded, each rounded once."""
     from sobre.app import rounded
     from sobre.eval.answer import Local
-    from sobre.eval.bits import bits_per_byte
+    from sobre.eval.bits import bits_per_byte, by_source
     from sobre.models.cache import Int8Cache
     from sobre.models.decoder import Decoder
     from sobre.serve.load import make_engine, open_folder
@@ -261,7 +262,7 @@ def _local(
         read[f"{options.weights}+int8-cache"] = (chosen, Int8Cache)
     window = min(engine.max_len, BITS_WINDOW)
     scores = {
-        kind: bits_per_byte(model, opened.tokenizer, documents, window=window, cache=cache)["all"].to_dict()
+        kind: by_source(bits_per_byte(model, opened.tokenizer, documents, window=window, cache=cache))
         for kind, (model, cache) in (read if documents else {}).items()
     }
     local = Local(engine, opened.tokenizer, is_plain=options.style == "plain")
@@ -280,6 +281,20 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"--against={path} is no result of sobre eval: {error!r}") from None
     raise DataError(f"--against={path} is no result of sobre eval")
+
+
+def _bits(scores: dict[str, dict[str, Any]]) -> str:
+    """Bits per byte of the text, and, where it has several sources, of each in a line of its own."""
+
+    def line(what: str, of: dict[str, dict[str, Any]]) -> str:
+        told = ", ".join(f"{score['value']:.4f} {HOW_READ[kind]}" for kind, score in of.items())
+        return f"{what} of {of['model']['bytes']:,} bytes, bits per byte: {told}"
+
+    sources = list(scores["model"]["sources"])
+    each = [
+        line(f"  {source}", {kind: score["sources"][source] for kind, score in scores.items()}) for source in sources
+    ]
+    return "\n".join([line("text", scores), *(each if len(sources) > 1 else ())])
 
 
 def _line(name: str, found: dict[str, Any]) -> str:

@@ -10,9 +10,9 @@ Shapes: N tokens of a batch of windows.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ BATCH_TOKENS = 4096
 """Tokens in one forward pass: their logits are held at once."""
 OVERLAP = 0.25
 """Share of a window that is read again as context of the next."""
+
+
+ALL = "all"
+"""All sources together; a source of this name has no score of its own."""
 
 
 class Text(Protocol):
@@ -116,7 +120,7 @@ def bits_per_byte(
     per_source: int = 0,
     cache: type[PagedCache] | None = None,
 ) -> dict[str, Bits]:
-    """Score documents by source, "all" being their sum. start_id None means the end of the document before;
+    """Score documents by source, ALL being their sum. start_id None means the end of the document before;
     per_source > 0 takes only the first so many of each source; `cache` is what attention's entries go through."""
     chosen = first_of_each(documents, per_source)
     start = tokenizer.eos_id if start_id is None else start_id
@@ -130,9 +134,15 @@ def bits_per_byte(
     scores: dict[str, Bits] = {}
     for document, tokens, value, read in zip(chosen, ids, bits, n_read, strict=True):
         one = Bits(value, len(document.text.encode()), len(tokens), 1, read)
-        for name in (document.source, "all"):
+        for name in dict.fromkeys((document.source, ALL)):
             scores[name] = scores[name] + one if name in scores else one
     return scores
+
+
+def by_source(scores: Mapping[str, Bits]) -> dict[str, Any]:
+    """What `bits_per_byte` found, as JSON data: all sources together, and each under "sources"."""
+    sources = {name: bits.to_dict() for name, bits in scores.items() if name != ALL}
+    return {**scores[ALL].to_dict(), "sources": sources}
 
 
 def tokens_read(tokenizer: Tokenizer, documents: Iterable[Text], *, window: int, overlap: float) -> int:

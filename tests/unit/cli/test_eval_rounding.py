@@ -8,7 +8,7 @@ import pytest
 from sobre.app import eval as evaluation
 from sobre.app import rounded
 from sobre.engine import weights
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, DataError
 from sobre.models.checkpoint import save_model
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
@@ -58,6 +58,32 @@ def test_weights_are_rounded_once_and_every_form_is_scored(folder, tmp_path, mon
     assert max(scores.values()) - min(scores.values()) < 0.05
     said = capsys.readouterr().out
     assert f"{scores['int8+int8-cache']:.4f} with int8 weights and cache" in said
+    assert "  t of" not in said, "one source is the text"
+
+
+def test_every_source_of_the_text_has_its_own_bits(folder, tmp_path, capsys):
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "short.txt").write_text("un deux trois")
+    rows = [{"text": "quatre deux un", "source": "web"}, {"text": "trois fois deux", "source": "web"}]
+    (text / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--tasks", "sorting", "--n", "1", "--max-tokens", "4", "--text", str(text), "--cache", "int8"]
+    out = tmp_path / "o.json"
+    assert evaluation.main([str(folder), *flags, "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    jsonschema.validate(result, schema("evaluation"))
+    for whole in result["bits_per_byte"].values():
+        assert {name: (one["bytes"], one["documents"]) for name, one in whole["sources"].items()} == {
+            "web": (29, 2),
+            "short": (13, 1),
+        }
+        assert whole["bits"] == pytest.approx(sum(one["bits"] for one in whole["sources"].values()))
+    web = {kind: whole["sources"]["web"]["value"] for kind, whole in result["bits_per_byte"].items()}
+    line = f"  web of 29 bytes, bits per byte: {web['model']:.4f} as it is, {web['int8-cache']:.4f} with an int8 cache"
+    assert line in capsys.readouterr().out
+    (text / "all.txt").write_text("un")
+    with pytest.raises(DataError, match=r"all.txt:1: its source is 'all'"):
+        evaluation.main([str(folder), *flags])
 
 
 def test_accuracy_and_speed_stand_beside_those_of_the_model_as_it_is(folder, tmp_path, monkeypatch, capsys):

@@ -69,6 +69,11 @@ def test_bytes_are_utf8_and_sources_sum_to_all(model):
     assert scores["all"].to_dict()["value"] == scores["all"].per_byte == scores["all"].bits / 17
 
 
+def test_a_source_called_all_is_counted_once_in_the_sum(model):
+    scores = bits_per_byte(model, ByteTokenizer(), [Document("abc", "all"), Document("de", "x")], window=16)
+    assert {name: score.n_bytes for name, score in scores.items()} == {"all": 5, "x": 2}
+
+
 def test_batching_documents_together_changes_nothing(model):
     texts = ["a", "bb" * 9, "une phrase plus longue que la fenêtre, " * 3, "abc"]
     documents = [Document(text, str(i)) for i, text in enumerate(texts)]

@@ -334,6 +334,7 @@ def test_rounded_weights_are_told_in_bits_per_byte_beside_the_models_own(tmp_pat
         kind: bits_per_byte(each, tokenizer, [Document("".join(texts))], window=512)["all"].to_dict()
         for kind, each in (("model", model), ("int8", quantised(model, "int8")))
     }
+    assert {kind: list(whole.pop("sources")) for kind, whole in found.items()} == {"model": ["a"], "int8": ["a"]}
     assert found == {kind: pytest.approx(bits, rel=1e-6) for kind, bits in by_hand.items()}
     assert 0 < abs(found["int8"]["value"] - found["model"]["value"]) < 0.05
 
