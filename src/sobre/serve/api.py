@@ -167,6 +167,11 @@ def add_errors(app: FastAPI) -> None:
     async def unprocessable(request: Request, error: Exception) -> Response:
         return response(request, ApiError(422, "The request does not fit this route.", code="unprocessable"))
 
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        """Sent by the outermost layer of the framework, which then raises the error again: the guard logs it."""
+        return response(request, ApiError(500, "The server failed.", code="server_error"))
+
+    app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, framework_error)
     app.add_exception_handler(RequestValidationError, unprocessable)

@@ -21,6 +21,8 @@ from sobre.serve.keys import Keyring
 log = logging.getLogger("sobre.serve")
 
 MAX_HEADERS = 256
+MAX_HEADER_BYTES = 32_768
+"""Names and values of all header lines together."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -45,7 +47,7 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         asked = headers.get("x-request-id", "")
-        request_id = asked if REQUEST_ID.fullmatch(asked) else f"req-{secrets.token_hex(12)}"
+        request_id = asked if REQUEST_ID.fullmatch(asked) else new_request_id()
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, note={}, account=self.keys.anyone if self.keys.is_open else None)
         started, status = perf_counter(), 0
@@ -58,7 +60,7 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self.refuse(scope["path"], headers, len(scope["headers"]), state)
+            refusal = refuse_head(scope["headers"]) or self.refuse(scope["path"], headers, state)
             if refusal is None:
                 await self.app(scope, receive, tagged)
             else:
@@ -76,10 +78,8 @@ class Guard:
             self.responded(status)
             log.info("%s %s %d %.3fs id=%s%s", scope["method"], ascii(path), status, seconds, request_id, note)
 
-    def refuse(self, path: str, headers: dict[str, str], n_headers: int, state: dict[str, Any]) -> ApiError | None:
+    def refuse(self, path: str, headers: dict[str, str], state: dict[str, Any]) -> ApiError | None:
         """Why this request goes no further; None when it may. The account that a key belongs to joins the state."""
-        if n_headers > MAX_HEADERS:
-            return ApiError(431, f"More than {MAX_HEADERS} header lines.", code="too_many_headers")
         if self.hosts is not None and host_name(headers.get("host", "")) not in self.hosts:
             message = "This server listens on this machine alone and does not know that host name (--allowed-hosts)."
             return ApiError(403, message, code="unknown_host")
@@ -94,6 +94,28 @@ class Guard:
             return ApiError(401, said, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
         state["account"] = account
         return None
+
+
+def refuse_head(headers: Collection[tuple[bytes, bytes]]) -> ApiError | None:
+    """Why no request with these header lines goes further; None when it may."""
+    if len(headers) > MAX_HEADERS:
+        return ApiError(431, f"More than {MAX_HEADERS} header lines.", code="too_many_headers")
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        return head_too_large()
+    if {b"transfer-encoding", b"content-length"} <= {name for name, _ in headers}:
+        said = "Both 'transfer-encoding' and 'content-length': which one holds, others may read differently."
+        return ApiError(400, said, code="ambiguous_length", headers={"connection": "close"})
+    return None
+
+
+def head_too_large() -> ApiError:
+    """431: the header lines are longer than this server reads."""
+    said = f"The header lines are larger than {MAX_HEADER_BYTES:,} bytes together."
+    return ApiError(431, said, code="headers_too_large", headers={"connection": "close"})
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
 
 
 def host_name(header: str) -> str:

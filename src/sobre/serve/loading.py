@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sobre.serve.config import ServeConfig
 from sobre.serve.errors import ApiError
-from sobre.serve.guard import Guard, send_error
+from sobre.serve.guard import MAX_HEADER_BYTES, Guard, send_error
 from sobre.serve.keys import Keyring
 from sobre.serve.page import HEADERS, load_assets
+from sobre.serve.protocol import Protocol
 
 JOIN_S = 10.0
 RETRY_S = 2
@@ -28,6 +29,8 @@ def uvicorn_config(app: ASGIApp, cfg: ServeConfig, *, lifespan: Literal["on", "o
     """How our servers run: TLS as configured, no log of uvicorn's own, no name in the headers."""
     return uvicorn.Config(
         app,
+        http=Protocol,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ssl_certfile=cfg.tls_cert or None,
         ssl_keyfile=cfg.tls_key or None,
         log_config=None,

@@ -35,7 +35,7 @@ REASONS = {
     413: "The body is larger than this server takes.",
     415: "The body is not plain application/json (a file: multipart/form-data).",
     429: "Over a limit; `Retry-After` says when to come back.",
-    431: "Too many header lines.",
+    431: "Too many header lines, or too long ones.",
     499: "The client left.",
     500: "The server failed.",
     502: "The engine behind this server failed.",
