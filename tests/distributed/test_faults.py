@@ -95,7 +95,8 @@ def test_a_process_that_hangs_is_named_and_one_that_is_killed_costs_only_the_ste
     ledger = run.lines("ledger.jsonl")
     lost = [entry for entry in ledger if entry["stage"] == "lost"]
     assert len(lost) == 2
-    assert all(entry["wasted_s"] > 0 for entry in lost)
+    assert lost[0]["wasted_s"] >= 4, "the others waited for parallel.timeout_s, and then all began again"
+    assert lost[1]["wasted_s"] > 0
     trained = [entry for entry in ledger if entry["stage"] == "pretrain"]
     assert sum(entry["tokens"] for entry in trained) == STEPS * 512
     assert [entry["step_to"] for entry in trained][:-1] == [entry["step_from"] for entry in trained][1:]

@@ -5,6 +5,7 @@ state/done.json in one move, and a resumed run skips it. What a part spends goes
 """
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 
 from sobre.config.recipe import Recipe
 from sobre.data.problems import ProblemSet
-from sobre.ledger.ledger import Entry, Ledger, bill
+from sobre.ledger.ledger import LOST, Entry, Ledger, bill
 from sobre.ledger.prices import Price
 from sobre.plan.budget import Budget, parse_budget
 from sobre.plan.rent import rent
@@ -119,16 +120,37 @@ class Session:
         """Seconds of the budget that are left; None where it does not count in seconds."""
         return self.meter.remaining() if self.budget.kind == "seconds" else None
 
-    def note_waste(self, saved_s: float) -> None:
-        """After a kill: bill the seconds between the last saved state and the last line of the metrics as waste."""
+    def note_waste(self, stage: str, step: int, saved_s: float, saved_at: float | None) -> None:
+        """Bill what came after the state that `stage` goes on from, `step` steps into it, as waste.
+
+        When torchrun's agent has started this process again, that is all time since: lost steps, a hang, the meeting
+        and the start. Else it is what the metrics have seen, for nobody paid for the time between. The state was
+        copied at `saved_s` on the meter, `saved_at` by the clock (seconds since 1970); None where the stage has none.
+        """
         if not self.processes.is_first:
             return
-        last = [line["time_s"] for line in read_metrics(self.folder.metrics)[-1:]]
-        lost_s = max(0.0, last[0] - saved_s) if last else 0.0
-        if lost_s > 0:
-            count = len(self.ledger.entries("lost"))
-            self.ledger.append(self.entry("lost", (count, count), wall_s=lost_s, wasted_s=lost_s))
-            self.console.say(f"resume: {lost_s:.1f} s of work after the last saved state are lost, and billed as waste")
+        if self.processes.is_restart():
+            lost_s = time.time() - self._useful_until(saved_at)
+        else:
+            last = [line["time_s"] for line in read_metrics(self.folder.metrics)[-1:]]
+            lost_s = last[0] - saved_s if last else 0.0
+        undone_s = self.ledger.undo(stage, step)
+        rest_s = max(0.0, lost_s - undone_s)
+        if rest_s > 0:
+            count = len(self.ledger.entries(LOST))
+            self.ledger.append(self.entry(LOST, (count, count), wall_s=rest_s, wasted_s=rest_s))
+        if undone_s + rest_s > 0:
+            waste = f"{undone_s + rest_s:.1f} s after the last saved state are lost, and billed as waste"
+            self.console.say(f"resume: {waste}")
+
+    def _useful_until(self, saved_at: float | None) -> float:
+        """When what is not billed yet began: with the last state, or with the last line of the bill if that was for
+        waste (of a restart before) or there is no state. Seconds since 1970."""
+        entries = self.ledger.entries()
+        billed_at = (self.folder.ledger if entries else self.folder.path / "config.json").stat().st_mtime
+        if saved_at is None:
+            return billed_at
+        return max(saved_at, billed_at) if entries and entries[-1].stage == LOST else saved_at
 
     def entry(
         self,

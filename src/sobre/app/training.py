@@ -100,19 +100,20 @@ class Trainer:
             say=lambda text: self.session.console.say(f"resume: {text}; the state before it is taken"),
         )
         if meta is None:
-            self.session.note_waste(self.session.meter.seconds)
+            self.session.note_waste(stage.name, 0, self.session.meter.seconds, None)
             self.session.metrics.cut(self._stages_done(), self.stage.name, 0)
             return 0
         self.session.meter.restore(meta["meter"])
-        self.session.note_waste(meta["meter"]["seconds"])
-        self.session.metrics.cut(self._stages_done(), self.stage.name, meta["step"])
         self.session.ledger.append(Entry.from_dict(meta["entry"]))
+        self.session.note_waste(stage.name, meta["step"], meta["meter"]["seconds"], meta["saved_at"])
+        self.session.metrics.cut(self._stages_done(), self.stage.name, meta["step"])
         self.stage.horizon.restore(meta["horizon"])
         self.stage.source.restore(meta["source"])
         self._health.restore(meta["health"])
         self.tokens, self.flops = meta["tokens"], meta["flops"]
-        self.session.console.say(f"resume: {self.stage.name} goes on after step {meta['step']:,}")
-        return int(meta["step"])
+        self._saved_step = int(meta["step"])
+        self.session.console.say(f"resume: {self.stage.name} goes on after step {self._saved_step:,}")
+        return self._saved_step
 
     def _log(self, record: StepRecord) -> None:
         info, meter = record.info, self.session.meter
@@ -208,6 +209,7 @@ class Trainer:
         meta: dict[str, Any] = {
             "meter": session.meter.state(),
             "entry": entry.to_dict(),
+            "saved_at": time.time(),
             "horizon": self.stage.horizon.state(),
             "source": self.stage.source.state(),
             "health": self._health.state(),

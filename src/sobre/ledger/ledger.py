@@ -1,12 +1,13 @@
-"""The bill: one line for each part of a run, on the disk before the call returns, never changed afterwards.
+"""The bill: one line for each part of a run, on the disk before the call returns. No second is ever taken off it.
 
 An entry stands for the steps [step_from, step_to) of a stage, and that triple is its identity: appending it again does
 nothing. So the order that loses nothing and doubles nothing is: save the state with the entry inside it, append the
 entry; after a kill, append the entry of the state that is resumed. Steps that were lost to a kill are made again under
-the same identity; the seconds they cost the first time are an entry of their own, all of it waste.
+the same identity; the seconds they cost the first time are an entry of their own, all of it waste. Where a saved state
+is damaged and a run goes on from the one before, the entries between the two become such waste (`undo`).
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from sobre.ledger.prices import Price
 from sobre.schemas import VERSION, lines
 
 EnergySource = Literal["measured", "estimated", "unknown"]
+LOST = "lost"
+"""Stage of the entries of what is not in the result: what was done for nothing, and what stood still."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +93,7 @@ class Total:
 
 
 class Ledger:
-    """The append-only file; opening it repairs a torn last line without losing a whole one. None keeps no file."""
+    """The file of entries; opening it repairs a torn last line without losing a whole one. None keeps no file."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -116,6 +119,20 @@ class Ledger:
             lines.append(self.path, entry.to_dict())
         self._entries[entry.key] = entry
         return True
+
+    def undo(self, stage: str, step: int) -> float:
+        """Make waste of all that is paid for steps of `stage` from `step` on, which will be done again; its seconds."""
+        undone = [entry for entry in self.entries(stage) if entry.step_to > step]
+        for entry in undone:
+            del self._entries[entry.key]
+        for number, entry in enumerate(undone, start=len(self.entries(LOST))):
+            share = None if entry.share_of_peak is None else 0.0
+            waste = replace(entry, stage=LOST, step_from=number, step_to=number, wasted_s=entry.wall_s)
+            waste = replace(waste, tokens=0, flops=0.0, share_of_peak=share)
+            self._entries[waste.key] = waste
+        if undone and self.path is not None:
+            lines.rewrite(self.path, *(entry.to_dict() for entry in self.entries()))
+        return sum(entry.wall_s for entry in undone)
 
     def entries(self, stage: str | None = None) -> list[Entry]:
         """In the order written, of one stage if asked."""

@@ -55,6 +55,17 @@ def append(path: Path, *records: Mapping[str, Any]) -> None:
         flush_folder(path.parent)
 
 
+def rewrite(path: Path, *records: Mapping[str, Any]) -> None:
+    """Put the records in the place of the file's; after a kill it holds all the old ones or all the new ones."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        file.write(b"".join(encode(record) for record in records))
+        file.flush()
+        flush(file.fileno())
+    os.replace(beside, path)
+    flush_folder(path.parent)
+
+
 def flush(descriptor: int) -> None:
     """Wait until the disk holds what was written."""
     os.fsync(descriptor)

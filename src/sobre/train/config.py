@@ -153,4 +153,8 @@ class SaveConfig:
     """Seconds between saved states; a kill loses at most these, and what it takes to write one. Training goes on
     meanwhile, except at 0: after every step, and waiting for the disk."""
     keep: int = 2
-    """States kept; the newest that is whole is the one resumed."""
+    """States kept, the one just written among them; the newest that is whole is the one resumed."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ConfigError(f"save.keep={self.keep} must be at least 1: the state that a run goes on from")

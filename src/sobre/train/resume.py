@@ -1,11 +1,13 @@
 """Going on from a saved state, in whatever number of processes and layout it was written and is read.
 
 The files of the newest state are compared with their checksums first. One that is damaged is named and passed over for
-the state before it, as an unattended restart needs; when no good one is left, that is an error.
+the state before it, as an unattended restart needs; when no good one is left, that is an error. What was passed over
+once is renamed: should its disk give it back later, it belongs to a past that did not go on.
 """
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from sobre.models.decoder import Decoder
 from sobre.optim.optimizer import Optimizer
 from sobre.parallel.division import Division, here
 from sobre.runtime.processes import Processes
-from sobre.train.state import checksum, moving, parameter_of, saved_steps
+from sobre.train.state import checksum, moving, parameter_of, put_back, saved_steps, sync
 
+PASSED_OVER = ".passed-over-"
 _PARTS = ".metadata"
 """The index of a distributed checkpoint."""
 
@@ -38,23 +41,44 @@ def load_state(
 ) -> dict[str, Any] | None:
     """Fill model and optimizer from the newest good state and return its meta; None when there is no state at all.
 
-    `say` is told of each state that was passed over.
+    `say` is told of each state that was passed over. Its folder has another name from then on, and no load returns to
+    it. Raises CheckpointError when none can be read (all keep their names), or the one taken is of another model.
     """
     processes = processes or Processes()
-    steps = processes.decide(lambda: saved_steps(folder))
-    faults: list[str] = []
+    steps = processes.decide(lambda: _steps(folder))
+    faults: dict[Path, str] = {}
     for step in reversed(steps):
         source = folder / f"step-{step:08d}"
         fault = _fault(source, processes)
         if fault is None:
-            return _load(source, model, optimizer, division)
-        faults.append(f"{source} cannot be read: {fault}")
-        say(faults[-1])
+            meta = _load(source, model, optimizer, division)
+            for passed, why in faults.items():
+                aside = processes.decide(partial(_set_aside, passed))
+                say(f"{why}; its folder is {aside} from now on, and nothing reads it")
+            return meta
+        faults[source] = f"{source} cannot be read: {fault}"
     if faults:
         raise CheckpointError(
-            "; ".join(faults) + "; no state is left to go on from: remove them to begin the stage anew"
+            "; ".join(faults.values()) + "; no state is left to go on from: remove them to begin the stage anew"
         )
     return None
+
+
+def _steps(folder: Path) -> list[int]:
+    put_back(folder)
+    return saved_steps(folder)
+
+
+def _set_aside(source: Path) -> Path:
+    """Give a state that was passed over a name that is no state's; returns it."""
+    number = 1 + sum(1 for _ in source.parent.glob(f"{source.name}{PASSED_OVER}*"))
+    aside = source.with_name(f"{source.name}{PASSED_OVER}{number}")
+    try:
+        source.rename(aside)
+        sync(source.parent)
+    except OSError as error:
+        raise CheckpointError(f"{source} was passed over and cannot be renamed to {aside}: {error.strerror}") from error
+    return aside
 
 
 def _fault(source: Path, processes: Processes) -> str | None:

@@ -2,10 +2,10 @@
 
 A state is a folder step-NNNNNNNN with the weights and the optimizer's tensors, each by its name, and a small JSON of
 counters. It is written beside its place and moved there whole, so that a kill leaves either the old state or the new
-one, and an older one goes only after that. Where every process holds everything, the first writes two safetensors
-files; a divided model is written by all its processes at once (torch's distributed checkpoint). Either is read into any
-number of processes and any layout (train/resume.py). Frozen weights are no part of it: they are where the run began,
-and it begins there again.
+one, and an older one goes only after that. The one just written never goes, whatever else lies there. Where every
+process holds everything, the first writes two safetensors files; a divided model is written by all its processes at
+once (torch's distributed checkpoint). Either is read into any number of processes and any layout (train/resume.py).
+Frozen weights are no part of it: they are where the run began, and it begins there again.
 
 Training waits only for a copy of the numbers; a thread takes them to the disk.
 """
@@ -31,6 +31,8 @@ from sobre.parallel.division import Division
 from sobre.runtime.processes import Processes
 
 DRAFT = ".part"
+OLD = ".old"
+"""What was in the place of a state of the same step that is being written again."""
 
 
 class Saving:
@@ -85,6 +87,7 @@ class Saving:
             raise
 
     def _clear(self) -> None:
+        put_back(self.folder)
         self._drop()
         self.draft.mkdir(parents=True)
 
@@ -129,10 +132,12 @@ class Saving:
         sync(self.draft / "meta.json")
         sync(self.draft)
         if self.target.exists():
-            shutil.rmtree(self.target)
+            os.rename(self.target, self.target.with_suffix(OLD))
         os.rename(self.draft, self.target)
         sync(self.folder)
-        for step in saved_steps(self.folder)[: -self.keep]:
+        put_back(self.folder)
+        older = [step for step in saved_steps(self.folder) if step <= self.meta["step"]]
+        for step in older[: -self.keep]:
             shutil.rmtree(self.folder / f"step-{step:08d}", ignore_errors=True)
 
     def _on_disk(self, write: Callable[[], None]) -> None:
@@ -158,8 +163,18 @@ def save_state(
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps that have a whole state, ascending."""
-    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if path.suffix != DRAFT)
+    """Steps that have a whole state, ascending. One that was passed over (train/resume.py) is none."""
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*") if not path.suffix)
+
+
+def put_back(folder: Path) -> None:
+    """Undo what a kill left half done when a state took the place of another, which stays until it is there."""
+    for path in folder.glob(f"step-*{OLD}"):
+        place = path.with_suffix("")
+        if place.exists():
+            shutil.rmtree(path)
+        else:
+            os.rename(path, place)
 
 
 def parameter_of(key: str) -> str:

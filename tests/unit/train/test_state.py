@@ -1,5 +1,6 @@
 """Saved states: whole or absent, and going on from one is the same as never having stopped."""
 
+import os
 import shutil
 from pathlib import Path
 from threading import Event
@@ -128,6 +129,75 @@ def test_a_damaged_state_is_named_and_passed_over_for_the_one_before(how: str, t
     damage(tmp_path / "step-00000004" / "model.safetensors", how)
     with pytest.raises(CheckpointError, match="step-00000004 cannot be read: .*no state is left to go on from"):
         load_state(tmp_path, model, optimizer)
+
+
+def test_rotation_never_removes_the_last_good_state_for_a_damaged_newer_one(tmp_path: Path):
+    model, optimizer = fresh()
+    for step in (4, 8):
+        save_state(tmp_path, step, model, optimizer, {}, keep=2)
+    damage(tmp_path / "step-00000008" / "model.safetensors", "one bit")
+    assert load_state(tmp_path, model, optimizer) == {"step": 4}
+    save_state(tmp_path, 6, model, optimizer, {}, keep=1)
+    assert saved_steps(tmp_path) == [6]
+    assert load_state(tmp_path, model, optimizer) == {"step": 6}
+
+
+def test_rotation_keeps_what_was_just_written_though_a_newer_state_lies_there(tmp_path: Path):
+    model, optimizer = fresh()
+    for step in (4, 8):
+        save_state(tmp_path, step, model, optimizer, {}, keep=2)
+    save_state(tmp_path, 6, model, optimizer, {}, keep=1)
+    assert saved_steps(tmp_path) == [6, 8]
+
+
+def test_a_state_that_was_passed_over_once_never_comes_back(tmp_path: Path):
+    model, optimizer = fresh()
+    for step in (4, 8):
+        save_state(tmp_path, step, model, optimizer, {}, keep=2)
+    file = tmp_path / "step-00000008" / "model.safetensors"
+    whole = file.read_bytes()
+    said: list[str] = []
+    for time in (1, 2):  # unreadable for a moment, twice
+        damage(file, "cut")
+        assert load_state(tmp_path, model, optimizer, say=said.append) == {"step": 4}
+        aside = tmp_path / f"step-00000008.passed-over-{time}"
+        assert said[-1].endswith(f"its folder is {aside} from now on, and nothing reads it")
+        (aside / "model.safetensors").write_bytes(whole)
+        assert saved_steps(tmp_path) == [4]
+        save_state(tmp_path, 5, model, optimizer, {}, keep=2)
+        assert load_state(tmp_path, model, optimizer) == {"step": 5}
+        shutil.rmtree(tmp_path / "step-00000005")
+        save_state(tmp_path, 8, model, optimizer, {}, keep=2)
+
+
+def test_where_no_state_is_good_none_is_renamed(tmp_path: Path):
+    model, optimizer = fresh()
+    save_state(tmp_path, 4, model, optimizer, {}, keep=2)
+    damage(tmp_path / "step-00000004" / "meta.json", "cut")
+    with pytest.raises(CheckpointError, match="no state is left to go on from"):
+        load_state(tmp_path, model, optimizer)
+    assert saved_steps(tmp_path) == [4]
+
+
+def test_a_kill_while_a_state_takes_the_place_of_another_of_its_step_leaves_one_of_them(tmp_path: Path, monkeypatch):
+    model, optimizer = fresh()
+    folder, rename = tmp_path / "state", os.rename
+    save_state(folder, 4, model, optimizer, {"written": 1}, keep=1)
+    left: list[Path] = []
+
+    def watched(source: Path, target: Path) -> None:
+        rename(source, target)
+        left.append(tmp_path / f"killed-{len(left)}")
+        shutil.copytree(folder, left[-1])  # what a kill would leave at this moment
+
+    monkeypatch.setattr("sobre.train.state.os.rename", watched)
+    save_state(folder, 4, model, optimizer, {"written": 2}, keep=1)
+    monkeypatch.undo()
+    found = [load_state(killed, model, optimizer) for killed in left]
+    assert found == [{"step": 4, "written": 1}, {"step": 4, "written": 2}]
+    for killed in (folder, *left):
+        save_state(killed, 5, model, optimizer, {}, keep=1)
+        assert [path.name for path in killed.iterdir()] == ["step-00000005"]
 
 
 def test_a_state_holds_the_numbers_of_its_moment_while_training_goes_on(tmp_path: Path, monkeypatch):
