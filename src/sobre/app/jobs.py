@@ -18,6 +18,8 @@ class JobSpec:
 
     name: str
     nodes: int
+    min_nodes: int
+    """Machines with which the run goes on when others are lost; `nodes` where it needs all of them."""
     per_node: int
     arguments: tuple[str, ...]
     """Of `sobre run`, without the folder."""
@@ -29,6 +31,11 @@ class JobSpec:
     claim: str = ""
     port: int = 29500
     restarts: int = 3
+    """Of the processes, and of a job on Slurm that failed all the same."""
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_nodes < self.nodes
 
 
 SETTINGS = {
@@ -39,7 +46,8 @@ SETTINGS = {
 
 def run_line(job: JobSpec, rendezvous: str) -> str:
     """The line that every machine runs; `rendezvous` are torchrun's flags that say where the machines meet."""
-    launcher = f"torchrun --nnodes {job.nodes} --nproc-per-node {job.per_node} --max-restarts {job.restarts}"
+    nodes = f"{job.min_nodes}:{job.nodes}" if job.is_elastic else job.nodes
+    launcher = f"torchrun --nnodes {nodes} --nproc-per-node {job.per_node} --max-restarts {job.restarts}"
     return f"{launcher} {rendezvous} -m sobre run {shlex.join(job.arguments)} --out {shlex.quote(str(job.out))} $RESUME"
 
 
@@ -55,7 +63,8 @@ def resume_lines(job: JobSpec) -> str:
 
 
 def slurm(job: JobSpec) -> str:
-    """A script for sbatch."""
+    """A script for sbatch. Slurm itself requeues a job whose machine failed, and not one whose program did: the script
+    does, unless somebody has cancelled it or its time is over."""
     chips = f"#SBATCH --gpus-per-node={job.chip}:{job.per_node}\n" if job.chip else ""
     exports = "\n".join(f"export {key}={value}" for key, value in SETTINGS.items())
     meet = meeting("$SLURM_JOB_ID", "$HEAD", job)
@@ -69,11 +78,24 @@ def slurm(job: JobSpec) -> str:
         #SBATCH --open-mode=append
         #SBATCH --output={job.name}-%j.log
         """)
+    keep = "#SBATCH --no-kill\n" if job.is_elastic else ""  # the others go on when a machine fails
+    srun = "srun --no-kill --kill-on-bad-exit=0" if job.is_elastic else "srun --kill-on-bad-exit=1"
+    ended = f"if [ -f {shlex.quote(str(job.out))}/state/finished.json ]; then CODE=0; fi"
+    forgiven = f"{ended}  # a machine that was lost failed, and the run did not\n" if job.is_elastic else ""
+    again = dedent(f"""\
+        if [ "$CODE" -ne 0 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {job.restarts} ] &&
+            [[ "$(scontrol show job "$SLURM_JOB_ID")" == *JobState=RUNNING* ]]; then
+          echo "ended with $CODE; requeued, to go on from the last saved state"
+          scontrol requeue "$SLURM_JOB_ID"
+        fi
+        exit "$CODE"
+        """)
     return (
-        f"{head}{chips}\nset -euo pipefail\n{exports}\n"
+        f"{head}{keep}{chips}\nset -euo pipefail\n{exports}\n"
         'HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)\n'
-        f"{resume_lines(job)}\n"
-        f"srun --kill-on-bad-exit=1 {run_line(job, meet)}\n"
+        f"{resume_lines(job)}\nCODE=0\n"
+        f"{srun} {run_line(job, meet)} || CODE=$?\n"
+        f"{forgiven}{again}"
     )
 
 
@@ -141,6 +163,7 @@ def ray(job: JobSpec) -> str:
     meet = meeting(job.name, "{head}", job)
     line = f"{resume_lines(job)}\nexec {run_line(job, meet)}"
     ask = {"CPU": 1, **({"GPU": job.per_node} if job.chip else {})}
+    judge = "min" if job.is_elastic else "max"  # a machine that was lost failed, and the run did not
     return dedent(f'''\
         """{job.name}: one torchrun on each of {job.nodes} machines of a Ray cluster."""
 
@@ -176,9 +199,17 @@ def ray(job: JobSpec) -> str:
             return {{"num_cpus": ASK["CPU"], "num_gpus": ASK.get("GPU", 0), "scheduling_strategy": place}}
 
 
+        def code(task):
+            try:
+                return abs(ray.get(task))
+            except ray.exceptions.RayError as error:
+                print(f"a machine is lost: {{error}}")
+                return 1
+
+
         head = ray.get(address.options(**on(0)).remote())
-        codes = ray.get([work.options(**on(rank)).remote(head) for rank in range(NODES)])
-        raise SystemExit(max(map(abs, codes)))
+        tasks = [work.options(**on(rank)).remote(head) for rank in range(NODES)]
+        raise SystemExit({judge}(map(code, tasks)))
         ''')
 
 

@@ -27,10 +27,13 @@ class LaunchOptions:
 
     nodes: int = 1
     """Machines."""
+    min_nodes: int = 0
+    """Machines with which the run goes on when others are lost; 0 needs all. The layout must fit any number between
+    (--parallel.shards 0 does)."""
     per_node: int = 1
     """Processes on each machine; with --chip, one for each chip of it."""
     chip: str = ""
-    """Accelerator to ask for, as the scheduler calls it; a run does not train on one yet, and none is asked for."""
+    """Accelerator to ask for, as the scheduler calls it; none is asked for without."""
     out: str = ""
     """Folder of the run, which all machines must see; out/NAME when not given (k8s: /runs/NAME)."""
     time: str = "24:00:00"
@@ -78,14 +81,18 @@ def spec(kind: str, recipe: Recipe, options: LaunchOptions, arguments: tuple[str
         raise ConfigError(f"name={recipe.name!r} cannot name a job: small letters, digits and hyphens, at most 53")
     if kind == "k8s" and not (options.image and options.claim):
         raise ConfigError("k8s needs --image (with sobre in it) and --claim (the volume claim that holds the folder)")
-    recipe.parallel.check(options.nodes * options.per_node)
-    check_stages(recipe, recipe.stages, options.nodes * options.per_node)
+    least = options.min_nodes or options.nodes
+    if not 1 <= least <= options.nodes:
+        raise ConfigError(f"--min-nodes {options.min_nodes} must lie in 1..{options.nodes}, the --nodes; 0 needs all")
+    for nodes in range(least, options.nodes + 1):
+        check_processes(recipe, nodes, options)
     out = PurePath(options.out or (f"/runs/{recipe.name}" if kind == "k8s" else f"out/{recipe.name}"))
     if not out.is_absolute() and (kind == "k8s" or (kind in ("sky", "ray") and options.nodes > 1)):
         raise ConfigError(f"--out {out} must be absolute: a folder in one that every machine mounts")
     return JobSpec(
         name=recipe.name,
         nodes=options.nodes,
+        min_nodes=least,
         per_node=options.per_node,
         arguments=(*arguments, *joining(recipe)) if kind == "ray" else arguments,
         out=out,
@@ -94,6 +101,17 @@ def spec(kind: str, recipe: Recipe, options: LaunchOptions, arguments: tuple[str
         image=options.image,
         claim=options.claim,
     )
+
+
+def check_processes(recipe: Recipe, nodes: int, options: LaunchOptions) -> None:
+    """Refuse a recipe that so many of the machines cannot run."""
+    try:
+        recipe.parallel.check(nodes * options.per_node)
+        check_stages(recipe, recipe.stages, nodes * options.per_node)
+    except ConfigError as error:
+        if nodes == options.nodes:
+            raise
+        raise ConfigError(f"with {nodes} of {options.nodes} nodes, which --min-nodes allows: {error}") from None
 
 
 def joining(recipe: Recipe) -> tuple[str, ...]:

@@ -46,7 +46,15 @@ def run(script: str, environment: dict[str, str]) -> str:
     return subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True, text=True).stdout
 
 
-SCHEDULER = {"srun": 'shift; "$@"', "scontrol": "echo node1; echo node2", "torchrun": 'echo "$@"'}
+SCHEDULER = {
+    "srun": 'while [[ "$1" == --* ]]; do shift; done; "$@"',
+    "scontrol": """case "$1 $2" in
+        "show hostnames") echo node1; echo node2;;
+        "show job") echo "JobState=$STATE";;
+        *) echo "scontrol $@";;
+    esac""",
+    "torchrun": 'echo "$@"',
+}
 
 
 def test_the_sbatch_script_asks_for_the_machines_and_starts_torchrun_on_each(elsewhere: Path) -> None:
@@ -61,6 +69,44 @@ def test_the_sbatch_script_asks_for_the_machines_and_starts_torchrun_on_each(els
     (elsewhere / "out/nano").mkdir(parents=True)
     (elsewhere / "out/nano/config.json").write_text("{}")
     assert run(text, environment).strip() == f"{LINE} --out out/nano --resume", "a requeued job goes on"
+
+
+def failing(elsewhere: Path, state: str, restarts: str, *, ends: str = "exit 7") -> tuple[int, str]:
+    """What a Slurm job does whose torchrun fails: its exit code, and what it said."""
+    again = {"SLURM_RESTART_COUNT": restarts} if restarts else {}
+    folder = elsewhere / f"bin{len(list(elsewhere.iterdir()))}"
+    environment = programs(folder, **SCHEDULER | {"torchrun": ends}) | again
+    environment |= {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-4]", "STATE": state}
+    done = subprocess.run(["bash", "nano.sbatch"], env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout
+
+
+def test_a_slurm_job_that_failed_is_requeued_three_times_and_not_when_somebody_ended_it(elsewhere: Path) -> None:
+    launch("slurm")
+    for restarts in ("", "2"):
+        code, said = failing(elsewhere, "RUNNING", restarts)
+        assert (code, said.splitlines()[-1]) == (7, "scontrol requeue 77")
+    for state, restarts in (("RUNNING", "3"), ("CANCELLED", ""), ("TIMEOUT", "1")):
+        assert failing(elsewhere, state, restarts) == (7, "")
+    assert failing(elsewhere, "RUNNING", "", ends="exit 0") == (0, "")
+
+
+def test_with_fewer_machines_allowed_a_run_outlives_one_that_is_lost(elsewhere: Path) -> None:
+    elastic = ["--min-nodes", "2", "--parallel.shards", "0"]
+    text = launch("slurm", *elastic)
+    assert "#SBATCH --no-kill" in text
+    assert "srun --no-kill --kill-on-bad-exit=0 torchrun --nnodes 2:4 --nproc-per-node 2" in text
+    assert "--min-nodes" not in text
+    assert failing(elsewhere, "RUNNING", "")[1].endswith("scontrol requeue 77\n")
+    finishes = "mkdir -p out/nano/state; touch out/nano/state/finished.json; exit 7"
+    assert failing(elsewhere, "RUNNING", "", ends=finishes) == (0, "")
+    for kind in ("k8s", "sky", "ray"):
+        assert "torchrun --nnodes 2:4 --nproc-per-node 2" in launch(kind, *elastic)
+    assert "SystemExit(min(map(code, tasks)))" in launch("ray", *elastic)
+    assert "SystemExit(max(map(code, tasks)))" in launch("ray")
+    plain = launch("slurm")
+    assert "--no-kill" not in plain
+    assert "finished.json" not in plain
 
 
 def test_the_job_of_kubernetes_is_indexed_and_its_pods_meet_at_the_first(elsewhere: Path) -> None:
@@ -125,6 +171,11 @@ def test_a_job_is_submitted_only_when_asked(elsewhere: Path, monkeypatch: pytest
         (
             ["slurm", "nano", "--nodes", "3", "--parallel.shards", "2"],
             "parallel.shards=2 does not divide the 3 processes",
+        ),
+        (["slurm", "nano", "--nodes", "2", "--min-nodes", "3"], "--min-nodes 3 must lie in 1..2"),
+        (
+            ["slurm", "nano", "--nodes", "4", "--min-nodes", "2", "--parallel.shards", "4"],
+            "with 2 of 4 nodes, which --min-nodes allows: parallel.shards=4 does not divide the 2 processes",
         ),
         (["slurm", "demo", "--nodes", "8"], "holds 4 rows of data.seq_len=256, and 8 processes"),
         (["slurm", "nano", "--time", "a day"], "must be H:M:S"),
