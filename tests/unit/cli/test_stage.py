@@ -1,6 +1,7 @@
 """One stage on its own: it goes on from the model that it is given, and nothing else runs."""
 
 import json
+import math
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from sobre.tasks import sampling
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.format import Reward
 from sobre.tokenizer.tokenizer import Tokenizer
+from sobre.train import loop
 
 SCHEMAS = Path(sobre.__file__).parent / "schemas"
 SHORT = ["--sft.steps", "2", "--rl.steps", "1"]
@@ -385,3 +387,53 @@ def test_reinforcement_learning_goes_on_with_an_adapter_over_the_same_base(base,
 def test_adapters_need_a_model_to_adapt(base, tmp_path):
     with pytest.raises(ConfigError, match=r"lora.rank=4 adapts a model that is there"):
         stage.run_stage("pretrain", ["nano", "--lora.rank", "4", "--out", str(tmp_path / "o")])
+
+
+def pairs_file(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"say {a}", "chosen": f"{a} it is", "rejected": f"no, never {a}"} for a in "abcdefgh"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def prefer(base: Path, out: Path, tmp_path: Path, *flags: str) -> list[dict]:
+    """`sobre dpo` for four steps; its lines of metrics."""
+    pairs = pairs_file(tmp_path)
+    common = ["--out", str(out), "--dpo.paths", str(pairs), "--dpo.steps", "4", "--dpo.lr-scale", "1.0"]
+    assert stage.run_stage("dpo", ["nano", "--model", str(base / "base"), *common, *flags]) == 0
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("flags", [[], LORA])
+@pytest.mark.slow
+def test_pairs_move_a_model_towards_what_was_chosen(base, tmp_path, flags):
+    lines = prefer(base, tmp_path / "out", tmp_path, *flags)
+    assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)  # the model is its own reference
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["reward_chosen"] > lines[-1]["reward_rejected"]
+    before, after = load_model(base / "base"), load_model(tmp_path / "out" / "dpo")
+    assert any(not torch.equal(p, before.get_parameter(n)) for n, p in after.named_parameters())
+    ledger = [json.loads(line) for line in (tmp_path / "out" / "ledger.jsonl").read_text().splitlines()]
+    assert sum(line["stage"] == "reference:dpo" for line in ledger) == 1
+
+
+@pytest.mark.slow
+def test_a_run_on_pairs_that_was_broken_off_keeps_what_its_reference_said(base, tmp_path, monkeypatch):
+    whole = prefer(base, tmp_path / "whole", tmp_path)
+    true_step, out = loop._step, tmp_path / "broken"
+
+    def breaks_off(*args):
+        if args[3] == 3:
+            raise KeyboardInterrupt
+        return true_step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", breaks_off)
+        with pytest.raises(KeyboardInterrupt):
+            prefer(base, out, tmp_path, "--save.every-s", "0")
+    monkeypatch.setattr("sobre.app.lessons.reference_log_probs", lambda *_: pytest.fail("asked again"))
+    assert verb.main(["--out", str(out), "--resume"]) == 0
+    again = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss"] for line in again] == [line["loss"] for line in whole]
+    ours, theirs = (load_file(folder / "dpo" / "model.safetensors") for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
