@@ -4,7 +4,8 @@ One thread owns the engine: requests and aborts reach it through a list of comma
 `call_soon_threadsafe` per step. What goes wrong in that thread reaches every waiting request as an exception: a request
 that the engine refuses fails alone; a step that raises fails those that the engine lays it at (named in the error, or
 the request that began last), its place is freed, and the others go on with all that they have; a fault that stays so
-ends one after the other. When a place cannot be freed, the bridge is dead, says so to everybody, and `failure` is set.
+ends one after the other. When a place cannot be freed, or the engine has nothing to do and yet not all its memory back
+(it is asked each time that its work ends), the bridge is dead, says so to everybody, and `failure` is set.
 
 Shares of the machine: the seconds of a step are split evenly among the requests that received a token from it, and a
 step that brought no token (a long prompt) is added to the next. So the shares add up to the time the engine worked.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sobre.engine.engine import Pooling
 from sobre.engine.request import Request, Token
 from sobre.errors import EngineError
+from sobre.serve.guard import log, where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +44,7 @@ class EngineLike(Protocol):
     def end_thought(self, request_id: str) -> bool: ...
     def warm(self, prompt_ids: Sequence[int], cache_key: str) -> None: ...
     def embed(self, prompts: Sequence[Sequence[int]], pooling: Pooling) -> "Tensor": ...
+    def check_integrity(self) -> None: ...
     def step(self) -> list[Token]: ...
 
 
@@ -124,9 +127,10 @@ class Bridge:
         self._embedding: set[asyncio.Future[Any]] = set()
         self.failure: BaseException | None = None
         """Why the engine cannot go on at all; None while it can."""
-        self._running: dict[str, Stream] = {}  # these four belong to the engine's thread
+        self._running: dict[str, Stream] = {}  # these belong to the engine's thread
         self._shares: dict[str, float] = {}
         self._carried_s = 0.0
+        self._unchecked = False
 
     @property
     def n_open(self) -> int:
@@ -220,11 +224,23 @@ class Bridge:
             try:
                 for command in commands:
                     command()
-                if self._engine.has_work and self.failure is None:
-                    self._step()
-            except Exception as error:  # the engine could not even free its places
+                if self.failure is None:
+                    self._work()
+            except Exception as error:  # a place could not be freed, or is held by nobody
                 self.failure = error
-                self._tell_all(error)
+                self._running.clear()
+                self._shares.clear()
+                log.error("the engine has stopped: %s", where(error))
+                self._call(self.fail_all, error)
+
+    def _work(self) -> None:
+        """A step where there is work; where there is none any more, a look at whether every place is free again."""
+        if self._engine.has_work:
+            self._unchecked = True
+            self._step()
+        if self._unchecked and not self._engine.has_work:
+            self._unchecked = False
+            self._engine.check_integrity()
 
     def _add(self, request: Request, stream: Stream) -> None:
         if self.failure is not None:
@@ -289,12 +305,6 @@ class Bridge:
     def _put(found: list[tuple[Stream, Token, float]]) -> None:
         for stream, token, seconds in found:
             stream.put(token.request_id, token, seconds)
-
-    def _tell_all(self, error: Exception) -> None:
-        for stream in set(self._running.values()):
-            self._call(stream.fail, error)
-        self._running.clear()
-        self._shares.clear()
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
         assert self._loop is not None, "start() comes first"

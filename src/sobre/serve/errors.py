@@ -48,6 +48,11 @@ def engine_failed(what: str) -> ApiError:
     return ApiError(500, f"The engine failed while writing this answer: {what}.", code="engine_error")
 
 
+def engine_stopped() -> ApiError:
+    """503: there is no engine to go on with."""
+    return ApiError(503, "The engine has stopped.", code="engine_stopped", headers={"retry-after": "5"})
+
+
 def stopping() -> ApiError:
     """503: the server is leaving."""
     return ApiError(503, "The server is shutting down.", code="server_stopping", headers={"retry-after": "5"})

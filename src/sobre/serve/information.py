@@ -5,7 +5,7 @@ import asyncio
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from sobre.serve.errors import ApiError
+from sobre.serve.errors import ApiError, engine_stopped, stopping
 from sobre.serve.keys import Keyring
 from sobre.serve.metrics import CONTENT_TYPE_LATEST
 from sobre.serve.openapi import document
@@ -58,7 +58,7 @@ def add_information(app: FastAPI, services: Services, keys: Keyring, examples: l
     @app.get("/readyz")
     async def readyz() -> Response:
         if any(service.failure is not None for service in services.each):
-            raise ApiError(503, "The engine has stopped.", code="engine_stopped", headers={"retry-after": "5"})
+            raise engine_stopped()
         if any(service.draining for service in services.each):
-            raise ApiError(503, "The server is leaving.", code="server_stopping", headers={"retry-after": "5"})
+            raise stopping()
         return JSONResponse({"status": "ready"})

@@ -56,7 +56,7 @@ class Metrics:
         self._thought.labels(**model).inc(answer.n_reasoning)
         self._usd.labels(**model).inc(answer.cost_usd)
         if left:
-            self._left.labels(**model).inc()
+            self.left(answer.model)
         for reason in answer.reasons.values():
             self._finished.labels(**model, finished_reason=reason).inc()
         if answer.first_token_s is not None:
@@ -65,6 +65,10 @@ class Metrics:
             if answer.n_tokens > 1:
                 between = (answer.elapsed_s - answer.first_token_s) / (answer.n_tokens - 1)
                 self._between.labels(**model).observe(between)
+
+    def left(self, model: str) -> None:
+        """A client left before the end of what it had asked for."""
+        self._left.labels(model_name=model).inc()
 
     def embedded(self, model: str, n_tokens: int, cost_usd: float) -> None:
         """Texts were read for their vectors."""

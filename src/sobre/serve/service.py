@@ -11,7 +11,7 @@ from sobre.serve.answer import Answer, as_api_error
 from sobre.serve.ask import Ask, Writer
 from sobre.serve.bridge import Bridge, Stream
 from sobre.serve.embeddings import Embedded, EmbeddingsRequest, inputs_of, passes
-from sobre.serve.errors import ApiError, invalid, stopping
+from sobre.serve.errors import ApiError, engine_stopped, invalid, stopping
 from sobre.serve.keys import Account, too_many
 from sobre.serve.metrics import Metrics
 from sobre.serve.price import cost_basis
@@ -71,8 +71,10 @@ class Service:
             deadline = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
             kind = Answer if ask.body is None else UpstreamAnswer
             running = Running(kind(ask, self.model, self.price, deadline=deadline), self._submit(ask), account)
-        except BaseException:
+        except BaseException as error:
             account.charge(0, 0.0)
+            if isinstance(error, asyncio.CancelledError):
+                self.metrics.left(self.model)
             raise
         self.running[ask.id] = running
         return running
@@ -98,8 +100,11 @@ class Service:
                 n_tokens += sum(len(inputs[index]) for index in batch)
                 for index, vector in zip(batch, made_RD.tolist(), strict=True):
                     vectors[index] = vector
-        except EngineError as error:
-            raise as_api_error(error) from None
+        except asyncio.CancelledError:
+            self.metrics.left(self.model)
+            raise
+        except Exception as error:
+            raise as_api_error(error) if bridge.failure is None else engine_stopped() from None
         finally:
             account.charge(n_tokens, self.price.usd(seconds))
             self.metrics.embedded(self.model, n_tokens, self.price.usd(seconds))
@@ -161,8 +166,8 @@ class Service:
             return self.bridge.submit(ask.body)
         try:
             return self.bridge.submit(ask.requests)
-        except SobreError as error:
-            raise ApiError(503, f"{error}", code="engine_stopped", headers={"retry-after": "5"}) from None
+        except EngineError:
+            raise engine_stopped() from None
 
 
 class Services:

@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from sobre.serve.answer import Event, as_api_error
@@ -38,6 +39,8 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
                     raise too_large
     except TimeoutError:
         raise ApiError(408, f"The body did not arrive within {timeout_s:g} s.", code="request_timeout") from None
+    except ClientDisconnect:
+        raise ApiError(499, "The client left before its body had come.", code="client_left") from None
     return bytes(body)
 
 

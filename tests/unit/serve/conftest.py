@@ -60,6 +60,8 @@ class ScriptedEngine:
     ended: list[str] = field(default_factory=list)
     read: list[list[tuple[int, ...]]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
+    n_checks: int = 0
+    fail_check: Exception | None = None
 
     @property
     def has_work(self) -> bool:
@@ -100,6 +102,11 @@ class ScriptedEngine:
         self.read.append([tuple(prompt) for prompt in prompts])
         time.sleep(self.delay_s)
         return torch.tensor([[prompt[-1], len(prompt), pooling == "last"] for prompt in prompts], dtype=torch.float32)
+
+    def check_integrity(self) -> None:
+        self.n_checks += 1
+        if self.fail_check is not None:
+            raise self.fail_check
 
     def end_thought(self, request_id: str) -> bool:
         self.ended.append(request_id)

@@ -142,6 +142,46 @@ def test_an_engine_that_cannot_even_free_its_places_is_dead_and_says_so_to_every
     run(made, scenario)
 
 
+def test_memory_is_counted_once_each_time_that_the_work_ends_and_a_leak_stops_the_engine(engine, caplog):
+    made = engine(3, delay_s=0.002)
+
+    async def scenario(bridge):
+        counts = []
+        for i in range(2):
+            await read(bridge.submit([request(f"{i}/0"), request(f"{i}/1")]))
+            while made.n_checks == i:
+                await asyncio.sleep(0.002)
+            bridge.abort("not here")  # wakes the thread: nothing was done since
+            await bridge.embed([(1, 2)], "mean")
+            counts.append(made.n_checks)
+        made.fail_check = AssertionError("block 7 is held by nobody")
+        await read(bridge.submit([request("last")]))
+        while bridge.failure is None:
+            await asyncio.sleep(0.002)
+        with pytest.raises(EngineError, match="has stopped"):
+            bridge.submit([request("next")])
+        return counts, bridge.failure
+
+    counts, failure = run(made, scenario)
+    assert counts == [1, 2]
+    assert failure is made.fail_check
+    assert "the engine has stopped: AssertionError at" in caplog.text
+
+
+def test_who_waits_for_vectors_when_the_engine_dies_is_told(engine):
+    made = engine(50, delay_s=0.05)
+
+    async def scenario(bridge):
+        stream = bridge.submit([request("first", 50)])
+        await asyncio.sleep(0.02)  # now the engine is inside its first step
+        made.fail_abort = RuntimeError("broken for good")
+        stream.close()
+        with pytest.raises(RuntimeError, match="for good"):
+            await bridge.embed([(1, 2)], "mean")
+
+    run(made, scenario)
+
+
 def test_a_request_that_arrives_while_the_engine_dies_is_told_too(engine):
     made = engine(delay_s=0.1)
 

@@ -90,6 +90,14 @@ def test_vectors_are_charged_counted_and_repeated_under_one_key(serving, scripte
         assert 'sobre_prompt_tokens_total{model_name="scripted"} 30.0' in live.http.get("/metrics", headers=head).text
 
 
+def test_a_dead_engine_says_when_to_come_back(serving, scripted):
+    with serving(scripted(lambda request: [5])) as live:
+        live.bridge.failure = RuntimeError("dead")
+        answer = live.http.post("/v1/embeddings", json=ASKED)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_stopped")
+        assert int(answer.headers["retry-after"]) == 5
+
+
 def test_a_server_before_another_engine_says_that_it_has_none(live, front):
     http, _ = front(live.url)
     answer = http.post("/v1/embeddings", json={"model": "front", "input": "a"})
