@@ -388,6 +388,7 @@ def _layout(options: "LayoutOptions") -> None:
     from sobre.config.recipe import load_recipe
     from sobre.plan import show
     from sobre.plan.chips import chip
+    from sobre.plan.launch import line
     from sobre.plan.outline import outline
     from sobre.plan.train import train
 
@@ -402,7 +403,11 @@ def _layout(options: "LayoutOptions") -> None:
         seq_len=asked.data.seq_len,
         batch_tokens=max(asked.pretrain.batch_tokens, asked.data.seq_len * options.chips),
     )
-    print(json.dumps(plan.to_dict()) if options.json else show.training(plan))
+    typed, notes = line(plan, options.layout, cfg, asked.pretrain.batch_tokens)
+    if options.json:
+        print(json.dumps(plan.to_dict() | {"command": typed, "notes": notes}))
+        return
+    print("\n".join([show.training(plan), "", "to run it:", f"  {typed}", *(f"note: {note}" for note in notes)]))
 
 
 def _compare(options: "CompareOptions") -> None:

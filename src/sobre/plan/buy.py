@@ -16,13 +16,12 @@ from sobre.ledger.config import PriceConfig
 from sobre.ledger.prices import GRID_KG_PER_KWH
 from sobre.models.config import DenseConfig, GQAConfig, MLAConfig, ModelConfig, MoEConfig
 from sobre.optim.config import OptimConfig
-from sobre.parallel.config import ParallelConfig
 from sobre.plan.budget import MAX_SECONDS, Budget, parse_budget
 from sobre.plan.chips import THIS, Chip, this_file
 from sobre.plan.config import BudgetConfig, SplitConfig
 from sobre.plan.ladder import at_rung
+from sobre.plan.launch import division, micro_tokens, starter
 from sobre.plan.laws import FITTED_FROM, Loss, expected_loss
-from sobre.plan.layout import Layout
 from sobre.plan.outline import outline
 from sobre.plan.plan import describe, short
 from sobre.plan.rules import LADDER, Rules, Rung
@@ -235,14 +234,6 @@ def pretraining_flops(text: str, chip: Chip, chips: int) -> float:
     return budget.amount * chips * SPLIT["pretrain"] * chip.peak(chip.usual) * USUAL_SHARE
 
 
-def _launch(chips: int, chip: Chip) -> str:
-    """How a run on so many chips is started."""
-    if chips == 1:
-        return "sobre run"
-    nodes = -(-chips // chip.node)
-    return f"torchrun {f'--nnodes {nodes} ' if nodes > 1 else ''}--nproc-per-node {min(chips, chip.node)} -m sobre run"
-
-
 def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
@@ -267,7 +258,7 @@ def recipe(bought: Purchase, name: str) -> str:
     layout = plan.layout
     header = [
         f"what:     {bought.best.words()}",
-        f"command:  {_launch(chips, bought.chip)} {name}.toml --data YOUR-TEXT",
+        f"command:  {starter(chips, bought.chip)} {name}.toml --data YOUR-TEXT",
         f"hardware: {chips} {bought.chip.name}",
         f"layout:   {plan.layout}, {plan.precision}",
         f"minutes:  {bought.hours / chips * 60:,.0f}, planned",
@@ -275,14 +266,14 @@ def recipe(bought: Purchase, name: str) -> str:
         f"score:    expected loss {bought.best.loss.value:.2f} nats per token"
         f" ({bought.best.loss.low:.2f} to {bought.best.loss.high:.2f})",
     ]
-    parallel, notes = _division(layout, cfg) if chips > 1 else (ParallelConfig(), [])
+    parallel, notes = division(layout, cfg)
     if parallel.is_divided:
         whole_gib = WHOLE * (plan.model.total + plan.model.mtp_total) / 2**30
         notes.append(f"in rl every process also holds the whole weights, to sample: {whole_gib:,.1f} GiB")
     header += [f"note:     {note}" for note in notes]
     stage = PretrainConfig(
         batch_tokens=int(plan.batch_tokens),
-        micro_tokens=layout.micro_batch * plan.seq_len * parallel.sharers_of(chips),
+        micro_tokens=micro_tokens(plan, parallel),
         precision="fp8" if plan.precision == "fp8" else "auto",
     )
     split = SplitConfig(**{stage: SPLIT[stage] for stage in ("pretrain", "sft", "rl")})
@@ -304,28 +295,6 @@ def recipe(bought: Purchase, name: str) -> str:
         parallel=parallel,
     )
     return to_toml(found, tuple(header))
-
-
-def _division(layout: Layout, cfg: ModelConfig) -> tuple[ParallelConfig, list[str]]:
-    """The planned layout as a run has it, and what the plan counts on beyond that."""
-    notes = []
-    divides = cfg.attention.kind == "gqa" and cfg.ffn.kind == "dense"
-    if layout.tensor > 1 and not divides:
-        notes.append(f"the plan counts on tensor {layout.tensor} too, which a run has for dense models with GQA alone")
-    context = layout.context if layout.pipeline == 1 else 1
-    if context < layout.context:
-        notes.append(f"the plan counts on context {layout.context} too, which a run does not have in a pipeline")
-    has_two = cfg.n_layers + cfg.n_mtp >= 2 * layout.pipeline
-    parallel = ParallelConfig(
-        shards=0,
-        zero=1 if layout.pipeline > 1 else layout.zero or 1,
-        experts=layout.expert,
-        tensor=layout.tensor if divides else 1,
-        pipeline=layout.pipeline,
-        context=context,
-        schedule="zero-bubble" if layout.pipeline > 1 and has_two else "1f1b",
-    )
-    return parallel, notes
 
 
 def _offers(

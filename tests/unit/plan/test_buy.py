@@ -13,11 +13,10 @@ from sobre.config.recipe import Recipe
 from sobre.config.write import to_toml
 from sobre.errors import ConfigError
 from sobre.plan import count
-from sobre.plan.buy import SPLIT, _division, buy, pretraining_flops, recipe
+from sobre.plan.buy import SPLIT, buy, pretraining_flops, recipe
 from sobre.plan.chips import Chip, chip
 from sobre.plan.known import model
 from sobre.plan.laws import LAWS, LAWS_FROM, expected_loss, leverage
-from sobre.plan.layout import Layout
 from sobre.plan.minutes import in_minutes, machine
 from sobre.schemas import schema
 from sobre.train.batch import from_rows
@@ -125,17 +124,6 @@ def test_the_recipe_of_a_pipeline_holds_it_and_all_stages():
     assert read.stages == ("pretrain", "sft", "rl")
     model = found.best.plan.model
     assert f"the whole weights, to sample: {4 * (model.total + model.mtp_total) / 2**30:,.1f} GiB" in text
-
-
-def test_a_planned_context_is_in_the_recipe_where_a_run_can_have_it():
-    cfg = buy("200usd", chip("h100"), 8).best.cfg
-    parallel, notes = _division(Layout(data=4, context=2), cfg)
-    assert (parallel.context, notes) == (2, [])
-    parallel.check(8)
-    parallel.check_model(cfg)
-    parallel, notes = _division(Layout(data=2, context=2, pipeline=2), cfg)
-    assert parallel.context == 1
-    assert notes == ["the plan counts on context 2 too, which a run does not have in a pipeline"]
 
 
 def test_the_bill_of_everything_is_more_than_that_of_pretraining_and_names_its_carbon():
