@@ -18,7 +18,16 @@ MISSING = "needs chromium and playwright: apt-get install chromium; pip install 
 EVIL = (
     "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script> [x](javascript:alert(1))"
     " [d](data:text/html,x) ![i](http://evil.example/?q=1) [ok](https://example.org/a) $\\href{javascript:alert(1)}{x}$"
+    " <svg onload=\"document.title='pwned'\"><use href='http://evil.example/s'/></svg>"
+    ' $\\includegraphics{http://evil.example/i.png}$\n```mermaid\nclick A href "javascript:alert(1)"\n```\n'
 )
+ENDLESS = {
+    "one block of code": ("```\n" + "x = 1\n" * 900_000, "text.length - 4"),
+    "columns": ("|a" * 100_000 + "\n" + "|--" * 100_000 + "\n", "text.length - 1"),
+    "marks that never close": ("**a " * 50_000, "text.length"),
+    "ticks that never close": ("".join("`" * n + " " for n in range(1, 600)), "text.length"),
+    "a formula": ("$$" + "x" * 100_000 + "$$", "text.length - 4"),
+}
 RICH = (
     "# Title\n\nSome **bold**, *slanted* and `code`.\n\n1. one\n2. two\n   - deep\n\n```python\nprint('<b>')\n```\n\n"
     "| a | b |\n|---|---|\n| 1 | 2 |\n\n$$\\frac{1}{\\sqrt{x^2}} \\le \\alpha$$\n\n> quoted\n\n```\nunclosed"
@@ -63,6 +72,7 @@ class Page:
 
     def __init__(self, browser, url, **options):
         self.context = browser.new_context(locale="en-US", accept_downloads=True, **options)
+        self.context.set_default_timeout(120_000)
         self.page = self.context.new_page()
         self.problems, self.asked = [], []
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
@@ -97,11 +107,13 @@ def tab(browser):
 
 
 def test_a_question_shows_the_thought_the_answer_and_their_figures(serving, writing, tab):
-    with serving(writing("let me think", "It is **7**.", 0.03)) as live:
+    engine = writing("let me think", "It is **7**.", 0.5)
+    with serving(engine) as live:
         one = tab(live.url)
         one.ask("3+4?")
-        one.page.wait_for_selector("details.thinking[open] .thought:has-text('let')")
-        one.page.locator("summary", has_text=re.compile(r"^Thinking… [0-9.]+ s, [0-9]+ tokens$")).wait_for()
+        one.page.wait_for_selector("details.thinking[open] .thought:has-text('l')")
+        one.page.locator("summary", has_text=re.compile(r"^Thinking… [0-9.]+ s, [0-9]+ tokens?$")).wait_for()
+        engine.delay_s = 0.001
         one.done()
         assert one.texts(".bubble") == ["3+4?"]
         assert one.texts(".answer strong") == ["7"]
@@ -128,7 +140,9 @@ def test_what_a_model_writes_cannot_execute_load_or_lead_astray(serving, writing
         one.ask("x")
         one.done()
         assert one.page.title() == "scripted · sobre chat"
-        assert one.page.locator(".answer :is(img, script, iframe)").count() == 0
+        assert one.page.locator(".answer :is(img, script, iframe, svg, object, use)").count() == 0
+        assert "<svg" in one.texts(".answer")[0]
+        assert "includegraphics" in one.page.locator(".answer math").nth(1).text_content()
         assert one.page.locator(".answer a").evaluate_all("all => all.map(a => [a.href, a.rel])") == [
             ["https://example.org/a", "noopener noreferrer nofollow"]
         ]
@@ -168,8 +182,10 @@ def test_an_answer_can_be_stopped_and_a_thought_ended(serving, writing, tab, eve
         assert eventually(lambda: engine.ended)
         one.page.keyboard.press("Escape")
         one.done()
-        assert "stopped" in one.texts(".figures")[0]
         assert eventually(lambda: len(engine.aborted) == 1)
+        assert re.search(r"scripted · [1-9]\d* tokens · .*\$[\d.e−]+ · stopped", one.texts(".figures")[0])
+        assert one.page.locator("#total").inner_text() == re.search(r"\$[\d.e−]+", one.texts(".figures")[0])[0]
+        assert int(one.page.locator("#context").get_attribute("value")) > len(engine.asked[0].prompt_ids)
 
 
 def test_editing_and_regenerating_make_branches_that_survive_a_reload(serving, writing, tab):
@@ -212,11 +228,104 @@ def test_chats_go_out_and_come_back_as_a_file_and_other_files_are_refused(servin
         assert one.page.locator(".chat").count() == 0
         one.page.set_input_files("#import-file", file)
         one.page.wait_for_selector(".chat:has-text('kept')")
-        for wrong in ("{", "[1]", '[{"id": "a", "leaf": "x", "nodes": {}}]'):
-            file.write_text(wrong)
-            one.page.set_input_files("#import-file", [])
-            one.page.set_input_files("#import-file", file)
-            one.page.wait_for_selector("#import-problem:not([hidden])")
+        (tmp_path / "other.json").write_text("{")
+        one.page.set_input_files("#import-file", tmp_path / "other.json")
+        one.page.wait_for_selector("#import-problem:not([hidden])")
+
+
+def a_chat(name="a", **answer):
+    """An exported chat of one answer; `answer` are more of its fields."""
+    node = {"id": "b", "parent": None, "role": "assistant", "content": "x"} | answer
+    return {"id": name, "title": "t", "at": 1, "leaf": "b", "nodes": {"b": node}}
+
+
+USED = {"completion_tokens": 5, "total_tokens": 9, "completion_tokens_details": {"reasoning_tokens": 2}}
+FIRED = {"n_experts": 4, "tokens": ["a"], "layers": [{"layer": 1, "experts": [[0, 3]]}]}
+NO_CHATS = [
+    {},
+    [1],
+    [a_chat() | {"leaf": "c"}],
+    [a_chat() | {"leaf": "__proto__"}],
+    [a_chat() | {"title": 5}],
+    [a_chat(parent="__proto__")],
+    [a_chat(parent="b")],
+    [a_chat(role="system")],
+    [a_chat(content=None)],
+    [a_chat(reasoning=5)],
+    [a_chat(ms="1")],
+    [a_chat(usage={})],
+    [a_chat(usage=USED | {"completion_tokens_details": {}})],
+    [a_chat(usage=USED | {"cost_usd": "1"})],
+    [a_chat(experts={})],
+    [a_chat(experts=FIRED | {"n_experts": 10**9})],
+    [a_chat(experts=FIRED | {"layers": [{"layer": 1, "experts": []}]})],
+]
+
+
+def test_a_file_of_chats_is_taken_only_if_every_part_can_be_shown(serving, writing, tab):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        taken = """async (chats) => {
+            const { check } = await import("/chats.js");
+            try { return Boolean(check(chats)); } catch { return false; }
+        }"""
+        for wrong in NO_CHATS:
+            assert not one.page.evaluate(taken, wrong), wrong
+        right = a_chat(usage=USED | {"cost_usd": 0.5}, experts=FIRED, reasoning="hm", ms=2.5, model="m")
+        assert one.page.evaluate(taken, [right])
+        stored = json.dumps([right, a_chat("broken", usage={})])
+        one.page.evaluate("text => localStorage.setItem('sobre.chats', text)", stored)
+        one.page.reload()
+        one.page.click("#open-side")
+        assert one.page.locator(".chat").count() == 1, "one that cannot be shown does not take the others with it"
+        one.page.click(".chat")
+        assert re.search(r"m · 5 tokens · 400 tokens/s · \$0.50", one.texts(".figures")[0])
+
+
+def test_answers_without_end_are_shown_whole_and_with_few_elements(serving, writing, tab):
+    """A mark that is never closed must not take a time that grows by the square of the text."""
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url)
+        for name, (text, shown) in ENDLESS.items():
+            made = one.page.evaluate(
+                f"""async (text) => {{
+                    const {{ markdown }} = await import("/markdown.js");
+                    const page = markdown(text);
+                    const letters = page.textContent.replaceAll("Copy", "");
+                    return [page.querySelectorAll("*").length, letters.length, {shown}];
+                }}""",
+                text,
+            )
+            assert made[0] < 60, name
+            assert made[1] >= made[2], name
+        rows = one.page.evaluate(
+            """async () => {
+                const { markdown } = await import("/markdown.js");
+                const page = markdown("|a".repeat(300) + "\\n" + "|--".repeat(300) + "\\n" + "|b".repeat(300));
+                return [...page.querySelectorAll("tr")].map(r => [r.cells.length, r.lastChild.textContent.length]);
+            }"""
+        )
+        assert rows == [[50, 2 * 251 - 1]] * 2, "what is beyond the last column stays in it as text"
+
+
+def test_text_that_turns_the_line_around_turns_nothing_beside_it(serving, writing, tab):
+    with serving(writing("\u202ehm", "\u202eseven\n\nnext")) as live:
+        one = tab(live.url)
+        one.ask("\u202equestion")
+        one.done()
+        for selector, leftwards in ((".answer p >> nth=0", True), (".answer p >> nth=1", False), (".figures", False)):
+            first, last = one.page.locator(selector).evaluate(
+                """one => {
+                    const text = one.firstChild, at = i => {
+                        const range = document.createRange();
+                        range.setStart(text, i);
+                        range.setEnd(text, i + 1);
+                        return range.getBoundingClientRect().left;
+                    };
+                    return [at(1), at(text.length - 1)];
+                }"""
+            )
+            assert (first > last) is leftwards, selector
 
 
 def test_settings_reach_the_server_and_the_page_speaks_three_languages(serving, writing, tab, tokenizer):
@@ -245,14 +354,73 @@ def test_settings_reach_the_server_and_the_page_speaks_three_languages(serving, 
 
 
 def test_two_models_answer_side_by_side(serving, writing, tab):
-    with serving(writing("hm", "from one"), others={"other": writing("hm", "from two")}) as live:
+    with serving(writing("hm", "from one"), others={"other": writing("hm", "from two, the longer")}) as live:
         one = tab(live.url)
         one.page.click("#compare")
         assert one.page.locator("#model-2").input_value() == "other"
         one.ask("x")
         one.done()
         assert one.texts("#turns .answer") == ["from one"]
-        assert one.texts("#turns-2 .answer") == ["from two"]
+        assert one.texts("#turns-2 .answer") == ["from two, the longer"]
+        chats = one.page.evaluate("JSON.parse(localStorage.getItem('sobre.chats'))")
+        usages = [node["usage"] for chat in chats for node in chat["nodes"].values() if "usage" in node]
+        spent = one.page.evaluate(
+            "async (usd) => (await import('/format.js')).dollars(usd)", sum(usage["cost_usd"] for usage in usages)
+        )
+        assert one.page.locator("#total").inner_text() == spent
+        assert one.page.locator("#context").get_attribute("value") == str(max(u["total_tokens"] for u in usages))
+        one.page.click("#open-side")
+        assert one.texts(".chat small") == ["scripted", "other"]
+        with one.page.expect_download() as download:
+            one.page.click("#export")
+        assert len(json.loads(download.value.path().read_text())) == 2
+        one.page.reload()
+        one.page.wait_for_selector("#model option", state="attached")
+        one.page.click("#open-side")
+        one.page.click(".chat:has-text('other')")
+        assert one.texts("#turns .answer") == ["from two, the longer"]
+        one.page.click("#open-side")
+        one.page.click("#delete")
+        one.page.click("#open-side")
+        assert one.page.locator(".chat").count() == 1, "only the chat on show is deleted"
+
+
+def test_a_chat_that_is_left_while_it_is_answered_is_kept(serving, writing, tab, eventually):
+    engine = writing("hm " * 300, "7", 0.01)
+    with serving(engine) as live:
+        one = tab(live.url)
+        one.ask("left alone")
+        one.page.wait_for_selector(".thought:has-text('hm')")
+        one.page.click("#restart")
+        assert eventually(lambda: engine.aborted)
+        one.page.click("#open-side")
+        one.page.click(".chat:has-text('left alone')")
+        assert one.texts(".bubble") == ["left alone"]
+        assert "stopped" in one.texts(".figures")[0]
+
+
+def test_the_colours_are_those_that_are_chosen_whatever_the_system_says(serving, writing, tab):
+    with serving(writing("hm", "seven")) as live:
+        one = tab(live.url, color_scheme="light")
+
+        def brightness():
+            ink = one.page.evaluate("getComputedStyle(document.body).backgroundColor")
+            return sum(map(int, re.findall(r"\d+", ink)[:3]))
+
+        assert brightness() > 600
+        one.page.click("#open-settings")
+        one.page.select_option("#set-theme", "dark")
+        assert brightness() < 150
+        one.page.reload()
+        assert brightness() < 150, "it is kept"
+        one.page.click("#open-settings")
+        assert one.page.locator("#set-theme").input_value() == "dark"
+        one.page.select_option("#set-theme", "auto")
+        assert brightness() > 600
+        one.page.emulate_media(color_scheme="dark")
+        assert brightness() < 150
+        one.page.select_option("#set-theme", "light")
+        assert brightness() > 600
 
 
 def test_the_experts_of_each_token_are_shown_layer_by_layer_where_they_are_asked_for(serving, real_engine, tab):

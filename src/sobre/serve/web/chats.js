@@ -11,9 +11,18 @@ const newId = () => crypto.getRandomValues(new Uint32Array(2)).join("-");
 /** All chats, the newest first. @returns {Chat[]} */
 export function load() {
   try {
-    return check(JSON.parse(localStorage.getItem(PLACE) ?? "[]"));
+    return JSON.parse(localStorage.getItem(PLACE) ?? "[]").filter(fits);
   } catch {
     return [];
+  }
+}
+
+/** Whether this is a chat: one that is none does not take the others with it. */
+function fits(/** @type {any} */ chat) {
+  try {
+    return Boolean(check([chat]));
+  } catch {
+    return false;
   }
 }
 
@@ -69,16 +78,36 @@ export const messages = (/** @type {Node[]} */ nodes, /** @type {string} */ syst
   ...nodes.filter((node) => node.content).map(({ role, content }) => ({ role, content })),
 ];
 
+const MAX_EXPERTS = 10000;
+/** Parts of a turn that need not be there. @type {Record<string, string>} */
+const OPTIONAL = { reasoning: "string", reason: "string", model: "string", error: "string", ms: "number", thoughtMs: "number" };
+
+const isTurn = (/** @type {any} */ node) =>
+  ["user", "assistant"].includes(node.role) && typeof node.content === "string" &&
+  Object.entries(OPTIONAL).every(([name, type]) => node[name] === undefined || typeof node[name] === type) &&
+  (node.usage === undefined || isUsage(node.usage)) && (node.experts === undefined || isExperts(node.experts));
+
+const isUsage = (/** @type {any} */ usage) =>
+  [usage?.completion_tokens, usage?.total_tokens, usage?.completion_tokens_details?.reasoning_tokens].every(Number.isFinite) &&
+  (usage.cost_usd == null || Number.isFinite(usage.cost_usd)) && ["string", "undefined"].includes(typeof usage.cost_basis);
+
+const isExperts = (/** @type {any} */ data) =>
+  Number.isInteger(data?.n_experts) && data.n_experts > 0 && data.n_experts <= MAX_EXPERTS &&
+  Array.isArray(data.tokens) && data.tokens.every((/** @type {any} */ token) => typeof token === "string") &&
+  Array.isArray(data.layers) && data.layers.length > 0 && data.layers.every((/** @type {any} */ layer) =>
+    Number.isInteger(layer?.layer) && Array.isArray(layer.experts) && layer.experts.length === data.tokens.length &&
+    layer.experts.every((/** @type {any} */ chosen) => Array.isArray(chosen) && chosen.every(Number.isInteger)));
+
 /** Only what has the form of chats; raises on anything else. @returns {Chat[]} */
 export function check(/** @type {any} */ chats) {
   if (!Array.isArray(chats)) throw new Error("no list");
   for (const chat of chats) {
-    if (typeof chat?.id !== "string" || typeof chat.nodes !== "object") throw new Error("no chat");
+    if (typeof chat?.id !== "string" || typeof chat.title !== "string" || typeof chat.nodes !== "object") throw new Error("no chat");
     for (const [id, node] of Object.entries(/** @type {Record<string, any>} */ (chat.nodes))) {
-      const fits = node.id === id && ["user", "assistant"].includes(node.role) && typeof node.content === "string";
-      if (!fits || (node.parent !== null && !(node.parent in chat.nodes))) throw new Error("no turn");
+      if (node.id !== id || !isTurn(node)) throw new Error("no turn");
+      if (node.parent !== null && !Object.hasOwn(chat.nodes, node.parent)) throw new Error("no turn before it");
     }
-    if (chat.leaf !== null && !(chat.leaf in chat.nodes)) throw new Error("no leaf");
+    if (chat.leaf !== null && !Object.hasOwn(chat.nodes, chat.leaf)) throw new Error("no leaf");
     for (const id of Object.keys(chat.nodes)) { // a tree has no circles
       let steps = 0;
       for (let at = id; at; at = chat.nodes[at].parent) if (++steps > 10000) throw new Error("a circle");

@@ -11,8 +11,8 @@ import { get } from "./wire.js";
 /** @type {any[]} */
 let models = [];
 let kept = chats.load();
-const first = new Pane(byId("turns"), refresh);
-const second = new Pane(byId("turns-2"), refresh);
+const first = new Pane(byId("turns"), changed);
+const second = new Pane(byId("turns-2"), changed);
 const panes = () => (byId("pane-2").hidden ? [first] : [first, second]);
 const running = () => panes().some((pane) => pane.running);
 
@@ -26,28 +26,40 @@ function refresh() {
   byId("stop").hidden = !on;
   byId("scroll").setAttribute("aria-busy", String(on));
   byId("welcome").hidden = Boolean(first.chat.leaf);
-  const { spent, used, room } = first.figures();
-  byId("total").textContent = spent;
+  const figures = panes().map((pane) => pane.figures());
+  const spent = figures.map((one) => one.spent).filter((usd) => usd !== null);
+  byId("total").textContent = spent.length ? dollars(spent.reduce((sum, usd) => sum + usd, 0)) : "";
   byId("total").title = t("spent");
-  byId("total").hidden = !spent;
+  byId("total").hidden = !spent.length;
+  const { used, room } = figures.reduce((a, b) => (b.used / (b.room || 1) > a.used / (a.room || 1) ? b : a)); // the fuller
   byId("context").hidden = !used || !room;
   byId("context").value = used;
   byId("context").max = room || 1;
   byId("context").title = `${t("context")}: ${used} ${t("of")} ${room}`;
   byId("context").setAttribute("aria-label", byId("context").title);
-  if (!on) keep();
 }
 
+function changed() {
+  refresh();
+  keep();
+}
+
+/** Keep the chats; those on show, of both panes, come first. */
 function keep() {
-  const others = kept.filter((chat) => chat !== first.chat && chat.id !== first.chat.id);
-  kept = first.chat.leaf ? [first.chat, ...others] : others;
+  const shown = panes().map((pane) => pane.chat).filter((chat) => chat.leaf);
+  kept = [...shown, ...kept.filter((chat) => !shown.some((one) => one.id === chat.id))];
   byId("storage").hidden = chats.keep(kept);
   byId("chats").replaceChildren(...kept.map((chat) => {
     const item = element("li");
     const open = /** @type {HTMLButtonElement} */ (element("button", "chat", chat.title || t("untitled")));
     open.type = "button";
-    if (chat === first.chat) open.setAttribute("aria-current", "true");
-    open.addEventListener("click", () => { byId("side").close(); first.open(chat); });
+    if (models.length > 1) open.append(element("small", "", chats.branch(chat).findLast((node) => node.model)?.model));
+    if (shown.includes(chat)) open.setAttribute("aria-current", "true");
+    open.addEventListener("click", () => {
+      byId("side").close();
+      if (second.chat === chat) second.open(chats.begin()); // a chat is on show once
+      first.open(chat);
+    });
     item.append(open);
     return item;
   }));
@@ -101,8 +113,9 @@ async function importChats(/** @type {File} */ file) {
   try {
     const found = chats.check(JSON.parse(await file.text()));
     const ids = new Set(found.map((chat) => chat.id));
+    for (const pane of [first, second]) pane.open(chats.begin());
     kept = [...found, ...kept.filter((chat) => !ids.has(chat.id))];
-    first.open(chats.begin());
+    keep();
   } catch {
     byId("import-problem").hidden = false;
   }
@@ -128,11 +141,16 @@ function wire() {
   byId("model").addEventListener("input", () => chooseModel(first, byId("model").value));
   byId("model-2").addEventListener("input", () => chooseModel(second, byId("model-2").value));
   byId("export").addEventListener("click", exportChats);
-  byId("import").addEventListener("click", () => byId("import-file").click());
+  byId("import").addEventListener("click", () => {
+    byId("import-file").value = ""; // the same file may be chosen again, mended
+    byId("import-file").click();
+  });
   byId("import-file").addEventListener("change", () => void importChats(byId("import-file").files[0]));
   byId("delete").addEventListener("click", () => {
-    kept = kept.filter((chat) => chat !== first.chat);
+    const gone = panes().map((pane) => pane.chat.id);
     startAnew();
+    kept = kept.filter((chat) => !gone.includes(chat.id));
+    keep();
   });
   for (const dialog of document.querySelectorAll("dialog.closable")) {
     dialog.addEventListener("click", (event) => { if (event.target === dialog) /** @type {any} */ (dialog).close(); });
@@ -163,6 +181,7 @@ async function begin() {
     chooseModel(first, models[0].id);
     byId("model-2").value = models.at(-1).id;
     chooseModel(second, models.at(-1).id);
+    keep(); // the list of chats names models where there are several
     for (const example of (await get("v1/sobre/examples")).data) addExample(example);
   } catch (error) {
     trouble(error instanceof Error ? error.message : String(error));

@@ -6,6 +6,7 @@ import { t } from "./i18n.js";
 import { formula } from "./math.js";
 
 const MAX_CHARS = 200_000;
+const MAX_COLUMNS = 50;
 
 /** The text as elements. @returns {DocumentFragment} */
 export function markdown(/** @type {string} */ text) {
@@ -32,15 +33,16 @@ function blocks(/** @type {Node & ParentNode} */ into, /** @type {string[]} */ l
     if (!line.trim()) { endParagraph(); at++; continue; }
     if (fence) {
       endParagraph();
-      const end = lines.findIndex((one, i) => i > at && one.trim().startsWith(fence[1]));
-      into.append(code(lines.slice(at + 1, end < 0 ? undefined : end).join("\n"), fence[2]));
-      at = end < 0 ? lines.length : end + 1;
+      let end = at + 1;
+      while (end < lines.length && !lines[end].trim().startsWith(fence[1])) end++;
+      into.append(code(lines.slice(at + 1, end).join("\n"), fence[2]));
+      at = end + 1;
     } else if (display) {
       endParagraph();
       const close = display[1] === "$$" ? "$$" : "\\]";
-      let tex = display[2];
-      while (!tex.includes(close) && ++at < lines.length) tex += `\n${lines[at]}`;
-      const [inside, ...after] = tex.split(close);
+      const tex = [display[2]];
+      while (!tex[tex.length - 1].includes(close) && ++at < lines.length) tex.push(lines[at]);
+      const [inside, ...after] = tex.join("\n").split(close);
       into.append(formula(inside, true));
       if (after.join(close).trim()) words.push(after.join(close));
       at++;
@@ -62,7 +64,7 @@ function blocks(/** @type {Node & ParentNode} */ into, /** @type {string[]} */ l
     } else if (ITEM.test(line) && depth < 8) {
       endParagraph();
       at = list(into, lines, at, depth);
-    } else if (line.includes("|") && /^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$/.test(lines[at + 1] ?? "")) {
+    } else if (line.includes("|") && isRule(lines[at + 1] ?? "")) {
       endParagraph();
       at = table(into, lines, at);
     } else {
@@ -97,8 +99,15 @@ function list(/** @type {ParentNode} */ into, /** @type {string[]} */ lines, /**
   return at;
 }
 
+/** Whether a table's columns are named above this line; one of very many columns stays text. */
+const isRule = (/** @type {string} */ line) =>
+  line.length < 40 * MAX_COLUMNS && /^\s*\|?\s*:?-{2,}:?\s*(\|\s*:?-{2,}:?\s*)*\|?\s*$/.test(line);
+
 function table(/** @type {ParentNode} */ into, /** @type {string[]} */ lines, /** @type {number} */ at) {
-  const cells = (/** @type {string} */ line) => line.trim().replace(/^\||\|$/g, "").split("|").slice(0, 50);
+  const cells = (/** @type {string} */ line) => {
+    const all = line.trim().replace(/^\||\|$/g, "").split("|");
+    return all.length > MAX_COLUMNS ? [...all.slice(0, MAX_COLUMNS - 1), all.slice(MAX_COLUMNS - 1).join("|")] : all;
+  };
   const made = element("table"), wrap = element("div", "scroll-x");
   const row = (/** @type {string} */ line, /** @type {string} */ tag) => {
     const tr = element("tr");
@@ -124,7 +133,8 @@ function code(/** @type {string} */ text, /** @type {string} */ language) {
   return made;
 }
 
-const INLINE = /(`+)([^]*?[^`])\1(?!`)|\\\(([^]+?)\\\)|\$\$([^]+?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)|!?\[([^\]\n]{0,500})\]\(([^()\s]{1,2000})\)|(\*\*|__)(?=\S)([^]+?)(?<=\S)\8|(\*|_)(?=\S)([^*_\n]+?)(?<=\S)\10(?!\w)|~~(?=\S)([^~\n]+?)~~/;
+// What may lie between two marks has an end: without one, marks that are never closed take a time that grows by the square.
+const INLINE = /(?<!`)(`{1,8})(?!`)([^]{0,1000}?[^`])\1(?!`)|\\\(([^]{1,1000}?)\\\)|\$\$([^]{1,1000}?)\$\$|\$(?!\s)([^$\n]+?)(?<!\s)\$(?!\d)|!?\[([^\]\n]{0,500})\]\(([^()\s]{1,2000})\)|(\*\*|__)(?=\S)([^]{1,1000}?)(?<=\S)\8|(\*|_)(?=\S)([^*_\n]+?)(?<=\S)\10(?!\w)|~~(?=\S)([^~\n]+?)~~/;
 
 /** Text with marks inside a line. @returns {HTMLElement} */
 function inline(/** @type {HTMLElement} */ into, /** @type {string} */ text, depth = 0) {

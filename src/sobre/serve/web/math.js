@@ -1,8 +1,10 @@
 // TeX to MathML, the part of it that models write: what it does not know stays visible as it is. No HTML, no links.
 // @ts-check
+import { element } from "./dom.js";
 
 const NS = "http://www.w3.org/1998/Math/MathML";
 const DEPTH = 40;
+const MAX_CHARS = 5000;
 /** @type {Record<string, string>} */
 const SIGNS = {
   alpha: "α", beta: "β", gamma: "γ", delta: "δ", epsilon: "ε", varepsilon: "ε", zeta: "ζ", eta: "η", theta: "θ", iota: "ι", kappa: "κ",
@@ -27,9 +29,10 @@ function node(/** @type {string} */ tag, /** @type {(Node | string)[]} */ ...ins
   return made;
 }
 
-/** A formula as MathML; `display` puts it on a line of its own. */
+/** A formula as MathML; `display` puts it on a line of its own. One of more than 5,000 characters stays text. */
 export function formula(/** @type {string} */ tex, /** @type {boolean} */ display) {
-  const math = node("math", row(new Reader(tex.slice(0, 5000)), "", 0));
+  if (tex.length > MAX_CHARS) return element("code", "text", tex);
+  const math = node("math", row(new Reader(tex), "", 0));
   if (display) math.setAttribute("display", "block");
   math.setAttribute("aria-label", tex);
   return math;

@@ -2,11 +2,12 @@
 // @ts-check
 import * as chats from "./chats.js";
 import { byId, say } from "./dom.js";
-import { dollars } from "./format.js";
 import { t } from "./i18n.js";
 import { fields, settings } from "./settings.js";
 import { AnswerItem, questionItem, withoutTags } from "./turn.js";
 import { explain, post, readEvents } from "./wire.js";
+
+const OPTIONS = { include_usage: true, continuous_usage_stats: true }; // an answer that is stopped has told what it used
 
 export class Pane {
   constructor(/** @type {HTMLElement} */ list, /** @type {() => void} */ changed) {
@@ -77,7 +78,7 @@ export class Pane {
       await this.stream(turn, asked, signal);
     } catch (error) {
       if (signal.aborted) {
-        turn.finish("stopped", null);
+        turn.finish("stopped");
         say(t("stopped"));
       } else {
         turn.fail(error instanceof Error ? error.message : String(error));
@@ -88,16 +89,16 @@ export class Pane {
   }
 
   async stream(/** @type {AnswerItem} */ turn, /** @type {any[]} */ messages, /** @type {AbortSignal} */ signal) {
-    const body = { model: this.model, messages, stream: true, stream_options: { include_usage: true }, ...fields(this.hasExperts) };
+    const body = { model: this.model, messages, stream: true, stream_options: OPTIONS, ...fields(this.hasExperts) };
     const response = await post("v1/chat/completions", body, signal);
     if (!response.ok || !response.body) throw await explain(response);
     const scroller = byId("scroll");
-    let reason = null, usage = null;
+    let reason = null;
     for await (const event of readEvents(response.body)) {
       if (event.error) throw new Error(event.error.message);
       const follow = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
       this.answerId = event.id;
-      usage = event.usage ?? usage;
+      turn.node.usage = event.usage ?? turn.node.usage;
       for (const choice of event.choices) {
         turn.take(choice.delta);
         reason = choice.stop_reason ?? choice.finish_reason ?? reason;
@@ -105,16 +106,16 @@ export class Pane {
       }
       if (follow) scroller.scrollTop = scroller.scrollHeight;
     }
-    turn.finish(reason, usage);
+    turn.finish(reason);
     scroller.scrollTop = scroller.scrollHeight;
     say(turn.node.content ? withoutTags(turn.node.content) : t("lostAnswer"));
   }
 
-  /** Dollars of this chat, all branches, and the share of the context that the branch on show fills. */
+  /** Dollars of this chat, all branches, null for nothing yet; and how much of the context the branch on show fills. */
   figures() {
     const usages = Object.values(this.chat.nodes).map((node) => node.usage).filter(Boolean);
     const spent = usages.reduce((sum, usage) => sum + (usage.cost_usd ?? 0), 0);
     const last = chats.branch(this.chat).findLast((node) => node.usage)?.usage;
-    return { spent: usages.length ? dollars(spent) : "", used: last?.total_tokens ?? 0, room: this.maxLen };
+    return { spent: usages.length ? spent : null, used: last?.total_tokens ?? 0, room: this.maxLen };
   }
 }

@@ -82,7 +82,7 @@ export class AnswerItem {
     this.item.append(this.details, this.answer);
     this.nThought = this.nAnswer = 0;
     this.firstAt = 0;
-    this.drawnAt = 0;
+    this.drawAgainAt = 0;
   }
 
   /** Begin to write. */
@@ -113,12 +113,15 @@ export class AnswerItem {
     if (this.nAnswer === 0) this.endThought();
     this.node.content += delta.content;
     this.nAnswer += 1;
-    if (performance.now() - this.drawnAt > REDRAW_MS) this.draw(false);
+    if (performance.now() > this.drawAgainAt) this.draw(false);
   }
 
+  /** Draw the answer, and not again before four fifths of the time are left for everything else. */
   draw(/** @type {boolean} */ whole) {
-    this.drawnAt = performance.now();
+    const began = performance.now();
     this.answer.replaceChildren(markdown(withoutTags(this.node.content, whole)));
+    const end = performance.now();
+    this.drawAgainAt = end + Math.max(REDRAW_MS, 4 * (end - began));
   }
 
   tick() {
@@ -141,13 +144,12 @@ export class AnswerItem {
     this.details.hidden = !this.node.reasoning?.trim();
   }
 
-  /** The answer is over. */
-  finish(/** @type {string | null} */ reason, /** @type {any} */ usage) {
+  /** The answer is over; `node.usage` is what the server last said it used. */
+  finish(/** @type {string | null} */ reason) {
     clearInterval(this.clock);
     this.endThought();
     this.node.reason = reason ?? undefined;
-    this.node.usage = usage ?? undefined;
-    const n = usage?.completion_tokens ?? this.nThought + this.nAnswer;
+    const n = this.node.usage?.completion_tokens ?? this.nThought + this.nAnswer;
     const writing = performance.now() - this.firstAt;
     if (this.firstAt && n > 1) this.node.ms = writing / (n - 1);
     this.settle();
@@ -193,6 +195,6 @@ export class AnswerItem {
 
   fail(/** @type {string} */ message) {
     this.node.error = message;
-    this.finish(null, null);
+    this.finish(null);
   }
 }
