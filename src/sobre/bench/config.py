@@ -8,6 +8,7 @@ from sobre.bench.shapes import DECODED, FAMILY_SHAPES, LARGE, SMALL
 from sobre.config.base import config
 from sobre.errors import ConfigError
 from sobre.models.config import MemoryConfig, ModelConfig
+from sobre.plan.budget import parse_budget
 from sobre.tasks.config import check_difficulty
 
 Dtype = Literal["float32", "bfloat16"]
@@ -288,6 +289,8 @@ class DistillBench(QueueConfig):
                 f"answers={self.answers} must be one or more whole groups of group={self.group}, 2 or more"
             )
         check_difficulty("difficulty", 1, self.difficulty)
+        for amount in (self.teacher_flops, self.student_flops, self.budget):
+            parse_budget(amount, price_usd_per_h=0.0)
 
 
 @config

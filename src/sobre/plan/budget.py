@@ -15,8 +15,8 @@ FORMS = "90s, 10m, 1h (time), 20usd (money), 2gpuh (device-hours) or 3e18flop (a
 MIN_SECONDS = 90.0
 """Start, calibration, data, tokenizer, evaluations and report are planned with at least 25 s (plan/solve.py), whatever
 the model: below this, less than 70 % of the seconds would be training."""
-MIN_FLOPS = 1e12
-"""A few hundred batches of the smallest model of the ladder: with less it learns nothing that an evaluation can see."""
+MIN_FLOPS = 1e11
+"""Tens of batches of the smallest model of the ladder. Whether a recipe can do anything with it, its plan says."""
 MAX_SECONDS = 366 * 86400.0
 """A year of one machine: whoever asks for more has mistyped."""
 MAX_FLOPS = 1e27

@@ -21,7 +21,7 @@ def still(monkeypatch):
 
 
 def test_teacher_and_student_have_one_tokenizer_and_the_contestants_one_budget_and_start(tmp_path):
-    cfg = DistillBench(budget="70s")
+    cfg = DistillBench(budget="120s")
     made = distill.begin(cfg)
     teacher, student = made["teacher"], made["student"]
     for section in ("tokenizer", "text", "tasks", "data", "seed"):
@@ -29,7 +29,7 @@ def test_teacher_and_student_have_one_tokenizer_and_the_contestants_one_budget_a
     assert student.model.ffn.kind == "dense"
     assert student.model.d_model < teacher.model.d_model
     found = {name: distill.contestant(name, cfg, tmp_path / "t", tmp_path / "s") for name in distill.CONTESTANTS}
-    assert {recipe.budget.amount for recipe in found.values()} == {"70s"}
+    assert {recipe.budget.amount for recipe in found.values()} == {"120s"}
     assert {recipe.start.model for recipe in found.values()} == {str(tmp_path / "s" / "sft")}
     assert {recipe.eval for recipe in found.values()} == {student.eval}
     assert [found[name].distill.method for name in ("answers", "on-policy")] == ["text", "on_policy"]
@@ -76,5 +76,7 @@ def test_an_unfinished_comparison_says_how_far_it_is(tmp_path, monkeypatch):
 
 
 def test_a_comparison_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="budget '6e9flop' is too small"):
+        DistillBench(student_flops="6e9flop")
     with pytest.raises(ConfigError, match="seeds=0"):
         DistillBench(seeds=0)
