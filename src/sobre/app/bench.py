@@ -8,6 +8,7 @@
     sobre bench serve                        a started server: 32 streams against one, first tokens, page
     sobre bench soak --minutes 30            a started server under clients that leave: memory flat, no block left
     sobre bench quality --model DIR --text FILE   what 8 and 4 bits cost, beside llama.cpp's files of the same model
+    sobre bench speculate --model DIR --text FILE what guesses at the next tokens bring on a trained model
     sobre bench rl                           a GRPO step against TRL
     sobre bench twin --data FILE             mixture of experts against dense: same seconds, then same FLOPs (hours)
     sobre bench story --recipe demo          whole runs over seeds, with the control and the targets (hours)
@@ -25,7 +26,8 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from sobre.bench.config import (
     BenchConfig,
@@ -41,6 +43,7 @@ from sobre.bench.config import (
     SavesBench,
     ServeBench,
     SoakBench,
+    SpeculateBench,
     StoryBench,
     TimedConfig,
     TrainBench,
@@ -49,6 +52,9 @@ from sobre.bench.config import (
 from sobre.config.load import load
 from sobre.errors import ConfigError
 from sobre.runtime.allocator import reexec_once
+
+if TYPE_CHECKING:
+    from sobre.bench.result import Result
 
 SCHEMAS: dict[str, type[BenchConfig]] = {
     "train": TrainBench,
@@ -60,6 +66,7 @@ SCHEMAS: dict[str, type[BenchConfig]] = {
     "serve": ServeBench,
     "soak": SoakBench,
     "quality": QualityBench,
+    "speculate": SpeculateBench,
     "twin": TwinBench,
     "story": StoryBench,
     "distill": DistillBench,
@@ -97,7 +104,7 @@ def run_all(flags: list[str]) -> int:
 
 def run(name: str, cfg: BenchConfig) -> int:
     """Measure, write the file, show it. torch is imported here, so that --help is instant."""
-    if isinstance(cfg, TimedConfig | ClimbBench):
+    if isinstance(cfg, TimedConfig | ClimbBench | SpeculateBench):
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(cfg.threads)
         reexec_once()
     from sobre.bench.result import save
@@ -114,66 +121,14 @@ def run(name: str, cfg: BenchConfig) -> int:
 
 
 def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
-    """The benchmark called `name`: config in, document out."""
-    if name == "train":
-        from sobre.bench import train
+    """The benchmark called `name`, which is that of a page: config in, document out."""
+    page = import_module(f"sobre.bench.{name}")
 
-        return lambda cfg: train.bench(cfg, say).document()
-    if name == "decode":
-        from sobre.bench import decode
+    def measured(cfg: BenchConfig) -> dict[str, Any]:
+        found: Result | dict[str, Any] = page.bench(cfg, say)
+        return found if isinstance(found, dict) else found.document()
 
-        return lambda cfg: decode.bench(cfg, say).document()
-    if name == "rl":
-        from sobre.bench import rl
-
-        return lambda cfg: rl.bench(cfg, say).document()
-    if name == "families":
-        from sobre.bench import families
-
-        return lambda cfg: families.bench(cfg, say).document()
-    if name == "load":
-        from sobre.bench import load
-
-        return lambda cfg: load.bench(cfg, say).document()
-    if name == "saves":
-        from sobre.bench import saves
-
-        return lambda cfg: saves.bench(cfg, say).document()
-    if name == "serve":
-        from sobre.bench import serve
-
-        return lambda cfg: serve.bench(cfg, say).document()
-    if name == "soak":
-        from sobre.bench import soak
-
-        return lambda cfg: soak.bench(cfg, say).document()
-    if name == "quality":
-        from sobre.bench import quality
-
-        return lambda cfg: quality.bench(cfg, say).document()
-    if name == "twin":
-        from sobre.bench import twin
-
-        return lambda cfg: twin.bench(cfg, say)
-    if name == "distill":
-        from sobre.bench import distill
-
-        return lambda cfg: distill.bench(cfg, say)
-    if name == "climb":
-        from sobre.bench import climb
-
-        return lambda cfg: climb.bench(cfg, say)
-    if name == "frugality":
-        from sobre.bench import frugality
-
-        return lambda cfg: frugality.bench(cfg, say)
-    if name == "laws":
-        from sobre.bench import laws
-
-        return lambda cfg: laws.bench(cfg, say)
-    from sobre.bench import story
-
-    return lambda cfg: story.bench(cfg, say)
+    return measured
 
 
 def say(line: str) -> None:

@@ -218,6 +218,39 @@ class QualityBench(BenchConfig):
 
 
 @config
+class SpeculateBench(BenchConfig):
+    """What guesses at the next tokens bring on a trained model: how many are right, and how much time they take off."""
+
+    model: str = ""
+    """Folder of a trained model, or its id on the hub."""
+    text: tuple[str, ...] = ()
+    """Files or folders of text that the model was not trained on; it goes on from their beginnings."""
+    lang: str = ""
+    """Only rows of this language; empty takes all."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    batches: tuple[int, ...] = (1, 16)
+    """Answers written together."""
+    temperatures: tuple[float, ...] = (0.0, 0.6)
+    prompt: int = 64
+    """Tokens of a document that the model goes on from."""
+    new: int = 128
+    """Tokens of an answer."""
+    rounds: int = 5
+    """Every contestant runs once a round, in turn; each round is kept."""
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.model or not self.text:
+            raise ConfigError("speculate goes on from text with a trained model: --model FOLDER --text FILE ...")
+        sizes = (*self.batches, self.prompt, self.new, self.rounds, self.threads)
+        if not self.batches or not self.temperatures or min(sizes) < 1:
+            raise ConfigError(
+                f"batches={list(self.batches)}, temperatures={list(self.temperatures)}: at least one of either;"
+                f" prompt={self.prompt}, new={self.new}, rounds={self.rounds}, threads={self.threads}: at least 1"
+            )
+
+
+@config
 class QueueConfig(BenchConfig):
     """Benchmarks of minutes to hours: a queue of cells, each one run and one file. Start it again to go on."""
 

@@ -40,6 +40,11 @@ def _timing(document: dict[str, Any]) -> list[str]:
         goal = "" if target is None else f"{target:.2f} {'reached' if found['median'] >= target else 'missed'}"
         ratios.append((f"{found['of']} / {found['over']}", *values, goal))
     lines += align(ratios) if document["ratios"] else []
+    for name, found in document.get("guesses", {}).items():
+        lines.append(
+            f"{name}: {found['right']:.1%} right, {found['tokens_per_step']:.2f} tokens a step where"
+            f" {found['plain_tokens_per_step']:.2f} were; {found['same_answers']:.0%} of the answers are the same"
+        )
     for side, found in document.get("memory", {}).items():
         lines.append(f"memory of {side}: grows by {found['grown_mib']:,.0f} MiB to {found['peak_mib']:,.0f} MiB")
     return lines

@@ -60,8 +60,8 @@ def test_the_verb_names_its_benchmarks(capsys):
     assert "sobre bench story" in capsys.readouterr().out
     assert main(["bench", "swim"]) == 2
     assert (
-        "no benchmark 'swim'; there are train, decode, rl, families, load, saves, serve, soak, quality, twin, story"
-        ", distill, climb, frugality, laws, and all" in capsys.readouterr().err
+        "no benchmark 'swim'; there are train, decode, rl, families, load, saves, serve, soak, quality, speculate"
+        ", twin, story, distill, climb, frugality, laws, and all" in capsys.readouterr().err
     )
     assert main(["bench", "all", "--rounds", "3"]) == 2
 
