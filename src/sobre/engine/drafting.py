@@ -89,8 +89,7 @@ class OwnHead:
     def read(self, step: StepInput, hidden_ND: Tensor, pieces: Sequence[Piece]) -> None:
         """See a stretch of prompts go by: hidden states and the tokens that follow."""
         following = [token for p in pieces for token in p.row.context[p.start + 1 : p.start + p.length + 1]]
-        if len(following) == step.tokens_N.numel():  # a warmed prefix has no token after its last
-            self.model.predict_second(hidden_ND, carried(torch.tensor(following), self.device), step, self.cache)
+        self.model.predict_second(hidden_ND, carried(torch.tensor(following), self.device), step, self.cache)
 
     def draft(self, rows: Sequence[Row], hidden_ND: Tensor, n_new: Sequence[int]) -> None:
         """Set the drafts of rows that just got `n_new` tokens each, from the hidden states that these came of."""

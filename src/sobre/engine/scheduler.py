@@ -78,8 +78,9 @@ class Row:
 
     @property
     def goal(self) -> int:
-        """Entries to be computed before the row decodes; its last token goes through the decode step itself."""
-        return len(self.context) if self.is_warm else len(self.context) - 1
+        """Entries to be computed before the row decodes; its last token goes through the decode step itself. A warmed
+        prefix ends there: an MTP module reads every token with the one that follows."""
+        return len(self.context) - 1
 
     def digests_until(self, n_blocks: int, block: int) -> list[bytes]:
         """The digests of the first blocks of the context, of so many tokens each."""
@@ -323,7 +324,7 @@ class Scheduler:
         row = Row.of(request)
         row.is_warm = True
         known, half = self._known(row)
-        if len(known) * self.block + (half[1] if half else 0) < len(row.context):
+        if len(known) * self.block + (half[1] if half else 0) < row.goal:
             self._start(row, placed)  # without room there is nothing to gain
 
     def _cut(self) -> list[Piece]:

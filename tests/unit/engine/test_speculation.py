@@ -127,9 +127,17 @@ def test_the_models_own_head_guesses_and_the_text_stays(two_heads, prefill_token
     assert guessing.stats.drafted_tokens > guessing.stats.accepted_tokens > 0
 
 
-def test_the_head_reads_from_the_cache_what_it_would_read_in_one_pass(two_heads):
+@pytest.mark.parametrize("warmed", [0, 16, 17, 30])
+def test_the_head_reads_from_the_cache_what_it_would_read_in_one_pass(two_heads, warmed):
+    """Also where the beginning was computed in idle time."""
     seen = {}
     guessing = Engine(two_heads, EngineConfig(max_batch=4, speculate=True, prefill_tokens=7))
+    long = tuple(i * i % 7 for i in range(33))
+    requests = [*requests_of(4), Request("long", long, SamplingParams(max_tokens=9))]
+    if warmed:
+        guessing.warm(long[:warmed])
+        while guessing.has_work:
+            guessing.step()
     head = guessing._runner.own_head
     logits, inner = two_heads.logits, head.draft
 
@@ -144,7 +152,7 @@ def test_the_head_reads_from_the_cache_what_it_would_read_in_one_pass(two_heads)
         return logits(hidden_RD)
 
     head.draft = draft
-    guessing.generate(requests_of(5))
+    assert guessing.generate(requests)[-1].n_found == max(0, warmed - 1)
     from sobre.models.step import StepInput
 
     for context, hidden_D in seen.values():
