@@ -25,6 +25,7 @@ from sobre.engine.shaping import is_shaped, shape
 from sobre.errors import EngineError
 from sobre.models.cache import KVCache
 from sobre.models.step import StepInput, StepOutput
+from sobre.models.whole_step import WholeStep
 from sobre.runtime.device import carried
 
 MATCH = 3
@@ -85,6 +86,11 @@ class OwnHead:
 
     def __init__(self, model: SecondToken, cache: KVCache, run_seed: int, device: torch.device) -> None:
         self.model, self.cache, self.run_seed, self.device = model, cache, run_seed, device
+        self._whole = WholeStep(model, ahead=True)
+
+    def weights_changed(self) -> None:
+        """The model's weights are others now."""
+        self._whole.forget()
 
     def read(self, step: StepInput, hidden_ND: Tensor, pieces: Sequence[Piece]) -> None:
         """See a stretch of prompts go by: hidden states and the tokens that follow."""
@@ -99,7 +105,10 @@ class OwnHead:
         step = StepInput(
             carried(torch.tensor(following), self.device), lengths, starts, tuple(row.slot for row in rows)
         )
-        ahead_ND = self.model.predict_second(hidden_ND, step.tokens_N, step, self.cache).hidden_ND
+        ahead = self._whole.predict_second(hidden_ND, step.tokens_N, step, self.cache)
+        if ahead is None:
+            ahead = self.model.predict_second(hidden_ND, step.tokens_N, step, self.cache)
+        ahead_ND = ahead.hidden_ND
         last_R = step.lengths_R.cumsum(0) - 1
         logits_RV = self.model.logits(ahead_ND[last_R])
         failed = self._shape(logits_RV, rows)

@@ -141,6 +141,8 @@ class Runner:
     def weights_changed(self) -> None:
         """The model's weights are others now."""
         self._whole.forget()
+        if self.own_head is not None:
+            self.own_head.weights_changed()
         if self._replays is not None:
             self._replays.weights_changed()
 

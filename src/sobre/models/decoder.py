@@ -240,10 +240,15 @@ class Decoder(nn.Module):
         """The MTP module: hidden states that predict the token after `next_tokens_N`. In a cache it is layer n_layers;
         its entries stand at the positions of the hidden states."""
         assert self.mtp is not None, "the config has n_mtp = 0"
-        embed_ND = self.mtp.embed_norm(self.embed(next_tokens_N).to(self.dtype))
-        x_ND = self.mtp.proj(torch.cat([embed_ND, self.mtp.hidden_norm(hidden_ND)], -1))
+        x_ND = self.join_second(hidden_ND, next_tokens_N)
         x_ND, routing = self._run(self.mtp.block, x_ND, self.rope(step.positions_N), step, cache, None)
         return output_of(self.mtp.norm(x_ND), [] if routing is None else [routing], step, self.cfg)
+
+    def join_second(self, hidden_ND: Tensor, next_tokens_N: Tensor) -> Tensor:
+        """What the MTP module's block reads: hidden states and the tokens that follow, as one (x_ND)."""
+        assert self.mtp is not None, "the config has n_mtp = 0"
+        embed_ND = self.mtp.embed_norm(self.embed(next_tokens_N).to(self.dtype))
+        return self.mtp.proj(torch.cat([embed_ND, self.mtp.hidden_norm(hidden_ND)], -1))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV in float32."""

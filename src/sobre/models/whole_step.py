@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sobre.kernels import select
 from sobre.kernels.native.layers import Layer, Table
-from sobre.kernels.native.whole import FEW_ROWS
+from sobre.kernels.native.whole import FEW_ROWS, Cells
 from sobre.models.cache import KVCache
 from sobre.models.config import MLAConfig, MoEConfig
 from sobre.models.decoder import Block, Decoder
@@ -28,10 +28,12 @@ MOST_TOKENS = 128
 
 
 class WholeStep:
-    """The decode steps of one model, with its weights as they lay when the first of them ran."""
+    """The decode steps of one model, with its weights as they lay when the first of them ran; or those of its MTP
+    module, whose one block is the cache's last layer."""
 
-    def __init__(self, model: object) -> None:
+    def __init__(self, model: object, *, ahead: bool = False) -> None:
         self.model = model if type(model) is Decoder else None
+        self._ahead = ahead
         self._is_known = False
         self._table: Table | None = None
 
@@ -41,6 +43,25 @@ class WholeStep:
 
     def run(self, step: StepInput, cache: KVCache) -> StepOutput | None:
         """What the model makes of few new tokens; None where its parts must."""
+        at = self._place(step, cache)
+        if self.model is None or at is None:
+            return None
+        return self._through(self.model, self.model.embed(step.tokens_N).to(self.model.dtype), step, at)
+
+    def predict_second(
+        self, hidden_ND: Tensor, next_tokens_N: Tensor, step: StepInput, cache: KVCache
+    ) -> StepOutput | None:
+        """As `Decoder.predict_second`; None where that must."""
+        at = self._place(step, cache)
+        if self.model is None or at is None:
+            return None
+        first = self.model.cfg.n_layers
+        scales_LMP = None if at.scales_LMP is None else at.scales_LMP[first:]
+        at = at._replace(cells_LMC=at.cells_LMC[first:], scales_LMP=scales_LMP)
+        return self._through(self.model, self.model.join_second(hidden_ND, next_tokens_N), step, at)
+
+    def _place(self, step: StepInput, cache: KVCache) -> Cells | None:
+        """Where the entries of the step's tokens lie; None where one call cannot do it."""
         model, n = self.model, step.tokens_N.numel()
         if model is None or n > MOST_TOKENS or torch.is_grad_enabled():
             return None
@@ -49,19 +70,19 @@ class WholeStep:
         if self._table is None or (n > FEW_ROWS and (self._table.form or _widens(model, step))):
             return None
         at = None if any(self._hooks) else cache.in_place(step)
-        if at is None or (at.scales_LMP is None and at.cells_LMC.dtype != model.dtype):
-            return None
-        x_ND = model.embed(step.tokens_N).to(model.dtype)
+        return None if at is None or (at.scales_LMP is None and at.cells_LMC.dtype != model.dtype) else at
+
+    def _through(self, model: Decoder, x_ND: Tensor, step: StepInput, at: Cells) -> StepOutput | None:
         layers = select.whole("layers", x_ND)
-        if layers is None:
+        if layers is None or self._table is None:
             return None
         hidden_ND, experts_LNA = layers(x_ND, self._table, self._rope_T2, at)
-        routes: tuple[Tensor, ...] = experts_LNA[:, : n - step.n_filler].unbind()
+        routes: tuple[Tensor, ...] = experts_LNA[:, : step.tokens_N.numel() - step.n_filler].unbind()
         n_experts = model.cfg.ffn.n_experts if isinstance(model.cfg.ffn, MoEConfig) else 0
         return StepOutput(hidden_ND, routes, n_experts, hidden_ND.new_zeros((), dtype=torch.float32))
 
     def _learn(self, model: Decoder) -> None:
-        self._is_known, self._table = True, table(model)
+        self._is_known, self._table = True, _ahead_table(model) if self._ahead else table(model)
         self._rope_T2 = (model.rope.cos_T2.float().contiguous(), model.rope.sin_T2.float().contiguous())
         everywhere = torch.nn.modules.module
         self._hooks = [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
@@ -82,6 +103,14 @@ def table(model: Decoder) -> Table | None:
     if model.memory is not None or len(there) < len(layers) or len(forms) > 1:
         return None
     return Table(there, model.norm.weight.float(), model.norm.eps)
+
+
+def _ahead_table(model: Decoder) -> Table | None:
+    """The same of the MTP module's block, where it has one."""
+    layer = None if model.mtp is None else _layer(model.mtp.block, model.dtype)
+    if model.mtp is None or layer is None or len(layer.forms) > 1:
+        return None
+    return Table([layer], model.mtp.norm.weight.float(), model.mtp.norm.eps)
 
 
 def _layer(block: torch.nn.Module, dtype: torch.dtype) -> Layer | None:

@@ -258,3 +258,32 @@ def test_python_and_c_lay_the_table_out_alike():
     layer_bytes = native.library().layer_bytes
     layer_bytes.restype = ctypes.c_long
     assert layer_bytes() == sum(map(ctypes.sizeof, layers.STRUCTURES))
+
+
+@pytest.mark.parametrize("cfg", [CFG, QWEN])
+@pytest.mark.parametrize("kind", [PagedCache, Int8Cache])
+@pytest.mark.parametrize("step", [STEP, GUESSES])
+def test_the_mtp_module_s_step_in_one_call_is_that_of_its_parts(cfg, kind, step, called):
+    model = build(replace(cfg, n_mtp=1))
+    hidden_ND = torch.randn(step.tokens_N.numel(), cfg.d_model, generator=torch.Generator().manual_seed(1))
+    found = []
+    for at_once in (True, False):
+        tables = cache_of(model.cfg).tables
+        cache = kind(model.cfg, tables, 6, model.dtype, n_layers=cfg.n_layers + 1)
+        prompts = StepInput(torch.arange(sum(LENGTHS)) * 7 % 64, LENGTHS, slots=(0, 1, 2))
+        with torch.no_grad():
+            with select.overrides(IN_PARTS):
+                model.predict_second(model(prompts, cache).hidden_ND, prompts.tokens_N, prompts, cache)
+            called.clear()
+            if at_once:
+                output = WholeStep(model, ahead=True).predict_second(hidden_ND, step.tokens_N, step, cache)
+                assert called == ["layers"]
+            else:
+                with select.overrides(IN_PARTS):
+                    output = model.predict_second(hidden_ND, step.tokens_N, step, cache)
+        found.append((output.hidden_ND, entries_of(cache), [routes_NA.tolist() for routes_NA in output.routes]))
+    ours, theirs = found
+    assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+    assert_close(ours[1], theirs[1], rtol=1e-5, atol=2e-2 if kind is Int8Cache else 1e-5)
+    assert ours[2] == theirs[2]
+    assert WholeStep(build(cfg), ahead=True).predict_second(hidden_ND, step.tokens_N, step, cache) is None
