@@ -92,8 +92,6 @@ def work(model: Outline, chip: Chip, layout: Layout, *, seq_len: int, batch_toke
     if model.mtp:
         dense = add(dense, product(tokens, 2 * model.d_model, model.d_model / layout.tensor, passes * per_chip, fmt))
     data_link, data_net = _data_bytes(model, layout, chip, n_micro)
-    rest, expert_numbers = held(model, layout)
-    shards = layout.data * layout.context if layout.zero else 1
     turn = turns(layout)
     idle = bubble(layout.schedule, layout.pipeline, turn, layout.chunks)
     crosses = layout.expert * layout.tensor > chip.node and model.is_moe
@@ -109,7 +107,7 @@ def work(model: Outline, chip: Chip, layout: Layout, *, seq_len: int, batch_toke
         expert_network_bytes=a2a_net,
         data_link_bytes=data_link,
         data_network_bytes=data_net,
-        optimizer_bytes=28.0 * (rest + expert_numbers) / shards,
+        optimizer_bytes=28.0 * sum(numbers / (n if layout.zero else 1) for numbers, n, _ in _copies(model, layout)),
         bubble_share=idle / ((turn.forward + turn.backward + turn.weight) * n_micro),
         units=1 - COMMUNICATION_UNITS if folded and crosses else 1.0,
         hidden_experts=folded,
@@ -131,8 +129,7 @@ def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:
     def products(one: Products) -> float:
         return one.flops / (chip.peak(one.precision) * rate) + eff.traffic * one.bytes / memory
 
-    one_way = eff.link * 1e9 / 2  # infinite where there is no link: nothing is sent over it then
-    link, network = (max(chip.link, chip.network) or inf) * one_way, (chip.network or inf) * one_way
+    link, network = _bytes_per_s(chip, eff)
     parts = {
         "matrices": products(load.dense) + products(load.head),
         "experts": products(load.experts),
@@ -144,11 +141,22 @@ def seconds(load: StepWork, chip: Chip, eff: Efficiency) -> dict[str, float]:
     to_all = load.expert_link_bytes / link + load.expert_network_bytes / network
     parts["all_to_all"] = max(0.0, to_all - busy * (1.0 if load.hidden_experts else eff.overlap))
     busy += parts["all_to_all"]
-    between = load.data_link_bytes / link + load.data_network_bytes / network
-    parts["data"] = max(0.0, between - busy * eff.overlap)
+    parts["data"] = max(0.0, exchange(load, chip, eff) - busy * eff.overlap)
     parts["bubble"] = busy * load.bubble_share
     parts["optimizer"] = load.optimizer_bytes / memory
     return parts
+
+
+def exchange(load: StepWork, chip: Chip, eff: Efficiency) -> float:
+    """Seconds in which gradients are summed and weights put together again, if nothing else is done meanwhile."""
+    link, network = _bytes_per_s(chip, eff.where(chip.measured))
+    return load.data_link_bytes / link + load.data_network_bytes / network
+
+
+def _bytes_per_s(chip: Chip, eff: Efficiency) -> tuple[float, float]:
+    """One way over a link and over the network; infinite where there is none, for nothing is sent over it then."""
+    one_way = eff.link * 1e9 / 2
+    return (max(chip.link, chip.network) or inf) * one_way, (chip.network or inf) * one_way
 
 
 def formats(chip: Chip, precision: str) -> tuple[str, str]:
@@ -217,19 +225,24 @@ def all_to_all_bytes(layer: Layer, d: int, tokens: float, layout: Layout, chip: 
     return inside, visited * (1 - 1 / nodes) * each * tokens
 
 
-def _data_bytes(model: Outline, layout: Layout, chip: Chip, n_micro: int) -> tuple[float, float]:
-    """Bytes of gradients and weights between data-parallel chips: (over links, over the network)."""
-    shards = layout.data * layout.context
-    if shards == 1:
-        return 0.0, 0.0
+def _copies(model: Outline, layout: Layout) -> list[tuple[float, int, int]]:
+    """(numbers, chips that hold them, how far these are apart): of all but the experts, and of experts."""
     rest, experts = held(model, layout)
-    expert_shards = max(1, shards * layout.tensor // layout.expert)
-    moved = rest * (1 - 1 / shards) + experts * (1 - 1 / expert_shards)
-    if layout.zero == 3:  # weights gathered forward and backward for every micro-batch, gradients scattered once
-        total = moved * (2 * 2.0 * n_micro + 2.0 * n_micro)
-    else:
-        total = moved * 2 * 2.0
-    in_node = max(1, min(shards, chip.node // layout.tensor))
-    if shards * layout.tensor <= chip.node:
-        return total, 0.0
-    return total, total / in_node
+    shards = layout.data * layout.context
+    apart = max(layout.expert, layout.tensor)
+    return [(rest, shards, layout.tensor), (experts, max(1, shards * layout.tensor // layout.expert), apart)]
+
+
+def _data_bytes(model: Outline, layout: Layout, chip: Chip, n_micro: int) -> tuple[float, float]:
+    """Bytes of gradients and weights between data-parallel chips: (over links, over the network).
+
+    16-bit gradients are scattered once in a step and 16-bit weights gathered once; in ZeRO 3 for every micro-batch.
+    """
+    link = network = 0.0
+    for numbers, copies, apart in _copies(model, layout):
+        each = 2 * 2.0 if layout.zero < 3 else 2 * 2.0 * n_micro + 2.0 * n_micro
+        moved = numbers * (1 - 1 / copies) * each
+        in_node = max(1, min(copies, chip.node // apart))
+        link += moved if in_node > 1 else 0.0
+        network += moved / in_node if copies > in_node else 0.0
+    return link, network

@@ -7,9 +7,10 @@ that holds the first stage.
 from dataclasses import dataclass
 from typing import Any
 
+from sobre.plan.efficiency import FITTED
 from sobre.plan.layout import n_micro_batches
 from sobre.plan.schedule import order
-from sobre.plan.step import turns
+from sobre.plan.step import exchange, turns
 from sobre.plan.train import TrainingPlan
 from sobre.schemas import VERSION
 
@@ -53,7 +54,11 @@ class Trace:
 
 
 def trace(plan: TrainingPlan) -> Trace:
-    """1F, 1B (with the gradients of weights where they are not put off), 1W, 1F1B, and what is no micro-batch."""
+    """1F, 1B (with the gradients of weights where they are not put off), 1W, 1F1B, and what is no micro-batch.
+
+    `optimizer` is the update and the exchange around it (gradients summed, weights gathered) as if it stood alone;
+    `hidden`, which is negative, is what of the exchange the plan takes to go on behind the work on micro-batches.
+    """
     layout, turn = plan.layout, turns(plan.layout)
     per_chip = {"interleaved": layout.chunks, "dualpipev": 2}.get(layout.schedule, 1)
     n_micro = n_micro_batches(layout, plan.batch_tokens, plan.seq_len)
@@ -66,5 +71,11 @@ def trace(plan: TrainingPlan) -> Trace:
     busy_s = sum(seconds for name, seconds in plan.parts.items() if name not in BESIDE_PIECES)
     unit_s = busy_s / (n_micro * (turn.forward + turn.backward + turn.weight))
     seconds = {kind: amount * unit_s for kind, amount in amounts.items()}
-    seconds |= {name: plan.parts[name] for name in BESIDE_PIECES}
+    exchange_s = exchange(plan.load, plan.chip, FITTED)
+    seconds |= {
+        "bubble": plan.parts["bubble"],
+        "optimizer": plan.parts["optimizer"] + exchange_s,
+        "hidden": plan.parts["data"] - exchange_s,
+        "lost": plan.parts["lost"],
+    }
     return Trace(plan, seconds | {"whole": plan.step_s})

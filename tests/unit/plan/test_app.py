@@ -10,6 +10,8 @@ import pytest
 
 from sobre.app.plan import main, read
 from sobre.errors import ConfigError
+from sobre.plan.layout import Layout
+from sobre.plan.plan import short
 from sobre.schemas import schema
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -118,3 +120,31 @@ def test_the_page_about_planning_shows_what_the_command_prints(command, shown, c
 
 def test_the_page_about_planning_has_commands_to_check():
     assert len(FENCE.findall(PAGE.read_text())) >= 5
+
+
+def table_rows(page: str) -> list[list[str]]:
+    """The rows of the planner's table of docs/scaling.md."""
+    table = page.partition("<!-- planner -->")[2].partition("<!-- end of planner -->")[0]
+    lines = [line for line in table.splitlines() if "`sobre plan" in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def predicted(command: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Parameters, tokens of a step, layout and seconds, as the table has them."""
+    assert main([*shlex.split(command)[2:], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if "stages" in found:
+        stage, params = found["stages"]["pretrain"], found["params"]
+        sizes, tokens, layout = (params["active"], params["total"]), stage["step_tokens"], "one process"
+        step_s = stage["seconds"] / stage["steps"]
+    else:
+        sizes, tokens, step_s = (found["params_active"], found["params_total"]), found["batch_tokens"], found["step_s"]
+        layout = str(Layout(**found["layout"]))
+    return [f"{short(sizes[0])} of {short(sizes[1])}", short(tokens), layout, f"{step_s:.3g} s"]
+
+
+def test_the_table_from_a_laptop_to_a_cluster_is_what_the_planner_says(capsys):
+    rows = table_rows((DOCS / "scaling.md").read_text())
+    assert [row[0] for row in rows] == ["1 laptop", "1", "8", "64", "2,048"]
+    for row in rows:
+        assert row[2:6] == predicted(row[1].strip("`"), capsys), row[1]
