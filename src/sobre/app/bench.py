@@ -4,7 +4,7 @@
     sobre bench decode                       batched generation against transformers.generate (and llama.cpp)
     sobre bench families                     each family's forward pass, and decoding at 1k, against transformers
     sobre bench load                         two gigabytes of weights against reading their bytes
-    sobre bench saves                        for how long a training step waits for a saved state
+    sobre bench saves                        how long a step waits for a saved state; under torchrun divided
     sobre bench serve                        a started server: 32 streams against one, first tokens, page
     sobre bench soak --minutes 30            a started server under clients that leave: memory flat, no block left
     sobre bench quality --model DIR --text FILE   what 8 and 4 bits cost, beside llama.cpp's files of the same model
@@ -111,6 +111,8 @@ def run(name: str, cfg: BenchConfig) -> int:
     from sobre.bench.table import table
 
     document = _bench(name)(cfg)
+    if document is None:
+        return 0
     path = save(document, cfg.out)
     if cfg.json:
         print(json.dumps(document, ensure_ascii=False))
@@ -120,13 +122,14 @@ def run(name: str, cfg: BenchConfig) -> int:
     return 0
 
 
-def _bench(name: str) -> Callable[[Any], dict[str, Any]]:
-    """The benchmark called `name`, which is that of a page: config in, document out."""
+def _bench(name: str) -> Callable[[Any], dict[str, Any] | None]:
+    """The benchmark called `name`, which is that of a page: config in, document out; None in a process of several whose
+    first one has it."""
     page = import_module(f"sobre.bench.{name}")
 
-    def measured(cfg: BenchConfig) -> dict[str, Any]:
-        found: Result | dict[str, Any] = page.bench(cfg, say)
-        return found if isinstance(found, dict) else found.document()
+    def measured(cfg: BenchConfig) -> dict[str, Any] | None:
+        found: Result | dict[str, Any] | None = page.bench(cfg, say)
+        return found if found is None or isinstance(found, dict) else found.document()
 
     return measured
 

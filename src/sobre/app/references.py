@@ -6,6 +6,7 @@ any state can name it; files older than what the saved states name are removed.
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -41,8 +42,11 @@ class References:
         draft = self._path(step).with_suffix(".part")
         save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, draft)
         os.replace(draft, self._path(step))
-        states = (self._folder / f"step-{saved:08d}" / "meta.json" for saved in saved_steps(self._folder))
-        named = [json.loads(meta.read_text())["source"]["reference_step"] for meta in states]
+        named = []
+        for saved in saved_steps(self._folder):
+            with suppress(FileNotFoundError):  # the thread that writes states removes old ones meanwhile
+                meta = json.loads((self._folder / f"step-{saved:08d}" / "meta.json").read_text())
+                named.append(meta["source"]["reference_step"])
         for path in self._folder.glob("reference-*.safetensors"):
             if named and int(path.stem.removeprefix("reference-")) < min(named):
                 path.unlink()

@@ -20,8 +20,10 @@ from sobre.models.step import StepInput
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
+from sobre.parallel.division import Division
 from sobre.train.batch import from_rows
 from sobre.train.losses import next_token
+from sobre.train.pieces import mine
 from sobre.train.step import train_step
 
 
@@ -41,18 +43,19 @@ def plain(model: Decoder) -> Decoder:
     return twin.eval()
 
 
-def make_optimizer(model: Decoder, kind: str, lr: float) -> Optimizer:
+def make_optimizer(model: Decoder, kind: str, lr: float, division: Division | None = None) -> Optimizer:
     """The optimizer of a run at one learning rate."""
     names = dict(model.named_parameters())
     cfg = OptimConfig(kind="muon" if kind == "muon" else "adamw", lr=lr, lr_adam=lr)
-    return Optimizer(names, roles(names), cfg, dtype=model.dtype)
+    return Optimizer(names, roles(names), cfg, dtype=model.dtype, matrices=division)
 
 
-def training_step(model: Decoder, rows_BT1: Tensor, *, optimizer: Optimizer) -> Work:
-    """One optimizer step on the rows: balance loss and moving router biases included; returns the loss."""
+def training_step(model: Decoder, rows_BT1: Tensor, *, optimizer: Optimizer, division: Division | None = None) -> Work:
+    """One optimizer step on the rows (of a divided model on this process's share of them): balance loss and moving
+    router biases included; returns the loss."""
     model.train()
-    batch = from_rows(rows_BT1)
-    return lambda: train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0).loss
+    batch = mine(from_rows(rows_BT1), division)
+    return lambda: train_step(model, optimizer, [batch], next_token, lr_scale=1.0, clip=1.0, division=division).loss
 
 
 def causal_loss(model: Decoder, rows_BT1: Tensor) -> Tensor:

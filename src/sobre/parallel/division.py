@@ -99,9 +99,16 @@ class Part:
         return spans
 
     def of_whole(self, part: Tensor) -> DTensor:
-        """This process's part of the parameter, or of a moment of it, as a view that knows the whole."""
-        stride = torch.empty(self.shape, device="meta").stride()
-        return DTensor.from_local(part, self.mesh, self.placements, run_check=False, shape=self.shape, stride=stride)
+        """This process's part of the parameter, or of a moment of it, as a view that knows the whole.
+
+        A copy of the part on another device stays there (DTensor would carry it to the mesh's): the view then says
+        where it lies, and no more.
+        """
+        stride, mesh = torch.empty(self.shape, device="meta").stride(), self.mesh
+        if part.device.type != mesh.device_type:
+            names = mesh.mesh_dim_names
+            mesh = DeviceMesh(part.device.type, mesh.mesh, mesh_dim_names=names, _init_backend=False)
+        return DTensor.from_local(part, mesh, self.placements, run_check=False, shape=self.shape, stride=stride)
 
 
 @dataclass(frozen=True)

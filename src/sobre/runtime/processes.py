@@ -103,6 +103,13 @@ class Processes:
         return found
 
     @property
+    def saving(self) -> "Processes":
+        """The same processes over a group of their own: for the threads that write states while training goes on."""
+        found = copy.copy(self)
+        found._group = self.saving_group
+        return found
+
+    @property
     def n_nodes(self) -> int:
         return self.count // self.per_node
 

@@ -7,7 +7,8 @@ process holds everything, the first writes two safetensors files; a divided mode
 once (torch's distributed checkpoint). Either is read into any number of processes and any layout (train/resume.py).
 Frozen weights are no part of it: they are where the run began, and it begins there again.
 
-Training waits only for a copy of the numbers; a thread takes them to the disk.
+Training waits only for a copy of the numbers. A thread of each process does all the rest: it takes them to the disk,
+agrees with those of the other processes (over a group of their own), and puts the state into its place.
 """
 
 import json
@@ -15,6 +16,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -51,35 +53,51 @@ class Saving:
         processes: Processes | None = None,
     ) -> None:
         self.folder, self.keep, self.meta = folder, keep, {"step": step, **meta}
-        self.processes = processes or Processes()
+        self.processes = (processes or Processes()).saving
         self.target = folder / f"step-{step:08d}"
         self.draft = self.target.with_suffix(DRAFT)
         self._what = f"the state of step {step} could not be written to {folder}"
         self._checksums: dict[str, int] = {}
         self._error: Exception | None = None
-        self.processes.decide(lambda: self._on_disk(self._clear))
+        write: Callable[[], None] | None = None
         if division is not None and not division.is_whole:
             views = {key: division.view(parameter_of(key), part) for key, part in _copied(model, optimizer).items()}
-            self._thread = Thread(target=self._write, args=(lambda: self._write_parts(views),), daemon=True)
+            write = partial(self._write_parts, views)
         elif self.processes.is_first:
-            copied = _copied(model, optimizer)
-            self._thread = Thread(target=self._write, args=(lambda: self._write_whole(copied),), daemon=True)
-        else:
-            self._thread = Thread(target=lambda: None)
+            write = partial(self._write_whole, _copied(model, optimizer))
+        self._thread = Thread(target=self._run, args=(write,), daemon=True)
         self._thread.start()
 
     def is_written(self) -> bool:
-        """Whether this process has nothing left to write; `finish` would not wait for it."""
+        """Whether the state is in its place, or has failed; `finish` would not wait for it."""
         return not self._thread.is_alive()
 
     def finish(self) -> None:
-        """Wait until all is written, move it into place, remove all but the `keep` newest. Raises RunError in all."""
+        """Wait until the state is in its place and all but the `keep` newest are gone. Raises RunError in all."""
         self._thread.join()
-        found = self.processes.gather((self._checksums, None if self._error is None else str(self._error)))
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, write: Callable[[], None] | None) -> None:
+        """What the thread does; an error is for `finish` to raise."""
+        try:
+            self._save(write)
+        except Exception as error:
+            self._error = error
+
+    def _save(self, write: Callable[[], None] | None) -> None:
+        self.processes.decide(lambda: self._on_disk(self._clear))
+        failed: Exception | None = None
+        try:
+            if write is not None:
+                write()
+        except Exception as error:  # told to all
+            failed = error
+        found = self.processes.gather((self._checksums, None if failed is None else str(failed)))
         errors = dict.fromkeys(error for _, error in found if error is not None)
         try:
             if errors:
-                raise RunError(f"{self._what}: {'; '.join(errors)}") from self._error
+                raise RunError(f"{self._what}: {'; '.join(errors)}") from failed
             self.meta["checksums"] = {name: value for checksums, _ in found for name, value in checksums.items()}
             self.processes.decide(lambda: self._on_disk(self._publish))
         except RunError:
@@ -95,12 +113,6 @@ class Saving:
         """Remove what was left half written, by a kill or a full disk: its room is needed."""
         for path in self.folder.glob(f"step-*{DRAFT}"):
             shutil.rmtree(path, ignore_errors=True)
-
-    def _write(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except Exception as error:  # told to all by `finish`
-            self._error = error
 
     def _write_whole(self, tensors: dict[str, Tensor]) -> None:
         for kind in ("model", "optimizer"):
@@ -210,4 +222,5 @@ def _copied(model: Decoder, optimizer: Optimizer) -> dict[str, Tensor]:
     """A copy of the state's tensors in this process, under "model/NAME" or "optimizer/QUANTITY/NAME"."""
     weights = {f"model/{name}": optimizer.here.get(name, tensor) for name, tensor in moving(model).items()}
     moments = {f"optimizer/{key}": tensor for key, tensor in optimizer.state_dict().items()}
-    return {key: tensor.detach().cpu().clone().contiguous() for key, tensor in {**weights, **moments}.items()}
+    tensors = {**weights, **moments}.items()
+    return {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors}

@@ -26,7 +26,9 @@ def test_a_result_follows_the_schema_and_judges_the_waits_alone(
         return next(turns)
 
     monkeypatch.setattr(saves, "time_once", timed)
-    document = saves.bench(tiny, lambda line: None).document()
+    found = saves.bench(tiny, lambda line: None)
+    assert found is not None
+    document = found.document()
     jsonschema.validate(document, schema("bench"))
     waits, beside = document["ratios"]
     assert waits["rounds"] == [pytest.approx(1 / 1.04)] * 2
@@ -39,6 +41,6 @@ def test_a_result_follows_the_schema_and_judges_the_waits_alone(
 def test_a_state_that_is_read_back_as_another_ends_the_benchmark(
     tiny: SavesBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(saves, "load_state", lambda *_: None)
+    monkeypatch.setattr(saves, "load_state", lambda *_, **__: None)
     with pytest.raises(RunError, match="tensors of a state read back that are others"):
         saves.bench(tiny, lambda line: None)

@@ -3,7 +3,8 @@
 import os
 import shutil
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread, main_thread
+from time import sleep
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sobre.models.decoder import Decoder
 from sobre.optim.config import OptimConfig
 from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
+from sobre.runtime.processes import Processes
 from sobre.train.batch import from_samples
 from sobre.train.losses import next_token
 from sobre.train.resume import load_state
@@ -221,6 +223,26 @@ def test_a_state_holds_the_numbers_of_its_moment_while_training_goes_on(tmp_path
     assert load_state(tmp_path, other, other_optimizer) == {"step": 1}
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
     assert not torch.equal(model.embed.weight, other.embed.weight)
+
+
+def test_training_waits_for_a_copy_alone_and_a_thread_agrees_and_publishes(tmp_path: Path):
+    class Watched(Processes):
+        def decide(self, choose):
+            asked.append((current_thread() is main_thread(), choose))
+            return super().decide(choose)
+
+        def gather(self, value):
+            asked.append((current_thread() is main_thread(), value))
+            return super().gather(value)
+
+    asked: list[tuple[bool, object]] = []
+    model, optimizer = fresh()
+    saving = Saving(tmp_path, 1, model, optimizer, {}, keep=2, processes=Watched())
+    while not saving.is_written():
+        sleep(0.01)
+    assert saved_steps(tmp_path) == [1]  # before anybody waited for it
+    saving.finish()
+    assert [in_main for in_main, _ in asked] == [False] * 3
 
 
 def test_a_disk_that_refuses_is_a_clear_error_and_keeps_the_old_state(tmp_path: Path, monkeypatch):
