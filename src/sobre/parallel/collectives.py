@@ -9,7 +9,10 @@ from torch import Tensor
 
 
 def sum_over(group: dist.ProcessGroup, tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over the processes of the group."""
+    """Replace each tensor by its sum over the processes of the group.
+
+    Torch's `all_reduce_coalesced` is deprecated, and sums without a word what has other shapes elsewhere.
+    """
     by_type: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         by_type[tensor.dtype].append(tensor)

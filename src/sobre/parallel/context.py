@@ -83,7 +83,11 @@ class Divided:
 
 
 class _Whole(torch.autograd.Function):
-    """The all-gather, whose gradient is the reduce-scatter (torch.distributed.nn has the pair for NCCL alone)."""
+    """The all-gather, whose gradient is the reduce-scatter.
+
+    That of torch.distributed.nn is deprecated and goes back by an all-to-all and a sum where the backend is not NCCL;
+    its successor is in a private module (_functional_collectives).
+    """
 
     @staticmethod
     def forward(ctx: Any, x_NX: Tensor, place_M: Tensor, most: int, group: dist.ProcessGroup) -> Tensor:

@@ -66,7 +66,11 @@ def answers_here(
 
 
 class _Sent(torch.autograd.Function):
-    """Rows to their processes, `there` to each, `back` from each; the gradient takes the same way back."""
+    """Rows to their processes, `there` to each, `back` from each; the gradient takes the same way back.
+
+    Torch's own are `all_to_all_single_autograd`, in a private module (_functional_collectives), and that of
+    torch.distributed.nn, which is deprecated in its favour.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, there: list[int], back: list[int], group: dist.ProcessGroup) -> Tensor:

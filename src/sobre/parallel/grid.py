@@ -2,6 +2,10 @@
 
 Rank (p * L + l) * T + t is number p of the pipeline, learner l of its part, number t of the tensor: those who talk most
 are neighbours. Learners hold the same part of the model, or shards, experts and copies of it.
+
+`init_device_mesh` would make one mesh, and slicing takes dimensions out of it. Shards and experts cut the same learners
+in two ways, which private methods alone do (`_unflatten`), and its groups wait as long as is usual in torch, unless a
+private field (`_timeout`) of a backend's options says otherwise.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,9 @@
 
 Heads and inner columns are divided; what goes into them is the same in all processes of the tensor, and what comes out
 is a sum over them. `shared` stands before: its gradient is the sum over what each process did with its input. `summed`
-stands behind: its gradient is the same for all.
+stands behind: its gradient is the same for all. The sum of torch.distributed.nn, which is deprecated, sums in the
+backward pass, too: the two in a row. DTensor's styles (`parallelize_module`) would make every parameter a DTensor;
+the optimizer and the files work with the numbers that are here (docs/decisions/012-who-divides-what.md).
 """
 
 from typing import Any, cast

@@ -3,6 +3,9 @@
 Experts are written by the processes that hold them. Any other tensor is put together in every process, one after the
 other, and written by one of them in turn. Each process fills files of its own, of FILE_BYTES at most (a larger tensor
 is a file), and the first one numbers them and writes the index.
+
+Torch's `HuggingFaceStorageWriter` writes parts of tensors, which one more pass reads back and puts together, in the
+shapes that it is given: stacked experts, a tensor each in these files, would have to be taken apart before.
 """
 
 from collections.abc import Iterator, Mapping

@@ -38,7 +38,11 @@ OLD = ".old"
 
 
 class Saving:
-    """A state on its way to the disk. Every process makes one, and finishes it, at the same steps."""
+    """A state on its way to the disk. Every process makes one, and finishes it, at the same steps.
+
+    Torch's `dcp.async_save` is experimental, and ends when its files are written: checksums would need a thread of ours
+    behind it all the same.
+    """
 
     def __init__(
         self,
