@@ -48,10 +48,13 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("api", "rounding"), [("openai", ()), ("anthropic", ("--weights", "int8", "--cache", "int8"))])
-def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, api, rounding):
-    """Greedy answers of one model are the same in this process and behind either dialect."""
-    flags = ["--tasks", "sorting", "--n", "3", "--temperature", "0", "--max-tokens", "24"]
+@pytest.mark.parametrize(
+    ("api", "thinking", "rounding"),
+    [("openai", "6", ()), ("anthropic", "off", ("--weights", "int8", "--cache", "int8"))],
+)
+def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, api, thinking, rounding):
+    """Greedy answers of one model are the same in this process and behind either dialect, with and without thoughts."""
+    flags = ["--tasks", "sorting", "--n", "3", "--temperature", "0", "--max-tokens", "24", "--thinking", thinking]
     assert evaluation.main([str(folder), *flags, *rounding, "--out", str(tmp_path / "local.json")]) == 0
     server = Process(folder, *rounding)
     try:
@@ -67,6 +70,9 @@ def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, ap
         assert one["replies"][0]["n_tokens"] == other["replies"][0]["n_tokens"]
         assert one["replies"][0]["finished"] == other["replies"][0]["finished"]
         assert one["replies"][0]["right"] == other["replies"][0]["right"]
+        thoughts = [each["replies"][0]["text"].partition("</think>") for each in (one, other)]
+        assert [closed for _, closed, _ in thoughts] == ["</think>" if thinking == "6" else ""] * 2
+        assert [part.strip() for part in thoughts[0]] == [part.strip() for part in thoughts[1]]
 
 
 class Process:

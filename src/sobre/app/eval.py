@@ -13,6 +13,8 @@ reply is kept in the result (--out), so that a second model can be compared with
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +25,9 @@ from sobre.config.base import config
 from sobre.config.load import load, to_dict
 from sobre.data.config import DataConfig
 from sobre.errors import ConfigError, DataError
+from sobre.eval.config import LimitField, Omittable, Thinking
 from sobre.runtime.config import Device
+from sobre.runtime.files import write_text
 from sobre.serve.config import NO_ROUNDING, Decoding, Dtype, Rounding
 from sobre.tasks.config import JUDGE_S
 from sobre.tasks.judges import check_judges
@@ -31,7 +35,9 @@ from sobre.tasks.judges import check_judges
 if TYPE_CHECKING:
     from sobre.app import rounded
     from sobre.data.sources import Document
-    from sobre.eval.answer import Endpoint, Local
+    from sobre.eval.answer import Local
+    from sobre.eval.kept import Kept
+    from sobre.eval.service import Endpoint
     from sobre.tasks.base import Problem
 
 AT_ONCE = 16
@@ -81,6 +87,8 @@ class EvalOptions(Rounding):
     style: Literal["chat", "plain"] = "chat"
     """chat asks through the model's template; plain in text (Question: ... Answer:), for a base model of ours."""
     seed: int = 0
+    thinking: Thinking = "auto"
+    """on, off, or the most tokens of a thought. auto: our models think where they can, a service does as it does."""
     judge_s: float = JUDGE_S
     """Seconds after which a judge that has not answered stops the evaluation."""
     endpoint: str = ""
@@ -90,12 +98,20 @@ class EvalOptions(Rounding):
     api: Literal["openai", "anthropic"] = "openai"
     key_env: str = ""
     """Environment variable that holds the key of the service."""
+    omit: tuple[Omittable, ...] = ()
+    """What the service refuses to be told, and then chooses itself."""
+    limit_field: LimitField = "max_tokens"
+    """What the service calls the longest reply."""
+    extra_body: str = ""
+    """More fields of every request to the service, a JSON object: {"reasoning_effort": "low"}."""
+    waits: int = 5
+    """How often a request that the service puts off (429, 503, 529) is made again, as late as its Retry-After says."""
     against: str = ""
     """The result of another evaluation of the same problems."""
     training_text: tuple[str, ...] = ()
     """Files or folders that the model was trained on, of the kinds that --data takes: searched for the problems."""
     out: str = ""
-    """File for the result; every reply stands in it."""
+    """File for the result; every reply stands in it. Those of a service are kept beside it as they come (.partial)."""
     html: str = ""
     """File for a page with the table, and every question and reply to read."""
     json: bool = False
@@ -108,6 +124,16 @@ class EvalOptions(Rounding):
             raise ConfigError("--endpoint URL and --model NAME, the model's name there, go together")
         if self.endpoint and (self.text or self.rounding != NO_ROUNDING):
             raise ConfigError("--weights, --cache and --text are for a model of this process; a service has its own")
+        if not self.endpoint and (self.omit or self.extra_body or self.limit_field != "max_tokens"):
+            raise ConfigError("--omit, --limit-field and --extra-body say how a service is asked: they need --endpoint")
+        if self.api == "anthropic" and self.limit_field != "max_tokens":
+            raise ConfigError(f"--limit-field={self.limit_field}: Anthropic's messages have max_tokens alone")
+        if isinstance(self.thinking, int) and self.thinking < 1:
+            raise ConfigError(f"thinking={self.thinking} must be at least 1 token; off is no thought")
+        if self.style == "plain" and self.thinking != "auto":
+            raise ConfigError(f"thinking={self.thinking} is said in a chat's layout, and --style plain has none")
+        if self.waits < 0:
+            raise ConfigError(f"waits={self.waits} must be 0 or more")
         if self.shots < 0:
             raise ConfigError(f"shots={self.shots} must be 0 or more")
         if self.style == "plain" and self.endpoint:
@@ -149,55 +175,81 @@ def main(argv: list[str]) -> int:
         contamination = measure.contamination({name: asked for name, (asked, _) in asked_of.items()}, texts)
         for kind, note in events.notes.items():
             print(f"--training-text: {note.count:,} x {kind}, first {note.first[0]}", file=sys.stderr)
+    if against is not None:
+        for name, (asked, _) in asked_of.items():
+            measure.check_same([problem.key for problem in asked], measure.verdicts(against, name))
     how = Sampling(
-        max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p, seed=options.seed
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+        thinking=options.thinking,
     )
-    answerer: Local | Endpoint
-    plain: Local | None = None
-    scores: dict[str, dict[str, Any]] = {}
-    decoding: rounded.Speeds = {}
-    if options.endpoint:
-        answerer = _endpoint(options)
-    else:
-        answerer, plain, scores, decoding = _local(options, documents)
     shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
-    if scores:
-        result["bits_per_byte"] = scores
-        print(_bits(scores), file=sys.stderr if options.json else sys.stdout, flush=True)
-    if decoding:
-        result["decoding"] = decoding
-        print(rounded.told(decoding, HOW_READ), file=sys.stderr if options.json else sys.stdout, flush=True)
-    for name, (asked, examples) in asked_of.items():
-        shown_first = turns(examples, thinks=options.style == "chat")
-        items = measure.measure(asked, replace(answerer, shots=shown_first), options.k, how, judge_s=options.judge_s)
-        found = measure.summary(items, seed=options.seed)
-        if plain is not None:
-            own = measure.measure(asked, replace(plain, shots=shown_first), options.k, how, judge_s=options.judge_s)
-            theirs = measure.verdicts({"items": measure.to_dict(own)}, name)
-            found["as_it_is"] = {
-                "average_at_k": measure.summary(own, seed=options.seed)["average_at_k"],
-                **measure.compare(items, theirs, seed=options.seed),
-            }
-        if against is not None:
-            found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
-        if contamination:
-            found["contamination"] = contamination[name]
-        result["tasks"][name] = found
-        result["items"] += measure.to_dict(items)
-        print(_line(name, found), file=sys.stderr if options.json else sys.stdout, flush=True)
+    with _keeping(options) as kept:
+        answerer: Local | Endpoint
+        plain: Local | None = None
+        scores: dict[str, dict[str, Any]] = {}
+        decoding: rounded.Speeds = {}
+        if options.endpoint:
+            answerer = _endpoint(options, kept)
+        else:
+            answerer, plain, scores, decoding = _local(options, documents)
+        if scores:
+            result["bits_per_byte"] = scores
+            print(_bits(scores), file=sys.stderr if options.json else sys.stdout, flush=True)
+        if decoding:
+            result["decoding"] = decoding
+            print(rounded.told(decoding, HOW_READ), file=sys.stderr if options.json else sys.stdout, flush=True)
+        for name, (asked, examples) in asked_of.items():
+            shots = turns(examples, thinks=options.style == "chat")
+            items = measure.measure(asked, replace(answerer, shots=shots), options.k, how, judge_s=options.judge_s)
+            found = measure.summary(items, seed=options.seed)
+            if plain is not None:
+                own = measure.measure(asked, replace(plain, shots=shots), options.k, how, judge_s=options.judge_s)
+                theirs = measure.verdicts({"items": measure.to_dict(own)}, name)
+                found["as_it_is"] = {
+                    "average_at_k": measure.summary(own, seed=options.seed)["average_at_k"],
+                    **measure.compare(items, theirs, seed=options.seed),
+                }
+            if against is not None:
+                found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
+            if contamination:
+                found["contamination"] = contamination[name]
+            result["tasks"][name] = found
+            result["items"] += measure.to_dict(items)
+            print(_line(name, found), file=sys.stderr if options.json else sys.stdout, flush=True)
+        if options.out:
+            Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+            write_text(Path(options.out), json.dumps(result, ensure_ascii=False, indent=1))
+    if kept is not None and (n_others := kept.close()):
+        print(f"{kept.path} holds {n_others:,} replies to other requests, and stays", file=sys.stderr)
     if options.html:
         from sobre.report.evaluation import render
 
         Path(options.html).parent.mkdir(parents=True, exist_ok=True)
         Path(options.html).write_text(render(result), encoding="utf-8")
-    text = json.dumps(result, ensure_ascii=False, indent=1)
-    if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text(text, encoding="utf-8")
     if options.json:
         print(json.dumps(result, ensure_ascii=False))
     return 0
+
+
+@contextmanager
+def _keeping(options: EvalOptions) -> "Iterator[Kept | None]":
+    """Where the replies of a service are kept until the result is written; how many there are is said if it is not."""
+    if not options.endpoint or not options.out:
+        yield None
+        return
+    from sobre.eval.kept import Kept
+
+    kept = Kept(Path(f"{options.out}.partial"))
+    try:
+        yield kept
+    except BaseException:
+        if len(kept):
+            print(f"{len(kept):,} replies are kept in {kept.path}: the same command goes on from them", file=sys.stderr)
+        raise
 
 
 def _named(tasks: str) -> list[tuple[str, str]]:
@@ -225,13 +277,33 @@ def _problems(name: str, path: str, options: EvalOptions) -> "tuple[list[Problem
     return (asked[: options.n] if options.n else asked), examples
 
 
-def _endpoint(options: EvalOptions) -> "Endpoint":
-    from sobre.eval.answer import Endpoint
+def _endpoint(options: EvalOptions, kept: "Kept | None") -> "Endpoint":
+    from sobre.eval.service import Endpoint
 
     if options.key_env and options.key_env not in os.environ:
         raise ConfigError(f"--key-env={options.key_env}: there is no such environment variable")
-    key = os.environ[options.key_env] if options.key_env else ""
-    return Endpoint(options.endpoint, options.model, key, options.api)
+    return Endpoint(
+        options.endpoint,
+        options.model,
+        os.environ[options.key_env] if options.key_env else "",
+        options.api,
+        omit=options.omit,
+        limit_field=options.limit_field,
+        extra=_extra(options.extra_body),
+        waits=options.waits,
+        kept=kept,
+    )
+
+
+def _extra(text: str) -> dict[str, Any]:
+    """The fields of --extra-body."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise ConfigError(f"--extra-body={text!r} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f'--extra-body={text!r} is {type(found).__name__}, not an object such as {{"top_k": 20}}')
+    return found
 
 
 def _local(

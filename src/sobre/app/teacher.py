@@ -10,7 +10,8 @@ from sobre.app.session import Session
 from sobre.config.recipe import STAGES
 from sobre.engine.engine import Engine
 from sobre.errors import ConfigError
-from sobre.eval.answer import Answerer, Endpoint, Local
+from sobre.eval.answer import Answerer, Local
+from sobre.eval.service import Endpoint
 from sobre.models.checkpoint import load_adapted, load_model, model_config
 from sobre.models.config import ModelConfig
 from sobre.models.decoder import Decoder

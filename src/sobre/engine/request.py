@@ -69,6 +69,11 @@ class Thought:
             raise EngineError(f"thought.max_tokens={self.max_tokens} must be at least 0, or None for no limit")
 
 
+def longest_thought(room: int) -> int:
+    """Most tokens of thought in an answer of `room` tokens that leave a quarter of it, at least 2, to what follows."""
+    return room - max(2, room // 4) if room >= 8 else room
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen. In this order: penalties, bias, mask, temperature, top_k, top_p, min_p."""

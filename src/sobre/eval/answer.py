@@ -1,21 +1,17 @@
-"""Who answers the questions of an evaluation: a model in this process, or a service behind a URL."""
+"""Who answers the questions of an evaluation, and a model of this process that does (a service: eval/service.py)."""
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from sobre.engine.engine import Engine
-from sobre.engine.request import Request, SamplingParams
-from sobre.errors import RunError
+from sobre.engine.request import Request, SamplingParams, Thought, longest_thought
+from sobre.errors import ConfigError
+from sobre.eval.config import Thinking
 from sobre.eval.shots import cut_plain, plain
 from sobre.tasks.sampling import Message
+from sobre.tokenizer.thoughts import opens_thought, think_ids
 from sobre.tokenizer.tokenizer import Tokenizer
-
-Api = Literal["openai", "anthropic"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,7 @@ class Sampling:
     temperature: float
     top_p: float
     seed: int = 0
+    thinking: Thinking = "auto"
 
 
 class Answerer(Protocol):
@@ -61,7 +58,7 @@ class Local:
     """Ask in plain text, without a chat template: for base models."""
 
     def answer(self, questions: Sequence[str], k: int, how: Sampling) -> list[list[Reply]]:
-        """k replies to each question, all in one batch."""
+        """k replies to each question, all in one batch. Raises ConfigError where the thinking asked for cannot be."""
         params = SamplingParams(
             max_tokens=how.max_tokens or LONGEST,
             temperature=how.temperature,
@@ -70,17 +67,36 @@ class Local:
         )
         requests = []
         for x, question in enumerate(questions):
-            ids = self._ids([*self.shots, {"role": "user", "content": question}])
+            ids = self._ids([*self.shots, {"role": "user", "content": question}], how.thinking)
             if not how.max_tokens:
                 params = replace(params, max_tokens=max(1, min(LONGEST, self.engine.max_len - len(ids))))
-            requests += [Request(f"{x}/{y}", ids, replace(params, seed=how.seed + x * k + y)) for y in range(k)]
+            thought = self._thought(ids, how.thinking, params.max_tokens) if isinstance(how.thinking, int) else None
+            requests += [
+                Request(f"{x}/{y}", ids, replace(params, seed=how.seed + x * k + y), thought=thought) for y in range(k)
+            ]
         found = {output.request_id: output for output in self.engine.generate(requests)}
         return [[self._reply(found[f"{x}/{y}"]) for y in range(k)] for x in range(len(questions))]
 
-    def _ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def _ids(self, messages: Sequence[Message], thinking: Thinking) -> tuple[int, ...]:
         if self.is_plain:
             return tuple(self.tokenizer.encode(plain(messages)))
-        return tuple(self.tokenizer.render(list(messages), generation_prompt=True))
+        ids = self.tokenizer.render(list(messages), generation_prompt=True, thinking=thinking != "off")
+        if thinking in ("on", "off"):
+            other = self.tokenizer.render(list(messages), generation_prompt=True, thinking=thinking == "off")
+            if ids == other:
+                raise ConfigError(f"thinking={thinking}: the chat layout of this model is the same with it and without")
+        return tuple(ids)
+
+    def _thought(self, prompt_ids: Sequence[int], most: int, room: int) -> Thought:
+        """A thought of at most `most` tokens in a reply of `room` tokens, bounded as the server bounds it."""
+        if not opens_thought(self.tokenizer, prompt_ids):
+            raise ConfigError(f"thinking={most}: the prompt of this model opens no thought that could be ended")
+        if most > longest_thought(room):
+            raise ConfigError(
+                f"thinking={most} leaves less than a quarter of a reply of {room:,} tokens to the answer; at most"
+                f" {longest_thought(room):,} fit, or a larger max_tokens"
+            )
+        return Thought(end_ids=(think_ids(self.tokenizer)[1],), max_tokens=most)
 
     def _reply(self, output: Any) -> Reply:
         finished = output.finish_reason == "stop"
@@ -89,79 +105,3 @@ class Local:
             text, ended = cut_plain(text)
             finished = finished or ended
         return Reply(text, finished, len(output.token_ids))
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A service that speaks OpenAI's chat completions or Anthropic's messages."""
-
-    url: str
-    """Up to and with /v1, for example http://127.0.0.1:8000/v1."""
-    model: str
-    key: str = field(default="", repr=False)
-    api: Api = "openai"
-    shots: tuple[Message, ...] = ()
-    """Worked examples before each question (eval/shots.py)."""
-    n_at_once: int = 8
-    timeout_s: float = 600.0
-
-    def answer(self, questions: Sequence[str], k: int, how: Sampling) -> list[list[Reply]]:
-        """k replies to each question, `n_at_once` requests at a time. The first that fails stops the evaluation."""
-        jobs = [(question, how.seed + x * k + y) for x, question in enumerate(questions) for y in range(k)]
-        with ThreadPoolExecutor(self.n_at_once) as pool:
-            replies = list(pool.map(lambda job: self._ask(job[0], replace(how, seed=job[1])), jobs))
-        return [replies[x * k : (x + 1) * k] for x in range(len(questions))]
-
-    def _ask(self, question: str, how: Sampling) -> Reply:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": [*self.shots, {"role": "user", "content": question}],
-            "max_tokens": how.max_tokens or LONGEST,
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-        }
-        if self.api == "openai":
-            answer = self._post("chat/completions", {**body, "seed": how.seed}, {"Authorization": f"Bearer {self.key}"})
-            return read_openai(answer)
-        answer = self._post("messages", body, {"x-api-key": self.key, "anthropic-version": "2023-06-01"})
-        return read_anthropic(answer)
-
-    def _post(self, path: str, body: dict[str, Any], headers: dict[str, str]) -> dict[str, Any]:
-        address = f"{self.url.rstrip('/')}/{path}"
-        given = {"Content-Type": "application/json", **(headers if self.key else {})}
-        request = urllib.request.Request(address, json.dumps(body).encode(), given)
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                found = json.load(response)
-        except urllib.error.HTTPError as error:
-            raise RunError(f"{address} answers {error.code}: {error.read(500).decode('utf-8', 'replace')}") from None
-        except (OSError, ValueError) as error:
-            raise RunError(f"{address} cannot be asked: {error}") from None
-        if not isinstance(found, dict):
-            raise RunError(f"{address} answers with {type(found).__name__}, not an object")
-        return found
-
-
-def read_openai(answer: dict[str, Any]) -> Reply:
-    """A chat completion; the thought is its `reasoning_content`."""
-    try:
-        choice = answer["choices"][0]
-        content, thought = choice["message"].get("content") or "", choice["message"].get("reasoning_content") or ""
-        return Reply(_joined(thought, content), choice["finish_reason"] == "stop", answer["usage"]["completion_tokens"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise RunError(f"this is no chat completion ({error!r}): {json.dumps(answer)[:300]}") from None
-
-
-def read_anthropic(answer: dict[str, Any]) -> Reply:
-    """A message; the thought is its `thinking` blocks."""
-    try:
-        blocks = answer["content"]
-        thought = "".join(block["thinking"] for block in blocks if block["type"] == "thinking")
-        content = "".join(block["text"] for block in blocks if block["type"] == "text")
-        return Reply(_joined(thought, content), answer["stop_reason"] == "end_turn", answer["usage"]["output_tokens"])
-    except (KeyError, TypeError) as error:
-        raise RunError(f"this is no message ({error!r}): {json.dumps(answer)[:300]}") from None
-
-
-def _joined(thought: str, content: str) -> str:
-    return f"{thought}\n</think>\n{content}" if thought else content

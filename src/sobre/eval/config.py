@@ -1,7 +1,16 @@
 """What an evaluation does. No torch here."""
 
+from typing import Literal
+
 from sobre.config.base import config
 from sobre.errors import ConfigError
+
+Thinking = Literal["auto", "on", "off"] | int
+"""Whether a model thinks before it answers; a number allows at most so many tokens of thought. auto leaves it to the
+model: ours think where their layout has thoughts, and a service is told nothing."""
+Api = Literal["openai", "anthropic"]
+Omittable = Literal["temperature", "top_p", "seed"]
+LimitField = Literal["max_tokens", "max_completion_tokens"]
 
 
 @config

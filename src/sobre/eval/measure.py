@@ -141,12 +141,7 @@ def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool] | None], *
     out and counted. With one reply to each problem on both sides, `p_value` is that of the exact McNemar test. Raises
     DataError unless it holds exactly these problems.
     """
-    keys = {item.key for item in ours}
-    if keys != set(theirs):
-        raise DataError(
-            f"the other evaluation has other problems: {len(keys & set(theirs))} are shared, {len(keys)} here,"
-            f" {len(theirs)} there; both must be asked the same"
-        )
+    check_same([item.key for item in ours], theirs)
     pairs = [(item, there) for item in ours if item.is_judged and (there := theirs[item.key]) is not None]
     if not pairs:
         raise DataError("the other evaluation and this one share no problem that was judged in both")
@@ -161,6 +156,16 @@ def compare(ours: Sequence[Item], theirs: Mapping[str, Sequence[bool] | None], *
         right_there, right_here = [there[0] for _, there in pairs], [item.replies[0].right for item, _ in pairs]
         figures["p_value"] = paired(right_there, right_here).p_value
     return figures
+
+
+def check_same(ours: Iterable[str], theirs: Iterable[str]) -> None:
+    """Raise DataError unless both are the keys of the same problems."""
+    here, there = set(ours), set(theirs)
+    if here != there:
+        raise DataError(
+            f"the other evaluation has other problems: {len(here & there)} are shared, {len(here)} here,"
+            f" {len(there)} there; both must be asked the same"
+        )
 
 
 def contamination(asked: Mapping[str, Sequence[Problem]], texts: Iterable[str]) -> dict[str, dict[str, Any]]:

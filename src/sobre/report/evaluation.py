@@ -26,6 +26,7 @@ def render(result: Result) -> str:
     return template.render(
         r=result,
         asked=options["folder"] or f"{options['model']} at {options['endpoint']}",
+        sampled=sampled(options),
         css=Markup(folder.joinpath("page.css").read_text(encoding="utf-8")),
         against={name: task["against"] for name, task in result["tasks"].items() if "against" in task},
         items={name: [item for item in result["items"] if item["task"] == name] for name in result["tasks"]},
@@ -35,3 +36,15 @@ def render(result: Result) -> str:
 def figure(share: Result) -> str:
     """45.0 % (40.1-50.2)."""
     return f"{words.percent(share['value'])} ({100 * share['ci_low']:.1f}–{100 * share['ci_high']:.1f})"
+
+
+def sampled(options: Result) -> str:
+    """How the replies were drawn, in words."""
+    chosen = [f"{name} {options[name]}" for name in ("temperature", "top_p") if name not in options["omit"]]
+    left = [name for name in ("temperature", "top_p") if name in options["omit"]]
+    if left:
+        chosen.append(f"the {' and '.join(left)} of the service")
+    if options["thinking"] != "auto":
+        told = {"on": "thinking", "off": "without a thought"}
+        chosen.append(told.get(options["thinking"], f"at most {options['thinking']} tokens of thought"))
+    return ", ".join(chosen)

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sobre.engine.request import COLDEST, Repetition, Request, SamplingParams, Thought
+from sobre.engine.request import COLDEST, Repetition, Request, SamplingParams, Thought, longest_thought
 from sobre.errors import SobreError
 from sobre.serve.chat_schema import ChatRequest, NamedTool, Sampling
 from sobre.serve.errors import invalid, no_room
-from sobre.serve.events import AnswerReader, stop_ids, think_ids
+from sobre.serve.events import AnswerReader, stop_ids
 from sobre.serve.grammar import ANY_JSON, Grammars, calls_grammar, json_grammar
 from sobre.serve.text_schema import TextRequest, prompts_of
+from sobre.tokenizer.thoughts import opens_thought, think_ids
 from sobre.tokenizer.tokenizer import Tokenizer
 
 REPETITION = Repetition(max_period=64, times=16)
@@ -74,7 +75,7 @@ class Writer:
         tools = chat.offered_tools
         prompt_ids = self.render(chat, tools)
         limit = self.room(len(prompt_ids), chat.answer_limit, "messages")
-        in_thought = chat.thinking.on and self.opens_thought(prompt_ids)
+        in_thought = chat.thinking.on and opens_thought(self.tokenizer, prompt_ids)
         thought = self.thought(chat, limit) if in_thought else None
         grammar, param = self.grammar(chat, tools, in_thought)
         n_logprobs = chat.top_logprobs if chat.logprobs else None
@@ -166,12 +167,6 @@ class Writer:
                 "context_length_exceeded",
             )
 
-    def opens_thought(self, prompt_ids: Sequence[int]) -> bool:
-        """Whether the prompt leaves a thought open."""
-        open_id, close_id = think_ids(self.tokenizer)
-        last = next((token for token in reversed(prompt_ids) if token in (open_id, close_id)), -1)
-        return open_id >= 0 and last == open_id
-
     def room(self, n_prompt: int, limit: int | None, param: str) -> int:
         """Longest answer, at most what the prompt leaves; a 400 where that is nothing."""
         room = self.max_context - n_prompt
@@ -182,8 +177,8 @@ class Writer:
     def thought(self, chat: ChatRequest, limit: int) -> Thought:
         """How long the thought may be; at least a quarter of the answer's room is kept for what follows it."""
         most = chat.thinking.limit(limit)
-        if most is not None and limit >= 8:
-            most = min(most, limit - max(2, limit // 4))
+        if most is not None:
+            most = min(most, longest_thought(limit))
         return Thought(end_ids=(self.close_id,), max_tokens=most)
 
     def grammar(self, chat: ChatRequest, tools: Sequence[dict[str, Any]], in_thought: bool) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from sobre.errors import CheckpointError
 from sobre.tokenizer.stream import Detokenizer
+from sobre.tokenizer.thoughts import think_ids
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.tokenizer.tool_calls import CallArguments, CallReader, CallStart, overlap
 
@@ -156,14 +157,6 @@ class AnswerReader:
         if held:
             text, self._held = text[:-held], text[-held:]
         return text
-
-
-def think_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """The tokens around a thought; (-1, -1) in a vocabulary that has none."""
-    try:
-        return tokenizer.think_open_id, tokenizer.think_close_id
-    except CheckpointError:
-        return -1, -1
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:

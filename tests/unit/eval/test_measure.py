@@ -1,12 +1,9 @@
-"""`sobre eval`: figures by hand, verdicts in any layout, comparison of two results, services of both dialects."""
+"""`sobre eval`: figures by hand, verdicts in any layout, comparison of two results."""
 
 import gzip
 import json
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +12,7 @@ import pytest
 from sobre.app import eval as verb
 from sobre.data.sources import Document
 from sobre.errors import ConfigError, DataError, RunError, SandboxError
-from sobre.eval.answer import Endpoint, Reply, Sampling
+from sobre.eval.answer import Reply, Sampling
 from sobre.eval.bits import bits_per_byte
 from sobre.eval.measure import Item, Marked, compare, contamination, marks, measure, summary, to_dict, verdicts
 from sobre.eval.score import majority
@@ -176,91 +173,9 @@ def test_a_judge_that_fails_on_most_or_hangs_stops_the_evaluation(asked, message
         measure(moody(*asked), Parrot(), 1, HOW, judge_s=0.1)
 
 
-@pytest.fixture
-def service():
-    """A service that answers by a function of (path, headers, body)."""
-    servers = []
-
-    def serve(answer: Callable[[str, dict, dict], tuple[int, object]]) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, found = answer(self.path, dict(self.headers), body)
-                text = json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        servers.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}/v1"
-
-    yield serve
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def openai_answer(content: str, thought: str = "", reason: str = "stop") -> dict:
-    message = {"role": "assistant", "content": content, "reasoning_content": thought}
-    return {"choices": [{"message": message, "finish_reason": reason}], "usage": {"completion_tokens": 7}}
-
-
-def test_a_service_is_asked_in_its_dialect(service) -> None:
-    seen = []
-
-    def answer(path: str, headers: dict, body: dict) -> tuple[int, object]:
-        seen.append((path, headers, body))
-        if path.endswith("messages"):
-            blocks = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": body["messages"][0]["content"]}]
-            return 200, {"content": blocks, "stop_reason": "max_tokens", "usage": {"output_tokens": 9}}
-        return 200, openai_answer(f"{body['messages'][0]['content']}{body['seed']}", "hm")
-
-    url = service(answer)
-    found = Endpoint(url, "m", "secret").answer(["a", "b"], 2, HOW)
-    assert [[reply.text for reply in group] for group in found] == [
-        ["hm\n</think>\na3", "hm\n</think>\na4"],
-        ["hm\n</think>\nb5", "hm\n</think>\nb6"],
-    ]
-    assert {reply.n_tokens for group in found for reply in group} == {7}
-    assert seen[0][1]["Authorization"] == "Bearer secret"
-    assert {key: seen[0][2][key] for key in ("model", "max_tokens", "temperature", "top_p")} == {
-        "model": "m",
-        "max_tokens": 50,
-        "temperature": 0.6,
-        "top_p": 0.9,
-    }
-    ((reply,),) = Endpoint(url, "m", "secret", "anthropic").answer(["a"], 1, HOW)
-    assert reply == Reply("hm\n</think>\na", False, 9)
-    assert seen[-1][0] == "/v1/messages"
-    assert "secret" not in repr(Endpoint(url, "m", "secret"))
-
-
-@pytest.mark.parametrize(
-    ("status", "found", "message"),
-    [
-        (401, {"error": "no key"}, "answers 401: .*no key"),
-        (200, {"x": 1}, "no chat completion"),
-        (200, [], "list, not"),
-    ],
-)
-@pytest.mark.slow
-def test_a_service_that_fails_stops_the_evaluation(service, status: int, found: object, message: str) -> None:
-    url = service(lambda *_: (status, found))
-    with pytest.raises(RunError, match=message):
-        Endpoint(url, "m").answer(["a"], 1, HOW)
-    with pytest.raises(RunError, match="cannot be asked"):
-        Endpoint("http://127.0.0.1:1/v1", "m").answer(["a"], 1, HOW)
-
-
-def test_the_verb_writes_a_result_that_another_can_be_set_against(service, tmp_path: Path, capsys) -> None:
+def test_the_verb_writes_a_result_that_another_can_be_set_against(
+    service, openai_answer, tmp_path: Path, capsys
+) -> None:
     def answer(path: str, headers: dict, body: dict) -> tuple[int, object]:
         question = body["messages"][0]["content"].split()[0]
         return 200, openai_answer(f"\\boxed{{{5 if question == 'second' and body['model'] == 'weak' else 2}}}")
@@ -288,7 +203,7 @@ def test_the_verb_writes_a_result_that_another_can_be_set_against(service, tmp_p
     assert row in page.read_text(encoding="utf-8")
 
 
-def test_training_text_is_read_as_training_reads_it(service, tmp_path: Path, capsys) -> None:
+def test_training_text_is_read_as_training_reads_it(service, openai_answer, tmp_path: Path, capsys) -> None:
     asked = ["wie viele Äpfel hat Zoë jetzt?", "combien font sept fois huit ?", "what is 3 + 4 * 5 then?"]
     rows = [json.dumps({"id": f"q{i}", "prompt": said, "answer": "2"}) for i, said in enumerate(asked)]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows))
@@ -347,7 +262,7 @@ def test_rounded_weights_are_told_in_bits_per_byte_beside_the_models_own(tmp_pat
     ],
 )
 def test_what_cannot_be_judged_here_is_refused_before_anything_is_asked(
-    service, tmp_path, monkeypatch, record, missing, message
+    service, openai_answer, tmp_path, monkeypatch, record, missing, message
 ) -> None:
     asked: list[object] = []
     url = service(lambda *request: asked.append(request) or (200, openai_answer("2")))
@@ -371,6 +286,13 @@ def test_what_cannot_be_judged_here_is_refused_before_anything_is_asked(
         (["--endpoint", "http://x"], "--endpoint URL and --model NAME"),
         (["m", "--model", "m"], "--endpoint URL and --model NAME"),
         (["--endpoint", "http://x", "--model", "m", "--weights", "int8"], "a service has its own"),
+        (["m", "--omit", "seed"], "they need --endpoint"),
+        (
+            ["--endpoint", "http://x", "--model", "m", "--extra-body", "[1]"],
+            "--extra-body='[1]' is list, not an object",
+        ),
+        (["m", "--thinking", "0"], "off is no thought"),
+        (["m", "--style", "plain", "--thinking", "off"], "--style plain has none"),
         (["m", "--k", "2", "--temperature", "0"], "all alike"),
         (["m", "--tasks", "word,word"], "each once"),
         (["m", "--tasks", "gsm8k", "--files", "/nonexistent"], "gsm8k: no file"),
@@ -386,5 +308,9 @@ def test_what_cannot_be_asked_is_said_at_once(flags: list[str], message: str, ca
 
 def test_a_result_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
+    asked = ["--endpoint", "http://127.0.0.1:1/v1", "--model", "m", "--tasks", "word", "--n", "1"]
     with pytest.raises(DataError, match="is no result of sobre eval"):
-        verb.main(["m", "--tasks", "word", "--n", "1", "--against", str(tmp_path / "x.json")])
+        verb.main([*asked, "--against", str(tmp_path / "x.json")])
+    (tmp_path / "y.json").write_text('{"schema": 1, "items": []}')
+    with pytest.raises(DataError, match="0 are shared, 1 here, 0 there"):  # and nobody is asked
+        verb.main([*asked, "--against", str(tmp_path / "y.json")])

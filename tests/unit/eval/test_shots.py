@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sobre.engine.request import Thought
 from sobre.errors import ConfigError
 from sobre.eval.answer import Local, Reply, Sampling
 from sobre.eval.measure import marks, measure, summary, to_dict
@@ -17,6 +18,8 @@ from sobre.tasks.config import TasksConfig
 from sobre.tasks.registry import TASKS
 from sobre.tasks.sampling import split_of
 from sobre.tasks.sampling import test_set as fixed_problems
+from sobre.tokenizer.config import SMALLEST, TokenizerConfig
+from sobre.tokenizer.tokenizer import Tokenizer
 
 MATH = Problem("set", "en", 3, "6*7?", "42", "set:1", {"judge": "math", "solution": "Six sevens."})
 CHOICE = Problem("set", "en", 3, "Which?", "B", "set:2", {"judge": "choice", "choices": ["x", "y"]})
@@ -72,7 +75,7 @@ def test_a_base_model_is_done_where_it_begins_the_next_question():
 class Echo:
     """Reads and writes characters; answers 42 and goes on asking."""
 
-    eos_id = -1
+    eos_id = think_open_id = think_close_id = -1
 
     def __init__(self):
         self.seen = []
@@ -81,7 +84,7 @@ class Echo:
         self.seen.append(text)
         return [ord(letter) for letter in text]
 
-    def render(self, messages, *, generation_prompt):
+    def render(self, messages, *, generation_prompt, thinking):
         return self.encode("".join(f"[{m['role']}]{m['content']}" for m in messages))
 
     def decode(self, ids):
@@ -102,6 +105,35 @@ def test_without_a_limit_a_reply_may_fill_the_context_up_to_1024_tokens():
         assert echo.limits == limits
     Local(echo, echo).answer(["?2"], 1, replace(how, max_tokens=7))
     assert echo.limits == [7]
+
+
+class Asked:
+    """An engine that keeps what it is asked."""
+
+    max_len = 100
+
+    def generate(self, requests):
+        self.requests = requests
+        return [SimpleNamespace(request_id=r.id, token_ids=[65], finish_reason="length") for r in requests]
+
+
+def test_a_model_of_ours_thinks_as_long_as_it_is_told_and_not_where_that_means_nothing():
+    tokenizer, engine = Tokenizer.train(["ab"], TokenizerConfig(vocab_size=SMALLEST)), Asked()
+    local, how = Local(engine, tokenizer), Sampling(max_tokens=40, temperature=0, top_p=1)
+    open_id, close_id = tokenizer.think_open_id, tokenizer.think_close_id
+    thoughts = {"auto": (open_id, None), "on": (open_id, None), "off": (close_id, None)}
+    thoughts[30] = (open_id, Thought(end_ids=(close_id,), max_tokens=30))
+    for thinking, (mark, thought) in thoughts.items():
+        local.answer(["?"], 1, replace(how, thinking=thinking))
+        (request,) = engine.requests
+        assert [token for token in request.prompt_ids if token in (open_id, close_id)] == [mark], thinking
+        assert request.thought == thought
+    with pytest.raises(ConfigError, match="thinking=31 leaves less than a quarter of a reply of 40 .* at most 30 fit"):
+        local.answer(["?"], 1, replace(how, thinking=31))
+    echo = Echo()
+    for thinking, message in (("on", "is the same with it"), ("off", "is the same with it"), (8, "opens no thought")):
+        with pytest.raises(ConfigError, match=message):
+            Local(echo, echo).answer(["?"], 1, replace(how, thinking=thinking))
 
 
 def test_the_examples_stand_before_every_question_in_both_styles():
@@ -142,7 +174,7 @@ def test_the_page_shows_the_table_and_every_reply_and_escapes_what_a_model_wrote
     options = {"folder": "out/x", "k": 2, "temperature": 0.5, "top_p": 1, "max_tokens": 9, "shots": 0, "style": "chat"}
     items = [wild, *items[1:]]
     result = {
-        "options": {**options, "seed": 0, "model": "", "endpoint": ""},
+        "options": {**options, "seed": 0, "model": "", "endpoint": "", "omit": ["top_p"], "thinking": 64},
         "tasks": {"sorting": summary(items, seed=0)},
         "items": to_dict(items),
     }
@@ -156,3 +188,4 @@ def test_the_page_shows_the_table_and_every_reply_and_escapes_what_a_model_wrote
         assert item.reference in text
     assert text.count("✗ wrong") == 6
     assert "0.0 % (0.0–0.0)" in text
+    assert "at temperature 0.5, the top_p of the service, at most 64 tokens of thought, at most 9 tokens;" in text
