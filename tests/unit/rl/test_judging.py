@@ -1,7 +1,12 @@
 """A judge that raises, hangs or gives no verdict is never taken for a wrong answer."""
 
+import faulthandler
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +16,7 @@ from sobre.rl.batch import minibatches, to_samples
 from sobre.rl.config import RLConfig
 from sobre.rl.grading import verified as judge
 from sobre.rl.rollout import collect
+from sobre.tasks import judging
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig
 from sobre.tasks.format import Reward, completion, reward
@@ -60,6 +66,50 @@ def test_whatever_is_no_verdict_is_a_fault_that_names_task_problem_and_answer(ve
 def test_a_judge_that_hangs_stops_the_run_and_is_named(monkeypatch):
     with pytest.raises(RunError, match=r"judge of moody has not answered for 0.2 s on moody:1"):
         judge(answers(2), lambda each: time.sleep(30), limit_s=0.2)
+
+
+HOLDS_THE_INTERPRETER = """
+import re
+from sobre.tasks import judging
+from sobre.tasks.base import Problem
+
+def score(asked):
+    return re.fullmatch("(a+)+b", asked.text) is not None
+
+judging.GRACE_S = 0.5
+problem = Problem("moody", "en", 1, "?", "1", "moody:1", {})
+try:
+    judging.judge([judging.Asked(problem, "a" * 60, True)], score, limit_s=0.5)
+finally:
+    print("Python went on")
+"""
+
+
+def test_a_judge_that_holds_the_interpreter_ends_the_process_and_its_score_function_is_named(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(HOLDS_THE_INTERPRETER)
+    env = {**os.environ, "PYTHONPATH": str(Path(judging.__file__).parents[2])}
+    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    stack = done.stderr.split("(most recent call first):")[1].splitlines()
+    assert done.stderr.startswith("Timeout (0:00:01)!")
+    assert stack[1:3][-1].endswith('mine.py", line 7 in score')  # under the one of re
+    assert "it held the interpreter past judge_s, and the process was ended" in done.stderr
+
+
+def test_the_timer_goes_on_with_every_answer_and_is_taken_back(monkeypatch):
+    set_to, taken_back = [], []
+    monkeypatch.setattr(
+        faulthandler, "dump_traceback_later", lambda after_s, *, exit, file: set_to.append((after_s, exit, file))
+    )
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: taken_back.append(len(set_to)))
+    judge(answers(3), lambda each: Reward(0.0, 0.0, 0.0), limit_s=20)
+    assert set(set_to) == {(20 + judging.GRACE_S, True, 2)}
+    assert taken_back == [len(set_to)]
+    with pytest.raises(RunError):
+        judge(answers(1), lambda each: time.sleep(30), limit_s=0.1)
+    assert taken_back[1:] == [len(set_to)]
+    assert [after_s for after_s, *_ in set_to].count(0.1 + judging.GRACE_S) >= 2  # before the thread and at every turn
 
 
 def test_what_no_answer_is_to_blame_for_ends_the_run():
