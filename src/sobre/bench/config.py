@@ -304,10 +304,12 @@ class DistillBench(QueueConfig):
     group: int = 8
     teacher_width: int = 128
     student_width: int = 64
-    teacher_flops: str = "4e12flop"
-    student_flops: str = "6e11flop"
+    teacher_flops: str = "3e13flop"
+    student_flops: str = "4e12flop"
     budget: str = "90s"
     """Of each contestant, the two examinations included: seconds (90s), or FLOPs (4e11flop)."""
+    lr_rl: float = 1.0
+    """Learning rate of RL over the recipe's."""
     lr_answers: float = 0.5
     """Learning rate of the teacher's answers, and of more cold start, over the recipe's."""
     lr_on_policy: float = 0.2

@@ -122,6 +122,7 @@ def contestant(name: str, cfg: DistillBench, teacher: Path, student: Path) -> Re
             lr_scale=cfg.lr_on_policy if name == "on-policy" else cfg.lr_answers,
         ),
         sft=replace(sft, lr_scale=cfg.lr_answers),
+        rl=replace(recipe.rl, lr_scale=recipe.rl.lr_scale * cfg.lr_rl),
     )
 
 

@@ -6,6 +6,7 @@ and what was learnt of the task can be told apart. Sampling is keyed by the eval
 so that a stage is examined with the same draws however often and after whatever else the engine did.
 """
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -105,7 +106,7 @@ def evaluate(
     seed: int,
     judge_s: float = JUDGE_S,
 ) -> EvalResult:
-    """Answer the first `cfg.n_problems` of `problems` greedily, and an even spread of them k times. Raises RunError
+    """Answer the first `cfg.n_problems` of `problems` greedily, and a `spread` of them k times. Raises RunError
     where a judge hangs, or fails on most answers."""
     problems = problems[: cfg.n_problems]
     greedy = SamplingParams(max_tokens=cfg.max_new_tokens, temperature=0.0, stop_ids=(tokenizer.eos_id,), seed=seed)
@@ -151,9 +152,11 @@ def completion_text(tokenizer: Tokenizer, output: Output) -> str:
 
 
 def spread(n: int, wanted: int) -> list[int]:
-    """`wanted` of n indices at even distances, so that a mix sorted by task stays a mix."""
+    """`wanted` of n indices, ascending, always the same: one drawn from each of as many equal stretches. A mix sorted by
+    task stays a mix, and so does one whose tasks take turns, of which even distances may leave but one."""
     wanted = min(n, wanted)
-    return [i * n // wanted for i in range(wanted)]
+    draw = random.Random(n).random
+    return [int((i + draw()) * n / wanted) for i in range(wanted)]
 
 
 def majority(problem: Problem, answers: Sequence[str | None]) -> int | None:

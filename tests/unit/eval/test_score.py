@@ -164,8 +164,15 @@ def test_the_vote_of_a_problem_from_a_file_reads_what_its_judge_reads(tokenizer)
 
 
 def test_sampled_problems_are_spread_over_the_whole_mix():
-    assert spread(10, 5) == [0, 2, 4, 6, 8]
     assert spread(3, 9) == [0, 1, 2]
+    for n, wanted, n_tasks in ((400, 100, 4), (1000, 100, 6), (1000, 100, 18), (200, 50, 2)):
+        chosen = spread(n, wanted)
+        assert len(set(chosen)) == wanted
+        assert all(i * n // wanted <= index < (i + 1) * n / wanted for i, index in enumerate(chosen))
+        sorted_by_task = [chosen_index * n_tasks // n for chosen_index in chosen]
+        in_turns = [index % n_tasks for index in chosen]
+        for tasks in (sorted_by_task, in_turns):
+            assert min(tasks.count(task) for task in range(n_tasks)) > wanted / n_tasks / 3
 
 
 def test_an_examination_of_a_real_model_repeats_itself(tokenizer, problems):
