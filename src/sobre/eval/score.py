@@ -152,8 +152,8 @@ def completion_text(tokenizer: Tokenizer, output: Output) -> str:
 
 
 def spread(n: int, wanted: int) -> list[int]:
-    """`wanted` of n indices, ascending, always the same: one drawn from each of as many equal stretches. A mix sorted by
-    task stays a mix, and so does one whose tasks take turns, of which even distances may leave but one."""
+    """`wanted` of n indices, ascending, always the same: one drawn from each of as many equal stretches. A mix sorted
+    by task stays a mix, and so does one whose tasks take turns, of which even distances may leave but one."""
     wanted = min(n, wanted)
     draw = random.Random(n).random
     return [int((i + draw()) * n / wanted) for i in range(wanted)]
