@@ -5,8 +5,11 @@ message, and the model is asked to go on, in the same sequence: nothing that it 
 scores the very tokens that were sampled. Results are context and not learned from (`own`: the model's tokens).
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -47,13 +50,15 @@ def converse(engine: Generator, tokenizer: Tokenizer, requests: Sequence[Request
     """Run requests to their ends, through at most `cfg.max_calls` turns with calls; `max_tokens` is for all turns."""
     spoken = [_first(output) for output in engine.generate(requests)]
     for turn in range(cfg.max_calls if cfg.tools else 0):
+        asked = {
+            i: calls
+            for i, said in enumerate(spoken)
+            if said.finished and said.n_calls == turn
+            if (calls := read_calls(tokenizer.decode(said.last_ids[:-1])))
+        }
         going_on: dict[int, tuple[Request, tuple[int, ...]]] = {}
-        for i, said in enumerate(spoken):
-            calls = read_calls(tokenizer.decode(said.last_ids[:-1])) if said.finished and said.n_calls == turn else []
-            if not calls:
-                continue
-            results = [call(name, arguments, cfg.tools) for name, arguments in calls]
-            given = between(tokenizer, results, cfg)
+        for i, results in _called(asked, cfg).items():
+            said, given = spoken[i], between(tokenizer, results, cfg)
             room = cfg.max_tokens - len(said.token_ids) - len(given)
             if room < 1:
                 spoken[i] = replace(said, finished=False)  # cut: there is no room for the result
@@ -67,6 +72,15 @@ def converse(engine: Generator, tokenizer: Tokenizer, requests: Sequence[Request
         for (i, (_, given)), output in zip(going_on.items(), outputs, strict=True):
             spoken[i] = _joined(spoken[i], given, output)
     return spoken
+
+
+def _called(asked: Mapping[int, Sequence[tuple[str, str]]], cfg: RLConfig) -> dict[int, list[str]]:
+    """The results of all calls of a turn, by answer: as many at once as there are cores, for code may take its time."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(
+            lambda given: call(*given, cfg.tools), [given for calls in asked.values() for given in calls]
+        )
+        return {i: list(islice(results, len(calls))) for i, calls in asked.items()}
 
 
 def read_calls(text: str) -> list[tuple[str, str]]:

@@ -1,6 +1,8 @@
 """Answers of several turns: results of tools are not learned from, and every own token keeps its probability."""
 
 import json
+import os
+import threading
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ from sobre.engine.request import Output
 from sobre.errors import ConfigError, SandboxError
 from sobre.models.decoder import Decoder
 from sobre.models.step import StepInput
+from sobre.rl import turns
 from sobre.rl.batch import to_batch, to_samples
 from sobre.rl.config import GRPOConfig, PublishedConfig, RLConfig
 from sobre.rl.losses import log_probs
@@ -73,6 +76,20 @@ class Scripted:
     def _logprobs(self, ids, n):
         hidden_ND = self.model(StepInput(torch.tensor(ids[:-1]), lengths=(len(ids) - 1,))).hidden_ND
         return log_probs(self.model, hidden_ND[-n:], torch.tensor(ids[-n:]), 1.0).tolist()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core: calls follow each other")
+def test_calls_of_a_turn_run_side_by_side_and_each_answer_gets_its_own(monkeypatch):
+    meet = threading.Barrier(2, timeout=30)
+
+    def call(name, arguments, allowed):
+        meet.wait()
+        return f"{name}({arguments})"
+
+    monkeypatch.setattr(turns, "call", call)
+    asked = {0: [("a", "1"), ("b", "2")], 3: [("c", "3")], 5: [("d", "4")]}
+    assert turns._called(asked, CFG) == {0: ["a(1)", "b(2)"], 3: ["c(3)"], 5: ["d(4)"]}
+    assert turns._called({}, CFG) == {}
 
 
 def test_the_model_calls_reads_and_answers_in_one_sequence(model, tokenizer):
