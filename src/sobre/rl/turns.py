@@ -77,9 +77,8 @@ def converse(engine: Generator, tokenizer: Tokenizer, requests: Sequence[Request
 def _called(asked: Mapping[int, Sequence[tuple[str, str]]], cfg: RLConfig) -> dict[int, list[str]]:
     """The results of all calls of a turn, by answer: as many at once as there are cores, for code may take its time."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(
-            lambda given: call(*given, cfg.tools), [given for calls in asked.values() for given in calls]
-        )
+        given = [one for calls in asked.values() for one in calls]
+        results = pool.map(lambda one: call(one[0], one[1], cfg.tools), given)
         return {i: list(islice(results, len(calls))) for i, calls in asked.items()}
 
 
