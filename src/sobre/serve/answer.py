@@ -188,6 +188,11 @@ class Answer:
     def cost_usd(self) -> float:
         return self.price.usd(self.seconds)
 
+    @property
+    def cost_basis(self) -> str:
+        """How the cost was computed."""
+        return cost_basis(self.price, self.seconds)
+
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object with DeepSeek's fields, the cost and how it was computed."""
         n_prompt = self.n_prompt
@@ -200,7 +205,7 @@ class Answer:
             "prompt_cache_miss_tokens": n_prompt - self.n_cached,
             "completion_tokens_details": {"reasoning_tokens": self.n_reasoning},
             "cost_usd": self.cost_usd,
-            "cost_basis": cost_basis(self.price, self.seconds),
+            "cost_basis": self.cost_basis,
         }
 
 

@@ -29,6 +29,8 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_NAMED = 4
+"""Fields of messages that a header names one by one."""
 INT64_MAX = 2**63 - 1
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -328,12 +330,23 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     request = decode(ChatRequest, fields)
     check_messages(request.messages)
     check_together(request)
-    named = tuple(f"messages[{i}].name" for i, message in enumerate(request.messages) if message.name is not None)
+    named = unread(request.messages)
     if request.max_tokens not in (None, request.answer_limit):
         ignored = (*ignored, "max_tokens")
     return request.model_copy(
-        update={"thinking": thinking, "include_reasoning": include, "ignored": (*ignored, *named[:4])}
+        update={"thinking": thinking, "include_reasoning": include, "ignored": (*ignored, *named)}
     )
+
+
+def unread(messages: list[Message]) -> tuple[str, ...]:
+    """Names of what came with the messages and no model is told."""
+    named = [f"messages[{i}].name" for i, message in enumerate(messages) if message.name is not None]
+    for i, message in enumerate(messages):
+        for j, detail in enumerate(message.reasoning_details):
+            if detail.text is None:
+                named.append(f"messages[{i}].reasoning_details[{j}]")
+    more = (f"and {len(named) - MAX_NAMED} more",) if len(named) > MAX_NAMED else ()
+    return (*named[:MAX_NAMED], *more)
 
 
 def check_messages(messages: list[Message]) -> None:

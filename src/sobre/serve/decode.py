@@ -10,6 +10,7 @@ what it may be sent as (`sent_as`).
 """
 
 import difflib
+import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
@@ -82,14 +83,24 @@ def join_parts(content: Any, kind: type[Strict] = TextPart) -> str:
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body."""
+    """The JSON object of a body; a name that comes twice in one object, here or further in, is a 400."""
     try:
         fields = from_json(body, allow_inf_nan=False)
+        json.loads(body.decode(), object_pairs_hook=check_once, parse_int=str, parse_float=str)
     except ValueError as error:
         raise invalid(f"The body is not valid JSON: {str(error)[:200]}.", None, "invalid_json") from None
     if not isinstance(fields, dict):
         raise invalid("The body must be a JSON object.", None, "invalid_json")
     return fields
+
+
+def check_once(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse an object that has a name twice: readers differ in which value holds."""
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise invalid(f"'{name[:100]}' comes twice in one object.", name[:100], "duplicate_field")
+        seen.add(name)
 
 
 def without_labels(fields: dict[str, Any], labels: Collection[str]) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -17,9 +17,9 @@ def add_information(app: FastAPI, services: Services, keys: Keyring, examples: l
     described = document([service.model for service in services.each], needs_key=not keys.is_open)
 
     def only_admin(request: Request) -> None:
-        account = request.state.account
-        if keys.has_admin and not account.admin:
-            raise ApiError(403, "This needs an administrator's key.", code="not_admin")
+        if not request.state.account.admin:
+            said = "This needs an administrator's key: one with the word admin after it, in the key file or --api-key."
+            raise ApiError(403, said, code="not_admin")
 
     @app.get("/v1/models")
     async def list_models() -> Response:
@@ -35,9 +35,9 @@ def add_information(app: FastAPI, services: Services, keys: Keyring, examples: l
 
     @app.get("/v1/sobre/keys")
     async def list_keys(request: Request) -> Response:
-        """What each key has used."""
-        only_admin(request)
-        accounts = [keys.anyone] if keys.is_open else keys.accounts
+        """What each key has used: all of them for an administrator, for anybody else the own one."""
+        account = request.state.account
+        accounts = keys.accounts if account.admin and not keys.is_open else [account]
         return JSONResponse({"object": "list", "data": [account.report() for account in accounts]})
 
     @app.get("/openapi.json")

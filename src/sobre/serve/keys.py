@@ -201,7 +201,6 @@ class Keyring:
         ]
         self.anyone = Account("anyone", limits, admin=not keys)
         self.is_open = not keys
-        self.has_admin = any(key.admin for key in keys)
 
     def find(self, key: str) -> Account | None:
         """The account of a key; every key is compared, so the time tells nothing."""

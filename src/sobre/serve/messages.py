@@ -305,7 +305,7 @@ class MessagesDialect:
             "model": self.answer.model,
             "content": blocks,
             **self.stopped(finish),
-            "usage": self.usage() | ({"output_tokens": 0} if started else {}),
+            "usage": self.counts() | {"output_tokens": 0} if started else self.usage(),
         }
 
     def stopped(self, finish: Finish | None) -> dict[str, Any]:
@@ -316,14 +316,23 @@ class MessagesDialect:
         return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
     def usage(self) -> dict[str, Any]:
-        """Their counts, and our cost."""
+        """Their counts, and ours of the thought and of the cost; their clients keep what a stream's beginning says of
+        fields that they do not know, so ours come at its end alone."""
+        answer = self.answer
+        return self.counts() | {
+            "reasoning_tokens": answer.n_reasoning,
+            "cost_usd": answer.cost_usd,
+            "cost_basis": answer.cost_basis,
+        }
+
+    def counts(self) -> dict[str, Any]:
+        """Theirs."""
         answer = self.answer
         return {
             "input_tokens": answer.n_prompt - answer.n_cached,
             "cache_read_input_tokens": answer.n_cached,
             "cache_creation_input_tokens": 0,
             "output_tokens": answer.n_tokens,
-            "cost_usd": answer.cost_usd,
         }
 
 

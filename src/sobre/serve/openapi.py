@@ -131,6 +131,7 @@ def ref(name: str) -> Json:
 
 TEXT: Json = {"type": "string"}
 COUNT: Json = {"type": "integer", "minimum": 0}
+COST: dict[str, Json] = {"cost_usd": {"type": "number", "minimum": 0}, "cost_basis": TEXT}
 OBJECTS: Json = {"type": "array", "items": {"type": "object"}}
 ANSWERS: dict[str, Json] = {
     "Error": record(
@@ -144,8 +145,7 @@ ANSWERS: dict[str, Json] = {
             "prompt_tokens": COUNT,
             "completion_tokens": COUNT,
             "total_tokens": COUNT,
-            "cost_usd": {"type": "number", "minimum": 0},
-            "cost_basis": TEXT,
+            **COST,
         }
     ),
     "ChatCompletion": record(
@@ -197,7 +197,7 @@ ANSWERS: dict[str, Json] = {
                 ),
             },
             "model": TEXT,
-            "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT, "cost_usd": {"type": "number"}}),
+            "usage": record({"prompt_tokens": COUNT, "total_tokens": COUNT, **COST}),
         }
     ),
     "AnthropicMessage": record(
@@ -208,7 +208,7 @@ ANSWERS: dict[str, Json] = {
             "model": TEXT,
             "content": OBJECTS,
             "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
-            "usage": record({"input_tokens": COUNT, "output_tokens": COUNT, "cost_usd": {"type": "number"}}),
+            "usage": record({"input_tokens": COUNT, "output_tokens": COUNT, "reasoning_tokens": COUNT, **COST}),
         }
     ),
     "Response": record(
@@ -218,7 +218,7 @@ ANSWERS: dict[str, Json] = {
             "model": TEXT,
             "status": {"enum": ["completed", "incomplete"]},
             "output": OBJECTS,
-            "usage": {"type": "object"},
+            "usage": record({"input_tokens": COUNT, "output_tokens": COUNT, "total_tokens": COUNT, **COST}),
         }
     ),
     "File": record(
@@ -323,7 +323,11 @@ def paths() -> dict[str, Json]:
         "/v1/models": {"get": operation("The models of this server", listed(ref("Model")))},
         "/v1/models/{name}": {"get": operation("One model", ref("Model"), (404,)) | named("name")},
         "/v1/sobre/examples": {"get": operation("Questions of the model's tasks", listed({"type": "object"}))},
-        "/v1/sobre/keys": {"get": operation("What each key has used", listed({"type": "object"}))},
+        "/v1/sobre/keys": {
+            "get": operation(
+                "What each key has used (the own one, for keys that are no administrator's)", listed({"type": "object"})
+            )
+        },
         "/metrics": {"get": operation("Prometheus's series", None)},
         "/healthz": {"get": operation("The process runs", record({"status": TEXT})) | {"security": []}},
         "/readyz": {"get": operation("Requests are answered", record({"status": TEXT}), (503,)) | {"security": []}},

@@ -399,6 +399,7 @@ class ResponsesDialect:
             "output_tokens_details": {"reasoning_tokens": answer.n_reasoning},
             "total_tokens": answer.n_prompt + answer.n_tokens,
             "cost_usd": answer.cost_usd,
+            "cost_basis": answer.cost_basis,
         }
 
 

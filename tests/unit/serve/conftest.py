@@ -133,10 +133,15 @@ class RealEngine(Engine):
     """Ours, with a tiny mixture of random weights; a step may be slowed down."""
 
     delay_s = 0.0
+    n_warmed = 0
 
     @property
     def max_context(self) -> int:
         return self.max_len
+
+    def warm(self, prompt_ids, cache_key: str = "") -> None:
+        super().warm(prompt_ids, cache_key)
+        self.n_warmed += 1
 
     def step(self) -> list[Token]:
         time.sleep(self.delay_s)

@@ -163,6 +163,13 @@ def test_anthropics_client_gets_text_thought_and_counts(claude, tokenizer):
     assert (final.content[0].thinking, final.content[1].text) == (THOUGHT, ANSWER)
     assert final.content[0].signature == thought.signature
     assert final.usage.output_tokens == made.usage.output_tokens
+    with claude.messages.stream(model="scripted", max_tokens=100, messages=ASKED, thinking=thinking) as stream:
+        (told,) = (event.usage for event in stream if event.type == "message_delta")
+    assert not hasattr(stream.current_message_snapshot.usage, "cost_usd"), "nothing is known at the beginning"
+    for usage in (made.usage, told):  # fields of ours that their types do not name
+        assert 5 < usage.reasoning_tokens < usage.output_tokens
+        assert usage.cost_usd > 0
+        assert usage.cost_basis.endswith("USD per hour (a test)")
     made = claude.messages.create(
         model="scripted", max_tokens=100, messages=ASKED, stop_sequences=["seven"], thinking=thinking
     )
@@ -211,6 +218,7 @@ def test_openais_responses_have_reasoning_and_text(client):
     assert [item.type for item in made.output] == ["reasoning", "message"]
     assert made.output[0].content[0].text == THOUGHT
     assert made.usage.output_tokens_details.reasoning_tokens > 5
+    assert made.usage.cost_basis.endswith("USD per hour (a test)")
     again = [{"role": "user", "content": "3+4?"}, *made.output, {"role": "user", "content": "and?"}]
     assert client.responses.create(model="scripted", input=again).output_text == ANSWER
     with client.responses.stream(model="scripted", input="3+4?") as stream:

@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_refused_with_what_would(live):
 
 
 def test_vectors_are_charged_counted_and_repeated_under_one_key(serving, scripted):
-    with serving(scripted(lambda request: [5]), api_key=("k tokens_per_min=20",)) as live:
+    with serving(scripted(lambda request: [5]), api_key=("k admin tokens_per_min=20",)) as live:
         head = {"authorization": "Bearer k", "idempotency-key": "a"}
         first = live.http.post("/v1/embeddings", json=ASKED | {"input": [[5] * 30]}, headers=head)
         again = live.http.post("/v1/embeddings", json=ASKED | {"input": [[5] * 30]}, headers=head)

@@ -88,7 +88,7 @@ def test_keys_have_limits_of_their_own_and_an_administrator_sees_them_all(servin
         assert post("k2").status_code == 200
         for path in ("/metrics", "/v1/sobre/keys"):
             assert live.http.get(path).status_code == 401
-            assert live.http.get(path, headers={"authorization": "Bearer k2"}).json()["error"]["code"] == "not_admin"
+        check_that_one_sees_oneself_alone(live.http, "k2", "key1")
         boss = {"authorization": "Bearer boss"}
         listed = {one["name"]: one for one in live.http.get("/v1/sobre/keys", headers=boss).json()["data"]}
         assert (listed["key0"]["requests"], listed["key1"]["requests"]) == (1, 1)
@@ -100,6 +100,23 @@ def test_keys_have_limits_of_their_own_and_an_administrator_sees_them_all(servin
         assert 'sobre_http_requests_total{status="429"} 1.0' in text
         assert not any(key in text for key in ("k1", "k2", "3+4"))
         assert live.http.get("/v1/models", headers={"x-api-key": "k2"}).status_code == 200
+
+
+def check_that_one_sees_oneself_alone(http, key, name):
+    """No series of the server, and one row of its keys."""
+    own = {"authorization": f"Bearer {key}"}
+    metrics = http.get("/metrics", headers=own)
+    assert (metrics.status_code, metrics.json()["error"]["code"]) == (403, "not_admin")
+    assert [row["name"] for row in http.get("/v1/sobre/keys", headers=own).json()["data"]] == [name]
+
+
+def test_without_an_administrator_nobody_sees_what_others_use(serving, scripted, answer_ids):
+    with serving(scripted(lambda request: answer_ids("a", "b")), api_key=("k1", "k2 name=ann")) as live:
+        check_that_one_sees_oneself_alone(live.http, "k1", "key0")
+        check_that_one_sees_oneself_alone(live.http, "k2", "ann")
+    with serving(scripted(lambda request: answer_ids("a", "b"))) as live:
+        assert live.http.get("/metrics").status_code == 200
+        assert [row["name"] for row in live.http.get("/v1/sobre/keys").json()["data"]] == ["anyone"]
 
 
 def test_a_budget_in_dollars_ends_with_the_answer_that_used_it_up(serving, scripted, answer_ids):

@@ -208,7 +208,7 @@ def test_39_the_next_turn_finds_its_history_though_the_thought_is_gone(before, e
     message = first["choices"][0]["message"]
     assert len(message["reasoning_content"]) > 5
     assert json.loads(message["content"]) == FACT["const"]
-    assert eventually(lambda: not live.engine.has_work)
+    assert eventually(lambda: live.engine.n_warmed == 1 and not live.engine.has_work)
     history = [*asked, {"role": "assistant", "content": message["content"]}]
     second = [*history, {"role": "user", "content": "and?"}]
     fields = {"messages": second, "max_tokens": 12, "temperature": 0, "reasoning_effort": "none"}

@@ -5,10 +5,12 @@ import json
 import pytest
 
 from sobre.serve.chat_schema import parse_chat_request
+from sobre.serve.decode import read_object
 from sobre.serve.errors import ApiError
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+USER = {"role": "user", "content": "hello"}
+HELLO = {"model": "m", "messages": [USER]}
 
 
 def parse(**fields):
@@ -239,3 +241,48 @@ def test_every_way_to_say_how_long_to_think_is_understood(fields, on, limit):
     if on:
         assert request.thinking.limit(100) == limit
     assert request.include_reasoning is (fields.get("reasoning", {}).get("exclude") is not True)
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b'{"model": "m", "seed": 1, "seed": 2}', "seed"),
+        (b'{"model": "m", "seed": 1, "se\\u0065d": 1}', "seed"),
+        (b'{"model": "m", "tools": [{"a": {"b": [{"c": 1, "c": 1}]}}]}', "c"),
+        (b'{"__proto__": 1, "__proto__": 1}', "__proto__"),
+    ],
+)
+def test_a_name_that_comes_twice_is_refused_wherever_it_is(body, name):
+    with pytest.raises(ApiError, match="comes twice in one object") as refused:
+        read_object(body)
+    assert (refused.value.status, refused.value.param, refused.value.code) == (400, name, "duplicate_field")
+
+
+def test_a_name_may_come_again_in_another_object_and_what_is_read_stays_as_it_was():
+    body = b'{"a": {"a": [{"a": 1.5}, {"a": 12345678901234567890}]}, "b": "\xf0\x9f\x99\x82"}'
+    assert read_object(body) == {"a": {"a": [{"a": 1.5}, {"a": 12345678901234567890}]}, "b": "🙂"}
+
+
+def test_a_hundred_thousand_names_and_one_of_them_twice_take_no_time_to_speak_of():
+    names = ",".join(f'"k{i}":0' for i in range(100_000))
+    with pytest.raises(ApiError, match="'k99999' comes twice"):
+        read_object(f'{{{names},"k99999":0}}'.encode())
+
+
+@pytest.mark.parametrize("name", ["__proto__", "constructor", "prototype", "__class__"])
+def test_names_that_mean_something_elsewhere_are_unknown_fields_here(name):
+    for body in ({name: {"stream": True}}, {"thinking": {"type": "enabled", name: 1}}):
+        with pytest.raises(ApiError, match="Unknown field") as refused:
+            parse(**body)
+        assert refused.value.code == "unknown_field"
+        assert refused.value.param.endswith(name)
+
+
+def test_thoughts_that_cannot_be_read_are_named():
+    details = [{"type": "reasoning.text", "text": "hm"}, {"type": "reasoning.encrypted", "data": "xyz"}]
+    turn = {"role": "assistant", "content": "7", "reasoning_details": details}
+    asked = parse(messages=[USER, turn, USER | {"name": "ann"}])
+    assert asked.ignored == ("messages[2].name", "messages[1].reasoning_details[1]")
+    assert asked.messages[1].thought == "hm"
+    asked = parse(messages=[USER | {"name": "ann"}] * 7)
+    assert asked.ignored == (*(f"messages[{i}].name" for i in range(4)), "and 3 more")
