@@ -108,7 +108,8 @@ class Answer:
                     kept = self._within(shown, held) if reader.stopped else held
                     if part.index == 0 and isinstance(shown, Delta) and shown.kind == "content":
                         self._texts.append(shown.text)
-                    yield part.index, Piece(shown, tuple(kept))
+                    is_thought = isinstance(shown, Delta) and shown.kind == "reasoning"
+                    yield part.index, Piece(shown, () if is_thought else tuple(kept))
                     held.clear()
                 if token.finish_reason is None and not reader.stopped:
                     continue

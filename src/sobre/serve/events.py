@@ -1,7 +1,8 @@
 """Token ids to what a reader sees: the thought, then the answer.
 
 Our generation prompt ends with `<think>` and a newline, so an answer starts inside the thought and the special token
-`</think>` ends it; models of other layouts open the thought themselves, or have none. Rules for white space: of the
+`</think>` ends it; models of other layouts open the thought themselves, or have none, and where the vocabulary has no
+token for the tags they are found by their spelling (tags.py). Rules for white space: of the
 layout `<think>\\n thought \\n</think>\\n answer` the newlines beside the tags, one on each side, are layout and are
 dropped; every other character is passed on as it is. In a thought that `</think>` never ends everything is thought and
 the answer is empty. Special tokens never show as text, wherever they come. Stop strings are looked for in the answer
@@ -14,12 +15,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sobre.errors import CheckpointError
+from sobre.serve.tags import SpelledTags, Tag, opened_by
 from sobre.tokenizer.stream import Detokenizer
 from sobre.tokenizer.thoughts import think_ids
 from sobre.tokenizer.tokenizer import Tokenizer
 from sobre.tokenizer.tool_calls import CallArguments, CallReader, CallStart, overlap
 
 Kind = Literal["reasoning", "content"]
+PROMPT_END = 16
+"""Tokens of a prompt in which a tag that is no token is looked for."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class AnswerReader:
         tags = [token for token in prompt_ids if token in (self._open_id, self._close_id)]
         self.kind: Kind = "reasoning" if thoughts and tags and tags[-1] == self._open_id else "content"
         self.calls = CallReader() if tools else None
+        self._tags: SpelledTags | None = None
+        if thoughts and self._open_id < 0:
+            inside = opened_by(tokenizer.decode(prompt_ids[-PROMPT_END:]))
+            self.kind, self._tags = "reasoning" if inside else "content", SpelledTags(inside=inside)
         self._may_open = thoughts and self.kind == "content"  # the model may open the one thought, before all else
         self.stopped = False
         """A stop string came: the answer is complete."""
@@ -77,7 +85,7 @@ class AnswerReader:
             return self._end_thought()
         if token_id in self._hidden:
             return []
-        return self._show(self._detokenizer.push(token_id))
+        return self._read(self._detokenizer.push(token_id))
 
     def shows(self, token_id: int) -> bool:
         """Whether this next token is part of the answer's text; tags, ends and the thought are not."""
@@ -99,12 +107,29 @@ class AnswerReader:
         """The engine has finished: pass on what was held back."""
         if self.stopped:
             return []
-        shown = self._show(self._detokenizer.flush())
+        shown = self._read(self._detokenizer.flush())
+        if self._tags is not None and not self.stopped:
+            shown += self._show(self._tags.close())
         if self.calls is not None and self.kind == "content" and (rest := self.calls.close()):
             self._held += rest
         if self._held and not self.stopped:
             shown.append(Delta(self.kind, self._held))
             self._held = ""
+        return shown
+
+    def _read(self, text: str) -> list[Shown]:
+        """Text of the model, in which tags may be spelt."""
+        if self._tags is None:
+            return self._show(text)
+        shown: list[Shown] = []
+        for item in self._tags.push(text):
+            if item is Tag.OPEN:
+                self.kind, self._at_border, self._may_open = "reasoning", True, False
+                self.n_reasoning = self.n_tokens
+            elif item is Tag.CLOSE:
+                self._held, self.kind, self._at_border = "", "content", True
+            elif isinstance(item, str) and not self.stopped:
+                shown += self._show(item)
         return shown
 
     def _end_thought(self) -> list[Shown]:
