@@ -385,6 +385,8 @@ def _line(name: str, found: dict[str, Any]) -> str:
     parts += [_compared(found[key], other) for key, other in others.items() if key in found]
     if "contamination" in found:
         parts.append(f"{len(found['contamination']['found'])} found in the training text")
+        if left := found["contamination"]["not_looked_for"]:
+            parts[-1] += f" ({left:,} not looked for: too short, or like another)"
     return "; ".join(parts)
 
 

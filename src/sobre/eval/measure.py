@@ -171,7 +171,7 @@ def check_same(ours: Iterable[str], theirs: Iterable[str]) -> None:
 def contamination(asked: Mapping[str, Sequence[Problem]], texts: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Which problems of each task stand in the training text (runs of 13 words, or short problems whole).
 
-    `texts` are read once, one after the other.
+    `texts` are read once, one after the other. Problems that could not be told from others there are counted.
     """
     overlaps = {name: TestOverlap([problem.prompt for problem in problems]) for name, problems in asked.items()}
     found: dict[str, set[int]] = {name: set() for name in asked}
@@ -181,7 +181,11 @@ def contamination(asked: Mapping[str, Sequence[Problem]], texts: Iterable[str]) 
         for name, overlap in overlaps.items():
             found[name] |= overlap.find_all(text)
     return {
-        name: {"documents": n_texts, "found": [problems[number].key for number in sorted(found[name])]}
+        name: {
+            "documents": n_texts,
+            "found": [problems[number].key for number in sorted(found[name])],
+            "not_looked_for": len(overlaps[name].not_looked_for),
+        }
         for name, problems in asked.items()
     }
 

@@ -155,6 +155,13 @@ def test_short_problems_are_found_whole_with_their_signs():
     assert (overlap.find("x y"), overlap.n_too_short) == (None, 1)
 
 
+def test_what_is_too_short_or_stands_twice_is_not_looked_for_and_said():
+    other = LONG.replace(" ", ", ")
+    overlap = Overlap(["Compute 3 + 4 * 5.", LONG, "x y", other, "compute 3 + 4 * 5."])
+    assert overlap.not_looked_for == {1, 2, 3}
+    assert overlap.find_all(f"{LONG} Compute 3 + 4 * 5.") == {0, 4}
+
+
 def test_the_wording_that_problems_share_is_no_overlap():
     tail = " Give the final number inside the answer tag and write nothing else after it, please, at all."
     overlap = Overlap([f"Take {a} from {b} and halve what is left of it today." + tail for a, b in ((5, 9), (7, 30))])

@@ -78,13 +78,13 @@ def test_of_one_reply_each_it_is_told_how_often_chance_alone_splits_so() -> None
 
 def test_every_problem_that_a_training_text_holds_is_found() -> None:
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    prompts = [words, "something else entirely, unseen", "what is left of 7 * 8?"]
+    prompts = [words, "something else entirely, unseen", "what is left of 7 * 8?", "x y"]
     asked = {"a": [Problem("a", "en", 1, said, "1", f"a:{i}", {}) for i, said in enumerate(prompts)]}
     asked["b"] = [replace(asked["a"][2], key="b:0")]
     texts = [f"before {words} between, what is left of 7 * 8? after", "nothing"]
     assert contamination(asked, texts) == {
-        "a": {"documents": 2, "found": ["a:0", "a:2"]},
-        "b": {"documents": 2, "found": ["b:0"]},
+        "a": {"documents": 2, "found": ["a:0", "a:2"], "not_looked_for": 1},
+        "b": {"documents": 2, "found": ["b:0"], "not_looked_for": 0},
     }
 
 
@@ -205,7 +205,8 @@ def test_the_verb_writes_a_result_that_another_can_be_set_against(
 
 def test_training_text_is_read_as_training_reads_it(service, openai_answer, tmp_path: Path, capsys) -> None:
     asked = ["wie viele Äpfel hat Zoë jetzt?", "combien font sept fois huit ?", "what is 3 + 4 * 5 then?"]
-    rows = [json.dumps({"id": f"q{i}", "prompt": said, "answer": "2"}) for i, said in enumerate(asked)]
+    twice = ["one and the same question of more than thirteen words, which stands here two times ?"] * 2
+    rows = [json.dumps({"id": f"q{i}", "prompt": said, "answer": "2"}) for i, said in enumerate([*asked, *twice])]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows))
     data = tmp_path / "data"
     data.mkdir()
@@ -217,7 +218,11 @@ def test_training_text_is_read_as_training_reads_it(service, openai_answer, tmp_
     flags += ["--tasks", f"mine={tmp_path / 'mine.jsonl'}", "--training-text"]
     assert verb.main([*flags, str(data)]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["tasks"]["mine"]["contamination"] == {"documents": 2, "found": ["mine:q0", "mine:q2"]}
+    result = json.loads(said.out)
+    jsonschema.validate(result, schema("evaluation"))
+    found = {"documents": 2, "found": ["mine:q0", "mine:q2"], "not_looked_for": 2}
+    assert result["tasks"]["mine"]["contamination"] == found
+    assert "2 found in the training text (2 not looked for: too short, or like another)" in said.err
     assert f"1 x file of another kind not read, first {data / 'c.pdf'}" in said.err
     (data / "d.jsonl").write_text('{"text": "cut')
     with pytest.raises(DataError, match=r"d.jsonl:1: invalid JSON"):
