@@ -15,25 +15,36 @@ import threading
 from fractions import Fraction
 from importlib.util import find_spec
 
-from sobre.errors import ConfigError
+from sobre.errors import ConfigError, JudgeError
 
 MAX_CHARS = 400
-"""A longer answer is none: it is wrong without being read."""
+"""A longer answer is not read: unless it is the reference to the letter, it is wrong."""
 LIMIT_S = 5.0
-START_S = 60.0
-"""For the first comparison of a process, which imports sympy."""
+START_S = 40.0
+"""For the start of a process, which imports sympy. With LIMIT_S less than JUDGE_S, after which a judge hangs."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 _SLASH = re.compile(r"([-+]?\d{1,12})/(\d{1,12})")
 
 
 def equal(reference: str, answer: str, *, limit_s: float = LIMIT_S) -> bool:
-    """Whether `answer` is right. An answer that takes longer than `limit_s` to compare is wrong."""
+    """Whether `answer` is right. An answer that takes longer than `limit_s` to compare is wrong.
+
+    Raises JudgeError where nobody could tell: a reference that cannot be read, a reader that does not start.
+    """
+    found = compared(reference, answer, limit_s=limit_s)
+    if found is None:
+        raise JudgeError(f"the reference {reference[:80]!r} is no mathematics that can be read")
+    return found
+
+
+def compared(reference: str, answer: str, *, limit_s: float = LIMIT_S) -> bool | None:
+    """`equal`, or None where the reference cannot be read and the answer is not the same text."""
     reference, answer = reference.strip(), answer.strip()
+    if reference == answer:
+        return bool(answer)
     if not answer or len(answer) > MAX_CHARS:
         return False
-    if reference == answer:
-        return True
     numbers = read_number(reference), read_number(answer)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0] == numbers[1]
@@ -58,23 +69,23 @@ class Checker:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, reference: str, answer: str, limit_s: float) -> bool:
-        """Whether they are equal, or False after `limit_s` seconds."""
+    def ask(self, reference: str, answer: str, limit_s: float) -> bool | None:
+        """Whether they are equal, False after `limit_s` seconds; None where the reference cannot be read.
+
+        Raises JudgeError where math-verify does not start.
+        """
         with self._lock:
-            fresh = self._process is None or self._process.poll() is not None
-            process = self._start() if fresh or self._process is None else self._process
+            process = self._process
+            if process is None or process.poll() is not None:
+                process = self._start()
             assert process.stdin is not None
-            assert process.stdout is not None
             process.stdin.write(json.dumps([reference, answer]).encode() + b"\n")
             process.stdin.flush()
-            with selectors.DefaultSelector() as selector:
-                selector.register(process.stdout, selectors.EVENT_READ)
-                ready = selector.select(limit_s + (START_S if fresh else 0.0))
-            line = process.stdout.readline() if ready else b""
+            line = _line(process, limit_s)
             if not line:  # too long, or it fell: out of memory, out of stack
                 self.n_timeouts += 1
                 self.close()
-            return line == b"true\n"
+            return json.loads(line) if line else False
 
     def close(self) -> None:
         """End the process."""
@@ -97,7 +108,18 @@ class Checker:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])},
         )
+        if _line(self._process, START_S) != b"ready\n":
+            self.close()
+            raise JudgeError(f"math-verify, which reads mathematical answers, did not start within {START_S:g} s")
         return self._process
+
+
+def _line(process: "subprocess.Popen[bytes]", within_s: float) -> bytes:
+    """The next line that the process says; empty when it says none in time, or has ended."""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        return process.stdout.readline() if selector.select(within_s) else b""
 
 
 _CHECKERS: list[Checker] = []

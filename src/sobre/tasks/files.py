@@ -1,9 +1,9 @@
 """Problems from files: GSM8K, MATH, AIME, HumanEval, MBPP, MMLU, ARC, or your own, one record a line.
 
-.jsonl, .jsonl.gz or .parquet. The question is `prompt`, `question` or `problem`; what else a record holds decides how
-it is judged: `test` or `tests` as code, `choices` as multiple choice, else `answer` as mathematics (a solution that
-ends in `#### 72` is read as 72). A record that does not fit is an error that names file and line, unless the caller
-takes it (`reject`) and goes on without it.
+.jsonl, .jsonl.gz or .parquet, here. The question is `prompt`, `question` or `problem`;
+what else a record holds decides how it is judged: `test` or `tests` as code, `choices` as multiple choice, else
+`answer` as mathematics (a solution that ends in `#### 72` is read as 72). A record that does not fit is an error that
+names file and line, unless the caller takes it (`reject`) and goes on without it.
 
 Difficulty, 1 to 5, is the `level` or `difficulty` that the records state (`Level 4`, 4.0; one that states none among
 others that do is a 3), or else the fifth of the set that a problem falls in by the length of its solution, or, where
@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from typing import Any
 
 from sobre.errors import ConfigError, DataError
 from sobre.tasks.base import Problem
+from sobre.tasks.equality import MAX_CHARS
 from sobre.tasks.judges import LETTERS
 from sobre.tasks.registry import TASKS
 
@@ -45,6 +47,7 @@ Reject = Callable[[str], None]
 UNSTATED = 0
 """Difficulty of a record that states none, until all are read."""
 _HALF, _HALVES = re.compile(r"\\u[dD]"), re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile(r"\\[\\{}]")
 _LEVEL = re.compile(r"(?:[Ll]evel )?([1-5])(?:\.0)?")
 
 
@@ -180,6 +183,11 @@ def _math(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     answer = answer.strip()
     if not answer:
         raise DataError(f"{where}: nothing follows the #### of its answer")
+    if len(answer) > MAX_CHARS:
+        raise DataError(f"{where}: answer has {len(answer):,} characters; up to {MAX_CHARS} are compared")
+    braces = _ESCAPED.sub("", answer)
+    if braces.count("{") != braces.count("}"):
+        raise DataError(f"{where}: answer has braces that do not close: {answer!r:.60}")
     return answer, {"judge": "math", "solution": solution}
 
 
@@ -189,12 +197,23 @@ def _choice(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]
         choices = choices.get("text")
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise DataError(f"{where}: choices must be a list of 2 to {len(LETTERS)}, not {choices!r:.60}")
+    texts = [_choice_text(choice, where) for choice in choices]
+    if len(set(texts)) == 1:
+        raise DataError(f"{where}: all choices say {texts[0]!r:.60}; there is nothing to choose")
     letters = LETTERS[: len(choices)]
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         answer = letters[answer]
     if not isinstance(answer, str) or len(answer) != 1 or answer not in letters:
         raise DataError(f"{where}: answer must be one of {', '.join(letters)} or 0..{len(choices) - 1}, not {answer!r}")
-    return answer, {"judge": "choice", "choices": [str(choice) for choice in choices]}
+    return answer, {"judge": "choice", "choices": texts}
+
+
+def _choice_text(choice: Any, where: str) -> str:
+    if isinstance(choice, int | float) and not isinstance(choice, bool):
+        return str(choice)
+    if not isinstance(choice, str) or not choice.strip():
+        raise DataError(f"{where}: a choice must be text that is not empty, not {choice!r:.60}")
+    return choice
 
 
 def _code(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -204,6 +223,7 @@ def _code(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
         test = _text(record, ("test",), where)
         if not isinstance(entry, str) or not entry.isidentifier():
             raise DataError(f"{where}: a test needs entry_point, the name of the function, not {entry!r}")
+        _compile(test, where)
         head = _text(record, ("prompt", "question", "problem"), where).partition(f"def {entry}(")[0]
         return answer, {
             "judge": "code",
@@ -218,5 +238,15 @@ def _code(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     imports, before = record.get("test_imports") or [], record.get("test_setup") or record.get("test_setup_code") or ""
     if not isinstance(imports, list) or not all(isinstance(part, str) for part in (*imports, before)):
         raise DataError(f"{where}: test_imports must be a list of lines, and test_setup text")
-    setup = [*imports, before]
-    return answer, {"judge": "code", "entry_point": "", "test": "\n".join([*setup, *tests]), "shown": tests, "head": ""}
+    test = "\n".join([*imports, before, *tests])
+    _compile(test, where)
+    return answer, {"judge": "code", "entry_point": "", "test": test, "shown": tests, "head": ""}
+
+
+def _compile(test: str, where: str) -> None:
+    """Refuse tests that no code could pass, since they are no Python."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(test, where, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # ValueError: a null byte
+        raise DataError(f"{where}: its tests are no Python: {error}") from None

@@ -136,6 +136,8 @@ def is_right(problem: Problem, answer: str) -> bool:
     judge = judge_of(problem)
     try:
         found = task(problem.task).score(problem, answer) if judge is None else judge.right(problem, answer)
+    except JudgeError as error:
+        raise JudgeError(f"{_judged(problem, answer)}: {error}") from error
     except SobreError:
         raise  # no sandbox, no reader of LaTeX: not this answer's fault
     except Exception as error:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from sobre.errors import ConfigError
 from sobre.tasks.base import Problem
-from sobre.tasks.equality import equal
+from sobre.tasks.equality import compared, equal
 from sobre.tasks.sandbox import Limits, mechanism, run_code
 
 LETTERS = "ABCDEFGHIJ"
@@ -101,7 +101,10 @@ class ChoiceJudge:
         return found[1] if found else None
 
     def right(self, problem: Problem, answer: str) -> bool:
-        return answer == problem.answer
+        """Whether it says what the reference says: two choices of one text (MMLU has some) are right together."""
+        choices = problem.data["choices"]
+        at = LETTERS.index(answer)
+        return at < len(choices) and bool(choices[at] == choices[LETTERS.index(problem.answer)])
 
 
 class CodeJudge:
@@ -146,7 +149,7 @@ def judge_of(problem: Problem) -> Judge | None:
 def same_answer(problem: Problem, one: str, other: str) -> bool:
     """Whether two answers to a problem say the same: by `equality` in mathematics (1/2 and 0.5), else to the letter."""
     one, other = one.strip(), other.strip()
-    return one == other or (problem.data.get("judge") == MathJudge.kind and equal(one, other))
+    return one == other or (problem.data.get("judge") == MathJudge.kind and compared(one, other) is True)
 
 
 def check_judges(problems: Iterable[Problem]) -> None:

@@ -8,11 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sobre.errors import ConfigError, DataError, SandboxError
-from sobre.tasks.equality import Checker, equal, read_number
+from sobre.errors import ConfigError, DataError, JudgeError, SandboxError
+from sobre.tasks import equality
+from sobre.tasks.base import Problem
+from sobre.tasks.config import JUDGE_S
+from sobre.tasks.equality import Checker, compared, equal, read_number
 from sobre.tasks.files import find_file, read_problems
 from sobre.tasks.format import question, reward
-from sobre.tasks.judges import boxed, judge_of
+from sobre.tasks.judges import boxed, judge_of, same_answer
 from sobre.tasks.sandbox import Limits, run_code
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared/data"
@@ -92,6 +95,16 @@ def test_gzip_and_parquet_hold_the_same_problems(tmp_path: Path) -> None:
         ({"prompt": "x", "choices": ["a"], "answer": 0}, "choices must be a list of 2 to 10"),
         ({"prompt": "x", "choices": ["a", "b"], "answer": 2}, r"answer must be one of A, B or 0\.\.1, not 2"),
         ({"prompt": "x", "choices": ["a", "b"], "answer": "C"}, "answer must be one of A, B"),
+        ({"prompt": "x", "choices": ["a", "a"], "answer": 0}, "all choices say 'a'; there is nothing to choose"),
+        ({"prompt": "x", "choices": [None, "b"], "answer": 0}, "a choice must be text that is not empty, not None"),
+        ({"prompt": "x", "choices": ["a", {"b": 1}], "answer": 0}, r"a choice must be text .* not \{'b': 1\}"),
+        ({"prompt": "x", "choices": ["a", " "], "answer": 0}, "a choice must be text that is not empty, not ' '"),
+        ({"prompt": "x", "answer": "a" * 401}, "answer has 401 characters; up to 400 are compared"),
+        ({"prompt": "x", "answer": "\\frac{1}{"}, r"answer has braces that do not close: '\\\\frac"),
+        ({"prompt": "x", "tests": ["assert f( == 1"]}, "its tests are no Python: invalid syntax"),
+        ({"prompt": "x", "tests": ["assert 1"], "test_setup": "import"}, "its tests are no Python"),
+        ({"prompt": "x", "test": "def check(f) pass", "entry_point": "f"}, "its tests are no Python"),
+        ({"prompt": "x", "test": "x = '\0'", "entry_point": "f"}, "its tests are no Python"),
         ({"prompt": "x", "tests": []}, "tests must be a list of assert lines"),
         ({"prompt": "x", "test": "def check(f): pass"}, "a test needs entry_point"),
     ],
@@ -158,6 +171,37 @@ def test_a_choice_is_a_letter(tmp_path: Path, text: str, found: str | None) -> N
     assert judge_of(problem).extract(problem, text) == found
 
 
+def test_choices_of_one_text_are_right_together(tmp_path: Path) -> None:
+    twice = one(tmp_path, {"prompt": "30 + 657?", "choices": [687, "687", "1,493"], "answer": 0})
+    assert twice.data["choices"] == ["687", "687", "1,493"]
+    assert [accuracy(twice, f"\\boxed{{{letter}}}") for letter in "ABCDE"] == [1, 1, 0, 0, 0]
+
+
+def test_braces_that_are_text_close_nothing(tmp_path: Path) -> None:
+    for answer in ("\\{1, 2\\}", "\\left\\{ x \\right.", "\\begin{array}{c} 1 \\\\{2} \\end{array}"):
+        assert one(tmp_path, {"prompt": "x", "answer": answer}).answer == answer
+
+
+def test_the_same_text_is_right_however_long_and_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sobre.tasks.equality._checker", lambda: pytest.fail("asked for help"))
+    assert equal("a" * 401, "a" * 401)
+    assert not equal("a" * 401, "a" * 402)
+    assert not equal("", "")
+
+
+def test_a_slow_start_of_math_verify_is_no_judge_that_hangs() -> None:
+    assert equality.START_S + equality.LIMIT_S < JUDGE_S
+
+
+def test_a_reader_that_does_not_start_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("math_verify")
+    monkeypatch.setattr(equality, "START_S", 0.0)
+    checker = Checker()
+    with pytest.raises(JudgeError, match="did not start within 0 s"):
+        checker.ask("x", "2x", 5.0)
+    assert checker.n_timeouts == 0
+
+
 def test_boxes_nest() -> None:
     assert boxed("a \\boxed{1} then \\boxed{\\frac{1}{2}} end") == "\\frac{1}{2}"
     assert boxed("\\boxed{1") is None
@@ -185,11 +229,19 @@ def test_latex_is_compared_by_math_verify_within_its_time() -> None:
         assert equal(reference, answer)
     for reference, answer in (("x^2+1", "x^2-1"), ("(1,2)", "(2,1)"), ("\\sqrt{2}", "\\sqrt{3}"), ("5", "\\frac{")):
         assert not equal(reference, answer)
+    unread = Problem("set", "en", 3, "When?", "4:40 a.m.", "set:1", {"judge": "math", "solution": ""})
+    assert accuracy(unread, "\\boxed{4:40 a.m.}") == 1
+    with pytest.raises(
+        JudgeError, match=r"of set failed on set:1, answer '4:41 a.m.': the reference '4:40 a.m.' is no"
+    ):
+        accuracy(unread, "\\boxed{4:41 a.m.}")
+    assert compared("4:40 a.m.", "4:41 a.m.") is None
+    assert not same_answer(unread, "4:40 a.m.", "4:41 a.m.")  # votes of a model, of which neither need be readable
     checker = Checker()
-    assert checker.ask("2x", "x+x", 5.0)
+    assert checker.ask("2x", "x+x", 60.0)
     assert not checker.ask("1", "9^{9^{9^{9}}}" * 3, 0.0)  # no time at all: wrong, counted, and the next one is served
     assert checker.n_timeouts == 1
-    assert checker.ask("2x", "x+x", 5.0)
+    assert checker.ask("2x", "x+x", 60.0)
     checker.close()
 
 
