@@ -70,9 +70,9 @@ class EvalOptions(Rounding):
     text: tuple[str, ...] = ()
     """Files or folders of text: bits per byte on it, with what is rounded beside that of the model as it is."""
     tasks: str = "arithmetic,countdown,sorting,word,equation,sequence"
-    """Tasks, with commas between them: generated ones, well-known sets, or NAME=PATH."""
+    """Tasks, with commas between them: generated ones, well-known sets, NAME=PATH or NAME=hf://OWNER/SET/FILE."""
     files: str = "data"
-    """Folder in which the files of well-known sets lie, at any depth."""
+    """Folder in which the files of well-known sets lie, at any depth; one that is not there comes from the hub."""
     n: int = 0
     """Problems of each task, the first ones; 0 takes all of a file, and 200 of a generated task."""
     k: int = 1
@@ -266,13 +266,14 @@ def _problems(name: str, path: str, options: EvalOptions) -> "tuple[list[Problem
     from sobre.eval.shots import generated_examples, hold_back
     from sobre.tasks.config import LANGS, TasksConfig
     from sobre.tasks.files import find_file, read_problems
+    from sobre.tasks.hub import located
     from sobre.tasks.registry import TASKS
     from sobre.tasks.sampling import test_set
 
     if name in TASKS and not path:
         asked = test_set(options.n or 200, TasksConfig(names=(name,)))
         return asked, generated_examples(name, options.shots, LANGS)
-    found = read_problems(Path(path) if path else find_file(name, Path(options.files)), name)
+    found = read_problems(located(path) if path else find_file(name, Path(options.files)), name)
     asked, examples = hold_back(found, options.shots, name)
     return (asked[: options.n] if options.n else asked), examples
 

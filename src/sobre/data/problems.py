@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sobre.data.events import Events
@@ -19,6 +18,7 @@ from sobre.errors import ConfigError, DataError
 from sobre.tasks.base import Problem
 from sobre.tasks.config import TasksConfig, named_files
 from sobre.tasks.files import read_problems
+from sobre.tasks.hub import located
 from sobre.tasks.judges import check_judges
 from sobre.tasks.sampling import split_of, test_set
 
@@ -101,7 +101,7 @@ def training_levels(sets: Iterable[ProblemSet]) -> dict[str, Mapping[int, Sequen
 
 def _read(name: str, path: str, cfg: TasksConfig, events: Events) -> ProblemSet:
     """The whole file as a test, in an order of its own, by the hash of what is asked."""
-    file = Path(path)
+    file = located(path)
     if not file.is_file():
         raise ConfigError(f"tasks: {name}={path} is no file")
     fits = "a question with an answer, choices or tests (docs/how-to/add-a-task.md)"

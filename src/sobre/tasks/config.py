@@ -50,8 +50,9 @@ class TasksConfig:
     names: tuple[str, ...] = TASK_NAMES
     """Generated tasks, each once (`sobre.tasks.registry`); may be empty where there are files."""
     files: tuple[str, ...] = ()
-    """Sets of problems, NAME=PATH or PATH (.jsonl, .jsonl.gz, .parquet). A tenth of each, by a hash of the question, is
-    kept for the test and another for validation; training problems that overlap with those are left out and counted."""
+    """Sets of problems, NAME=PATH or PATH (.jsonl, .jsonl.gz, .parquet), or hf://OWNER/SET/FILE. A tenth of each, by a
+    hash of the question, is kept for the test and another for validation; training problems that overlap with those are
+    left out and counted."""
     test_files: tuple[str, ...] = ()
     """Sets that are only examined on; then nothing of `files` is kept for the test."""
     max_question: int = 0

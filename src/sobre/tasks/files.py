@@ -1,6 +1,6 @@
 """Problems from files: GSM8K, MATH, AIME, HumanEval, MBPP, MMLU, ARC, or your own, one record a line.
 
-.jsonl, .jsonl.gz or .parquet, here. The question is `prompt`, `question` or `problem`;
+.jsonl, .jsonl.gz or .parquet, here or on the hub (tasks/hub.py). The question is `prompt`, `question` or `problem`;
 what else a record holds decides how it is judged: `test` or `tests` as code, `choices` as multiple choice, else
 `answer` as mathematics (a solution that ends in `#### 72` is read as 72). A record that does not fit is an error that
 names file and line, unless the caller takes it (`reject`) and goes on without it.
@@ -25,6 +25,7 @@ from typing import Any
 from sobre.errors import ConfigError, DataError
 from sobre.tasks.base import Problem
 from sobre.tasks.equality import MAX_CHARS
+from sobre.tasks.hub import ADDRESSES, located
 from sobre.tasks.judges import LETTERS
 from sobre.tasks.registry import TASKS
 
@@ -52,12 +53,14 @@ _LEVEL = re.compile(r"(?:[Ll]evel )?([1-5])(?:\.0)?")
 
 
 def find_file(name: str, folder: Path) -> Path:
-    """The file of a well-known set somewhere under `folder`."""
+    """The file of a well-known set somewhere under `folder`, else from the hub."""
     stems = KNOWN.get(name, (name,))
     for stem in stems:
         for ending in ENDINGS:
             if found := sorted(folder.rglob(f"{stem}{ending}")):
                 return found[0]
+    if name in ADDRESSES:
+        return located(ADDRESSES[name])
     missing = f"no file {' or '.join(stems)} with an ending of {', '.join(ENDINGS)} under {folder}"
     if name in KNOWN:
         raise ConfigError(f"{name}: {missing}")
@@ -76,7 +79,10 @@ def read_problems(path: Path, name: str, reject: Reject | None = None) -> list[P
     places: dict[str, str] = {}
     for where, raw in _records(path):
         try:
-            problem = _problem(_object(raw, where), name, where)
+            record = _object(raw, where)
+            problem = _problem(record, name, where)
+            if not _stated_id(record):
+                problem = _numbered(problem, problems)
             if problem.key in problems:
                 raise DataError(f"{where} has the id of {places[problem.key]}, {problem.key}")
         except DataError as error:
@@ -133,13 +139,26 @@ def _problem(record: Mapping[str, Any], name: str, where: str) -> Problem:
         answer, data = _choice(record, where)
     else:
         answer, data = _math(record, where)
-    key = str(record.get("id") or record.get("task_id") or hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest())
+    key = str(_stated_id(record) or hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest())
     level = _LEVEL.fullmatch(str(record.get("level") or record.get("difficulty")))
     difficulty = int(level[1]) if level else UNSTATED
     lang = record.get("lang") or "en"
     if not isinstance(lang, str):
         raise DataError(f"{where}: lang must be text such as en, not {lang!r:.60}")
     return Problem(name, lang, difficulty, prompt, answer, f"{name}:{key}", data)
+
+
+def _stated_id(record: Mapping[str, Any]) -> Any:
+    return record.get("id") or record.get("task_id")
+
+
+def _numbered(problem: Problem, others: Mapping[str, Problem]) -> Problem:
+    """Tell apart the records without an id that ask the same (MMLU has a hundred): key, key#2, key#3."""
+    number, key = 1, problem.key
+    while key in others:
+        number += 1
+        key = f"{problem.key}#{number}"
+    return replace(problem, key=key)
 
 
 def _graded(problems: Sequence[Problem]) -> list[Problem]:
@@ -194,7 +213,9 @@ def _math(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
 def _choice(record: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     choices, answer = record["choices"], record.get("answer", record.get("answerKey"))
     if isinstance(choices, dict):
-        choices = choices.get("text")
+        labels, choices = choices.get("label"), choices.get("text")
+        if isinstance(labels, list) and answer in labels:  # ARC: A to E of most questions, 1 to 4 of some
+            answer = labels.index(answer)
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise DataError(f"{where}: choices must be a list of 2 to {len(LETTERS)}, not {choices!r:.60}")
     texts = [_choice_text(choice, where) for choice in choices]

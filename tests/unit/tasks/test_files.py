@@ -69,8 +69,8 @@ def test_gzip_and_parquet_hold_the_same_problems(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([GSM]), tmp_path / "set.parquet")
     assert read_problems(tmp_path / "set.jsonl.gz", "set") == plain == read_problems(tmp_path / "set.parquet", "set")
     assert find_file("set", tmp_path) == tmp_path / "set.jsonl"
-    with pytest.raises(ConfigError, match="gsm8k: no file gsm8k_test or"):
-        find_file("gsm8k", tmp_path)
+    with pytest.raises(ConfigError, match="mgsm: no file mgsm with an ending of"):
+        find_file("mgsm", tmp_path)
     with pytest.raises(ConfigError, match=r"nosuch is neither a generated task \(.*countdown.*gsm8k.*NAME=PATH"):
         find_file("nosuch", tmp_path)
 
