@@ -40,8 +40,8 @@ class TestOverlap:
             if len(unit) >= MIN_UNITS:
                 whole.add(unit, i)
         self._tables = [table for table in (runs, whole) if table.owners]
-        found = {owner for table in self._tables for owners in table.owners.values() for owner in owners}
-        self.not_looked_for = set(range(len(prompts))) - found
+        looked_for = {owner for table in self._tables for owners in table.owners.values() for owner in owners}
+        self.not_looked_for = set(range(len(prompts))) - looked_for
         """Problems that are too short, or say nothing that no other one says (one that stands twice)."""
 
     def find(self, text: str) -> int | None:
