@@ -4,9 +4,11 @@ The first process trains alone, without a group, and all processes train the lay
 the norms of the gradients, of router biases and of every weight, after the last step.
 """
 
+import gc
 import json
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,7 @@ from sobre.parallel.division import Division
 from sobre.rl.config import GRPOConfig, GSPOConfig, RLConfig
 from sobre.rl.losses import policy_loss
 from sobre.runtime.processes import Processes
+from sobre.train import export
 from sobre.train.batch import Batch, from_rows, from_samples
 from sobre.train.divide import divide
 from sobre.train.export import save_divided
@@ -145,6 +148,8 @@ class Learner:
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     rerouted: list[float | None] = field(default_factory=list)
+    accepted: list[float | None] = field(default_factory=list)
+    """How often MTP was right."""
 
     def weights(self) -> dict[str, torch.Tensor]:
         whole = self.model
@@ -185,11 +190,13 @@ def train(found: Learner, first: int, last: int) -> None:
             clip=1.0,
             mtp_weight=0.3 if stage in ("pretrain", "sft") else 0.0,
             rebalance=stage != "rl",
+            watch=True,
             division=division,
         )
         found.losses.append(info.loss)
         found.norms.append(info.grad_norm)
         found.rerouted.append(info.rerouted)
+        found.accepted.append(info.mtp_acceptance)
 
 
 def refused(case: dict[str, Any], processes: Processes) -> dict[str, Any]:
@@ -249,6 +256,7 @@ def compare(alone: Learner, together: Learner, weights: dict[str, torch.Tensor])
         "worst": worst,
         "first_loss": alone.losses[0],
         "rerouted": [alone.rerouted, together.rerouted],
+        "accepted": [alone.accepted, together.accepted],
     }
 
 
@@ -261,12 +269,42 @@ def exported(found: Learner, weights: dict[str, torch.Tensor], folder: Path) -> 
     return max(float((read[name] - tensor).abs().max()) for name, tensor in weights.items())
 
 
+def export_held(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, Any]:
+    """The most bytes that any process holds beside its part of the model while all write the model's folder."""
+    found, most, true = learner(case, case["layout"], processes), 0, export._my_tensors
+    assert found.division is not None
+    known = {tensor.untyped_storage().data_ptr() for tensor in tensors()}
+    gc.freeze()  # what is there already is not looked through again
+
+    def watched(*args: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        nonlocal most
+        for named in true(*args):
+            storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors()}
+            most = max(most, sum(size for place, size in storages.items() if place not in known))
+            yield named
+
+    export._my_tensors = watched
+    save_divided(found.model, found.division, processes, folder, extra={}, file_bytes=case["file_bytes"])
+    export._my_tensors = true
+    gc.unfreeze()
+    whole = load_model(folder).state_dict().values()
+    sizes = [tensor.nbytes for tensor in whole]
+    return {"most": max(processes.gather(most)), "largest": max(sizes), "model": sum(sizes)}
+
+
+def tensors() -> list[torch.Tensor]:
+    """All that live in this process, views included."""
+    return [it for it in gc.get_objects() if type(it) in (torch.Tensor, torch.nn.Parameter) and not it.is_meta]
+
+
 def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, Any]:
     """Train under the layout, half way under `then` if there is one, with a saved state in between."""
     if "poisoned" in case:
         return refused(case, processes)
     if "rollouts" in case:
         return rollouts.compare(replace(MOE, memory=MemoryConfig()), case["layout"], processes)
+    if "file_bytes" in case:
+        return export_held(case, processes, folder)
     if "full" in case:
         return disk_full(case, processes, folder)
     steps = STEPS[case.get("dtype", "float64")]
@@ -276,6 +314,7 @@ def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, A
         save(together, folder / "state", steps // 2)
         before, together = together, learner(case, case["then"], processes)
         together.losses, together.norms, together.rerouted = before.losses, before.norms, before.rerouted
+        together.accepted = before.accepted
         load_state(
             folder / "state", together.model, together.optimizer, division=together.division, processes=processes
         )

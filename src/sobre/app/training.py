@@ -30,7 +30,7 @@ from sobre.train.batch import Batch
 from sobre.train.config import Precision
 from sobre.train.export import save_divided
 from sobre.train.health import Health
-from sobre.train.loop import Source, Stage, StepRecord, dry_run, run_stage
+from sobre.train.loop import WATCHED, Source, Stage, StepRecord, dry_run, run_stage
 from sobre.train.losses import LossFn
 from sobre.train.resume import load_state
 from sobre.train.state import Saving
@@ -39,8 +39,8 @@ NEWS = 0.1
 """A change of the horizon is said aloud when it exceeds this share; every change stands in the events."""
 
 
-COMPARED = 10
-"""Steps after which the processes are compared."""
+HEALTH_S = 60.0
+"""Seconds between two lines on a stage's health."""
 
 
 class Trainer:
@@ -53,6 +53,7 @@ class Trainer:
         self.tokens, self.flops = 0, 0.0
         self._said = stage.horizon.total
         self._saved_at, self._saved_step = time.monotonic(), -1
+        self._told_at = time.monotonic()
         self._interrupted = False
         self._health = Health()
         self._trace = StepTrace(session.folder.state / "trace" / stage.name, self.processes.rank, session.traced)
@@ -126,8 +127,11 @@ class Trainer:
         self.spending.add(tokens=info.n_tokens + n_sampled, flops=record.flops, wasted_s=wasted_s)
         tokens_per_s = (info.n_tokens + n_sampled) / took if took > 0 else None
         health = {} if info.load_LE is None else self._health.see(info.load_LE, record.step)
-        if record.step % COMPARED == 0:
+        if info.mtp_acceptance is not None:
+            health["mtp_acceptance"] = info.mtp_acceptance
+        if record.step % WATCHED == 0:
             health |= self._compare()
+            self._tell(record.step, self._health.line(health))
         self.session.metrics.add(
             self.stage.name,
             record.step - 1,
@@ -150,6 +154,12 @@ class Trainer:
             self.session.console.say(f"health: {self.stage.name}, step {record.step:,}: {news}")
         self._save_s = 0.0
         self._show(record, tokens_per_s)
+
+    def _tell(self, step: int, health: str) -> None:
+        """Say how things are, now and then."""
+        if health and time.monotonic() - self._told_at >= HEALTH_S:
+            self.session.console.say(f"health: {self.stage.name}, step {step:,}: {health}", style="dim")
+            self._told_at = time.monotonic()
 
     def _compare(self) -> dict[str, Any]:
         """How long each process was at its own part since the last time, and how far router biases are apart."""

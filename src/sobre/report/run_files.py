@@ -18,8 +18,9 @@ reward, pass_rate, format_rate, language, empty, unjudged, slow_to_judge, answer
 flat_groups, signal (how much of their gradients the last steps share), clipped_low, clipped_high, logp_gap_mean and
 logp_gap_max (sampler against trainer), routes_differ; of experts max_violation, dead_experts and, now and then, load_LE
 (tokens per layer and expert) and bias_drift (how far the biases of a router are apart); of an engine that guesses ahead
-draft_acceptance, the share of guesses that was right; of several processes, now and then, slowest_process and
-slowest_ratio; save_s, how long training waited for a saved state before this step.
+draft_acceptance, the share of guesses that was right; where MTP is trained, now and then, mtp_acceptance, the share of
+its first choices that is right; of several processes, now and then, slowest_process and slowest_ratio; save_s, how long
+training waited for a saved state before this step.
 
 Only config.json must be there: a run may have been stopped anywhere, and its report says what is missing.
 """

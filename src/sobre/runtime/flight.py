@@ -3,7 +3,8 @@
 torch's flight recorder keeps the last exchanges of a process, with sizes, state and where they were called; a process
 that waited in vain writes it to process-N.json. One that hangs writes nothing by itself: torchrun ends it when the
 others have failed (SIGTERM), and it leaves the stacks of its threads in process-N.txt on that. A process that is
-stopped (SIGSTOP) or whose machine is gone leaves neither; the others name it.
+stopped (SIGSTOP) or whose machine is gone leaves neither; the others name it. On GPUs NCCL's watchdog ends a process
+before anything here is asked: it writes the exchanges itself, to nccl-process-N (a pickle, for torch's `torchfrtrace`).
 """
 
 import faulthandler
@@ -18,6 +19,12 @@ KEPT = 200
 def keep() -> None:
     """Let torch remember the last exchanges; before the first group of processes is made."""
     os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(KEPT))
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+
+
+def tell_watchdog(folder: Path) -> None:
+    """Where NCCL's watchdog writes to, unless the user has said it. It adds the number of the process."""
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "nccl-process-"))
 
 
 def write(folder: Path, rank: int) -> None:

@@ -157,6 +157,7 @@ class Processes:
             yield
             return
         self._record = record
+        flight.tell_watchdog(record)
         flight.leave_stacks(record, self.rank)
         try:
             yield

@@ -6,7 +6,7 @@ which they did not wait for others (runtime/waiting.py), since in a step all wai
 Shapes: L routing layers, E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -73,6 +73,18 @@ class Health:
             self._news.append(far if is_far else f"router biases are less than {FAR:g} apart again")
             self._is_far = is_far
         return {"bias_drift": spread}
+
+    @staticmethod
+    def line(found: Mapping[str, Any]) -> str:
+        """What the log has of a step's health, in words; empty for one process without experts and MTP."""
+        says = {
+            "slowest_process": "process {slowest_process} takes longest ({slowest_ratio:.2f} times the others' median)",
+            "max_violation": "max violation {max_violation:.2f}",
+            "dead_experts": "dead experts {dead_experts}",
+            "bias_drift": "bias drift {bias_drift:.3f}",
+            "mtp_acceptance": "MTP right {mtp_acceptance:.1%}",
+        }
+        return ", ".join(text.format(**found) for name, text in says.items() if name in found)
 
     def news(self) -> list[str]:
         """What has changed since it was asked last, in words."""

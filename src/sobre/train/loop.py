@@ -21,6 +21,9 @@ from sobre.train.losses import LossFn
 from sobre.train.pieces import mine
 from sobre.train.step import StepInfo, rehearse, train_step
 
+WATCHED = 10
+"""Steps after which is looked what costs something to know: how often MTP is right, which process is slow."""
+
 
 @dataclass(frozen=True)
 class Feed:
@@ -150,6 +153,7 @@ def _step(stage: Stage, feed: Feed, lr: float, step: int) -> StepInfo:
             clip=stage.clip,
             mtp_weight=stage.mtp_weight,
             rebalance=stage.rebalance,
+            watch=(step + 1) % WATCHED == 0,
             division=stage.division,
             meanwhile=lambda: stage.source.prepare(step + 1, stage.model.device),
         )

@@ -24,7 +24,7 @@ from sobre.models.step import StepOutput
 from sobre.parallel.config import ParallelConfig
 from sobre.parallel.pipeline import Pipeline, stages_of
 from sobre.train.batch import Batch
-from sobre.train.losses import LossFn, second_token
+from sobre.train.losses import LossFn, n_right, second_token
 from sobre.train.routes import is_compared, rerouted
 from sobre.train.share import filled, idle
 
@@ -79,10 +79,17 @@ class Work:
     """One step's micro-batches on their way through the stages of this process, and what is summed up meanwhile."""
 
     def __init__(
-        self, model: Decoder, batches: Sequence[Batch], loss_fn: LossFn, counts: Counts, mtp_weight: float
+        self,
+        model: Decoder,
+        batches: Sequence[Batch],
+        loss_fn: LossFn,
+        counts: Counts,
+        mtp_weight: float,
+        *,
+        watch: bool,
     ) -> None:
         self.model, self.batches, self.loss_fn, self.counts = model, batches, loss_fn, counts
-        self.mtp_weight = mtp_weight
+        self.mtp_weight, self.watch = mtp_weight, watch
         self.sums: dict[str, Tensor] = {}
         self.load_LE: dict[int, Tensor] = {}
         self.elsewhere_N: dict[int, Tensor] = {}
@@ -118,6 +125,8 @@ class Work:
             total = total + self.mtp_weight * ahead_loss.sum / max(counts.second, 1.0)
             total = total + ahead.balance_loss / counts.sequences
             add(self.sums, "mtp", ahead_loss.sum)
+            if self.watch:
+                add(self.sums, "mtp_right", n_right(model, ahead.hidden_ND, batch.second))
             if ahead.load_LE is not None:
                 self.see([model.cfg.n_moe_layers], ahead.load_LE)
         add(self.sums, "loss", loss.sum)
@@ -133,12 +142,15 @@ def through_stages(
     loss_fn: LossFn,
     counts: Counts,
     mtp_weight: float,
+    *,
+    watch: bool = False,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Forward and backward of all micro-batches; the sums (in the last stage alone) and the load_LE of this process."""
     n_micro = pipeline.n_micro(len(batches))
     batches = [*batches, *(idle(batches[0]) for _ in range(n_micro - len(batches)))]
     longest = max(batch.step.tokens_N.numel() for batch in batches)
-    work = Work(model, [filled(batch, longest, model.cfg.max_len) for batch in batches], loss_fn, counts, mtp_weight)
+    whole = [filled(batch, longest, model.cfg.max_len) for batch in batches]
+    work = Work(model, whole, loss_fn, counts, mtp_weight, watch=watch)
     for stage in pipeline.stages.values():
         cast(Span, stage).work = work
     like_ND = torch.empty(longest, model.cfg.d_model, dtype=model.dtype, device=model.device)

@@ -23,7 +23,7 @@ from sobre.optim.optimizer import Optimizer
 from sobre.parallel.collectives import sum_rows_over
 from sobre.parallel.division import EMBEDDING, Division, here
 from sobre.train.batch import Batch
-from sobre.train.losses import LossFn, second_token
+from sobre.train.losses import LossFn, n_right, second_token
 from sobre.train.routes import rerouted
 from sobre.train.stages import Counts, add, routing_layers, through_stages, told
 
@@ -38,6 +38,9 @@ class StepInfo:
     n_trained: float
     grad_norm: float
     mtp_loss: float | None = None
+    mtp_acceptance: float | None = None
+    """Share of MTP's first choices that are right: what a guess of it is worth in speculative decoding. None where
+    nobody looked."""
     load_LE: Tensor | None = None
     """Tokens each expert of each routing layer received."""
     stats: dict[str, float] = field(default_factory=dict)
@@ -60,14 +63,16 @@ def train_step(
     clip: float,
     mtp_weight: float = 0.0,
     rebalance: bool = True,
+    watch: bool = False,
     division: Division | None = None,
     meanwhile: Callable[[], None] = nothing_else,
 ) -> StepInfo:
     """Accumulate over `batches`, update once.
 
     `meanwhile` is called when all that the device computes before the update is on its way. `rebalance=False` freezes
-    the router biases (RL). Raises RunError, with nothing updated, when loss or gradient is not finite. With a
-    `division`, every process brings its share of each batch.
+    the router biases (RL). `watch` also counts how often MTP is right, which costs its logits. Raises RunError, with
+    nothing updated, when loss or gradient is not finite. With a `division`, every process brings its share of each
+    batch.
     """
     mtp_weight = mtp_weight if model.cfg.n_mtp else 0.0
     device = model.device
@@ -75,9 +80,9 @@ def train_step(
     optimizer.zero_grad()
     there = [batch.to(device) for batch in batches]
     if division is None or division.pipeline is None:
-        sums, loads = accumulate(model, there, loss_fn, counts, mtp_weight, division)
+        sums, loads = accumulate(model, there, loss_fn, counts, mtp_weight, division, watch=watch)
     else:
-        sums, loads = through_stages(division.pipeline, model, there, loss_fn, counts, mtp_weight)
+        sums, loads = through_stages(division.pipeline, model, there, loss_fn, counts, mtp_weight, watch=watch)
     for parameter in optimizer.params.values():
         grad = parameter.grad
         if grad is not None and grad.is_sparse:  # of a table: the rows that were read
@@ -117,6 +122,8 @@ def accumulate(
     counts: Counts,
     mtp_weight: float,
     division: Division | None,
+    *,
+    watch: bool = False,
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Forward and backward of one micro-batch after the other: the sums, and load_LE of each."""
     sums: dict[str, Tensor] = {}
@@ -134,6 +141,8 @@ def accumulate(
             ahead_balance = ahead.balance_loss / counts.sequences
             total = total + mtp_weight * ahead_loss.sum / max(counts.second, 1.0) + ahead_balance
             add(sums, "mtp", ahead_loss.sum)
+            if watch:
+                add(sums, "mtp_right", n_right(model, ahead.hidden_ND, batch.second))
             routing.append(ahead)
         if division is not None:
             division.begin_backward(model, is_last=index == len(batches) - 1)
@@ -175,6 +184,7 @@ def _update(
         n_trained=counts.trained,
         grad_norm=grad_norm,
         mtp_loss=found.pop("mtp") / max(counts.second, 1.0) if "mtp" in found else None,
+        mtp_acceptance=found.pop("mtp_right") / max(counts.second, 1.0) if "mtp_right" in found else None,
         rerouted=found.pop("rerouted") / counts.tokens if "rerouted" in found else None,
         load_LE=seen_LE,
         stats={name.removeprefix("stat/"): value / counts.trained for name, value in found.items()},

@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from sobre.app import training
 from sobre.app.session import Session
 from sobre.app.training import Trainer
 from sobre.config.load import NoOptions, to_dict
@@ -21,6 +23,7 @@ from sobre.optim.optimizer import Optimizer
 from sobre.optim.roles import roles
 from sobre.runtime.console import Console
 from sobre.runtime.horizon import Horizon
+from sobre.runtime.metrics import read_metrics
 from sobre.runtime.run_folder import claim, resume
 from sobre.train.config import SaveConfig
 from sobre.train.loop import Stage
@@ -63,14 +66,25 @@ class Attempt:
         names = dict(model.named_parameters())
         optimizer = Optimizer(names, roles(names), OptimConfig())
         horizon = Horizon(session.events, session.meter, "sft", budget=None, guess=steps)
-        rate = lambda progress, step: 1.0  # noqa: E731
         source = Rows()
 
         def loss(model, output, batch) -> Loss:
             found = next_token(model, output, batch)
             return Loss(found.sum * torch.nan) if source.taken - 1 == poisoned_at else found
 
-        stage = Stage("sft", model, optimizer, source, loss, horizon, session.meter, lambda batch: 1.0, rate, clip=1.0)
+        stage = Stage(
+            name="sft",
+            model=model,
+            optimizer=optimizer,
+            source=source,
+            loss_fn=loss,
+            horizon=horizon,
+            meter=session.meter,
+            train_flops=lambda batch: 1.0,
+            lr_at=lambda progress, step: 1.0,
+            clip=1.0,
+            mtp_weight=0.3,
+        )
         try:
             SavingTrainer(session, stage, save_at).run()
         finally:
@@ -168,3 +182,23 @@ def test_who_resumes_a_run_by_hand_pays_for_the_steps_that_are_done_again_alone(
     Attempt(tmp_path / "run", nano_config).train(6)
     (lost,) = Ledger(first.folder.ledger).entries("lost")
     assert 0 < lost.wasted_s < 500
+
+
+def test_a_line_on_the_stage_s_health_comes_now_and_then_with_the_numbers_of_the_log(
+    tmp_path: Path, nano_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+):
+    ahead = replace(nano_config, n_mtp=1)
+    quick = Attempt(tmp_path / "quick", ahead)
+    quick.train(10)
+    assert not [text for text in quick.said if "max violation" in text]
+    monkeypatch.setattr(training, "HEALTH_S", 0.0)
+    run = Attempt(tmp_path / "run", ahead)
+    run.train(21)
+    logged = {line["step"] + 1: line for line in read_metrics(run.folder.metrics)}
+    assert [step for step, line in logged.items() if "mtp_acceptance" in line] == [10, 20]
+    assert [text for text in run.said if "max violation" in text] == [
+        f"health: sft, step {step}: max violation {logged[step]['max_violation']:.2f}, dead experts"
+        f" {logged[step]['dead_experts']}, bias drift {logged[step]['bias_drift']:.3f},"
+        f" MTP right {logged[step]['mtp_acceptance']:.1%}"
+        for step in (10, 20)
+    ]

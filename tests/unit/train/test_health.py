@@ -61,3 +61,14 @@ def test_biases_that_outweigh_every_score_are_said_once_and_when_they_are_back()
     assert health.news() == ["the biases of a router are 1.25 apart: they outweigh its scores, which are below 1"]
     health.drifted(0.5)
     assert health.news() == ["router biases are less than 1 apart again"]
+
+
+def test_one_line_says_how_things_are_and_is_silent_about_what_is_not_there() -> None:
+    found = {"slowest_process": 1, "slowest_ratio": 1.25, "max_violation": 0.5, "dead_experts": 2, "load_LE": [[1]]}
+    found |= {"bias_drift": 0.125, "mtp_acceptance": 0.4321}
+    assert Health.line(found) == (
+        "process 1 takes longest (1.25 times the others' median), max violation 0.50, dead experts 2,"
+        " bias drift 0.125, MTP right 43.2%"
+    )
+    assert Health.line({"mtp_acceptance": 0.5}) == "MTP right 50.0%"
+    assert Health.line({}) == ""

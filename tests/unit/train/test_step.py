@@ -178,3 +178,22 @@ def test_filling_a_step_up_to_a_size_changes_nothing_that_is_learned_or_counted(
     assert torch.equal(one.load_LE, other.load_LE)
     for name, tensor in weights.items():
         assert_close(filled_weights[name], tensor, rtol=1e-4, atol=2e-5, msg=name)
+
+
+def test_a_watched_step_counts_how_often_mtp_is_right_over_all_micro_batches(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sobre.train.losses.ROWS", 4)  # several parts, the last one short
+    model, optimizer = fresh()
+    batches = [from_samples(samples(30, 31, 32)), from_samples(samples(32, 29, seed=1))]
+    right = total = 0.0
+    for batch in batches:
+        with torch.no_grad():
+            ahead = model.predict_second(model(batch.step).hidden_ND, batch.targets_N, batch.step)
+        targets_N, weights_N = second_targets(batch)
+        right += float(weights_N[model.logits(ahead.hidden_ND).argmax(-1) == targets_N].sum())
+        total += float(weights_N.sum())
+    settings = {"lr_scale": 0.0, "clip": 1.0, "mtp_weight": 0.3}
+    watched = train_step(model, optimizer, batches, next_token, watch=True, **settings)
+    assert watched.mtp_acceptance == pytest.approx(right / total)
+    assert 0 < right < total
+    assert watched.stats == {}
+    assert train_step(model, optimizer, batches, next_token, **settings).mtp_acceptance is None
