@@ -78,7 +78,7 @@ def test_an_evaluation_asks_the_server_and_the_folder_alike(folder, tmp_path, ap
 class Process:
     """A server that runs, its address, and what it has said."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, ready_s=60):
         port = () if "--port" in arguments else ("--port", "0")
         command = [sys.executable, "-m", "sobre", "serve", *map(str, arguments), *port]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -86,7 +86,7 @@ class Process:
         self.ready = threading.Event()
         self.reader = threading.Thread(target=self.read)
         self.reader.start()
-        assert self.ready.wait(60), self.lines
+        assert self.ready.wait(ready_s), self.lines
         self.url = re.search(r"http://\S+", next(line for line in self.lines if line.startswith("ready")))[0]
 
     def read(self):
@@ -489,3 +489,87 @@ def test_a_router_keeps_chats_where_they_are_and_moves_those_of_a_replica_that_i
         replicas[0].wait()
         router.end()
         replicas[1].end()
+
+
+@pytest.fixture
+def vllm(tmp_path, monkeypatch):
+    """`vllm(command)`: from now on `vllm serve MODEL --host H --port P --served-model-name N` runs this shell command;
+    what it gives back tells the number of its process."""
+
+    def install(command):
+        script, pid = tmp_path / "vllm", tmp_path / "pid"
+        script.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}\n{command}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+        def number():
+            deadline = time.monotonic() + 60
+            while not pid.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            return int(pid.read_text())
+
+        return number
+
+    return install
+
+
+def is_gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_an_engine_that_was_started_answers_and_its_death_is_noticed(folder, vllm):
+    number = vllm(f'exec {sys.executable} -m sobre serve "$2" --host "$4" --port "$6" --name "$8" 2>/dev/null')
+    running = Process(folder, "--engine", "vllm", "--name", "front", ready_s=180)
+    try:
+        (about,) = httpx.get(f"{running.url}/v1/models").json()["data"]
+        assert (about["id"], about["answer_now"]) == ("front", False)
+        assert "default_sampling" not in about, "the engine behind samples as it was told"
+        asked = {"model": "front", "messages": QUESTION, "max_tokens": 5}
+        answered = httpx.post(f"{running.url}/v1/chat/completions", json=asked, timeout=60)
+        assert answered.status_code == 200
+        assert 1 <= answered.json()["usage"]["completion_tokens"] <= 5
+        assert httpx.get(f"{running.url}/readyz").status_code == 200
+        os.kill(number(), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{running.url}/readyz").status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        refused = httpx.post(f"{running.url}/v1/chat/completions", json=asked, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_stopped")
+        while not any("the engine ended with exit code -9" in line for line in running.lines):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        running.end()
+
+
+def test_an_engine_that_was_started_ends_with_the_server(tmp_path, vllm):
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "models").write_text("{}")
+    number = vllm(f'exec {sys.executable} -m http.server "$6" --bind "$4" --directory {tmp_path}')
+    running = Process("tiny", "--engine", "vllm")
+    assert not is_gone(number())
+    running.end()
+    assert is_gone(number())
+
+
+@pytest.mark.parametrize(("command", "code"), [("exit 3", 1), ("exec sleep 1000", 0)])
+def test_an_engine_that_is_never_ready_leaves_nothing_behind(vllm, command, code):
+    """It ends by itself, or the server is told to leave while it waits."""
+    number = vllm(command)
+    line = [sys.executable, "-m", "sobre", "serve", "tiny", "--engine", "vllm", "--port", "0"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        started = number()
+        if not code:
+            while "starting" not in process.stderr.readline():
+                pass
+            process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert is_gone(started)
+    assert ("the engine ended with exit code 3 before it answered" in said) == bool(code)

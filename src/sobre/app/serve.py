@@ -13,15 +13,16 @@ running answers end.
 """
 
 import logging
-import subprocess
+import secrets
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sobre.config.load import load
-from sobre.errors import ConfigError, RunError
-from sobre.serve.config import LOOPBACK, ServeConfig
+from sobre.errors import ConfigError
+from sobre.serve.config import LOOPBACK, MIN_SECRET_CHARS, ServeConfig
 from sobre.serve.keys import Keyring, Limits, parse_key
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def open_service(
     grammars = Grammars(loaded.tokenizer, loaded.engine.model.cfg.vocab_size)
     n_experts = getattr(loaded.engine.model.cfg.ffn, "n_experts", 0) if cfg.experts else 0
     writer = Writer(loaded.tokenizer, grammars, loaded.engine.max_len, cfg, n_experts=n_experts)
-    about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million, cfg) | {
+    about = model_entry(name, loaded.engine.max_len, price.usd_per_h, per_million) | {
+        "default_sampling": {"temperature": cfg.temperature, "top_p": cfg.top_p},
+        "answer_now": True,
         "experts": n_experts,
         "embedding_dimensions": loaded.engine.model.cfg.d_model,
     }
@@ -158,46 +161,50 @@ def serve_other(cfg: ServeConfig, keys: Keyring) -> int:
     from sobre.serve.loading import Loading
     from sobre.serve.metrics import Metrics
     from sobre.serve.price import machine_price
+    from sobre.serve.process import EngineProcess
     from sobre.serve.replicas import Replicas
     from sobre.serve.server import bind, run_server
     from sobre.serve.service import Service, Services
-    from sobre.serve.upstream import Upstream, UpstreamWriter
+    from sobre.serve.upstream import UpstreamWriter
 
-    price, listener = machine_price(cfg.price_usd_per_h), bind(cfg.host, cfg.port)
+    price, secret = machine_price(cfg.price_usd_per_h), read_secret(cfg.salt_file)
     name = cfg.name or Path(cfg.model[0]).name
     urls, theirs, process = cfg.engine, cfg.model[0], None
     engine = cfg.engine[0]
-    if engine in ("vllm", "sglang"):
-        with bind("127.0.0.1", 0) as free:
-            port = free.getsockname()[1]
-        urls, theirs = (f"http://127.0.0.1:{port}",), name
-        line = command(engine, cfg.model[0], name, port, cfg.max_context)
-        say(f"starting {' '.join(line)}")
-        try:
-            process = subprocess.Popen(line)
-        except OSError as error:
-            raise RunError(f"{line[0]} cannot be started ({error.strerror}); is {engine} installed here?") from None
-    try:
+    with bind(cfg.host, cfg.port) as listener, ExitStack() as started:
+        if engine in ("vllm", "sglang"):
+            with bind("127.0.0.1", 0) as free:
+                port = free.getsockname()[1]
+            urls, theirs = (f"http://127.0.0.1:{port}",), name
+            line = command(engine, cfg.model[0], name, port, cfg.max_context)
+            process = started.enter_context(EngineProcess(line, say))
         with Loading(listener, cfg, keys) as loading:
             loading.tell(f"waiting for {', '.join(urls)}")
             if len(urls) == 1:
                 wait_until_ready(urls[0], process, say)
             else:
                 wait_for_any(urls, say)
-        about = model_entry(name, cfg.max_context, price.usd_per_h, None, cfg) | {"experts": 0}
-        metrics = Metrics()
-        one = len(urls) == 1
-        upstream = Upstream(urls[0], cfg.read_timeout_s) if one else Replicas(urls, cfg.read_timeout_s)
-        max_open = cfg.n_slots + cfg.max_waiting
-        service = Service(name, UpstreamWriter(theirs), upstream, price, max_open, metrics, about)
+        about = model_entry(name, cfg.max_context, price.usd_per_h, None) | {"answer_now": False, "experts": 0}
+        writer = UpstreamWriter(theirs, secret, "regex" if engine == "sglang" else "structured_outputs")
+        replicas = Replicas(urls, cfg.read_timeout_s, process)
+        service = Service(name, writer, replicas, price, cfg.n_slots + cfg.max_waiting, Metrics(), about)
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")
         logging.getLogger("httpx2").setLevel(logging.WARNING)
         services = Services([service])
         return run_server(create_app(services, cfg, keys, []), services, listener, cfg)
-    finally:
-        if process is not None:
-            process.terminate()
-            process.wait()
+
+
+def read_secret(path: str) -> bytes:
+    """What salts are made with: of this file, or drawn."""
+    if not path:
+        return secrets.token_bytes(32)
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"salt_file={path} cannot be read: {type(error).__name__}") from None
+    if len(secret) < MIN_SECRET_CHARS:
+        raise ConfigError(f"salt_file={path} holds {len(secret)} characters; a secret has at least {MIN_SECRET_CHARS}")
+    return secret.encode()
 
 
 def model_names(cfg: ServeConfig) -> list[str]:
@@ -211,17 +218,14 @@ def model_names(cfg: ServeConfig) -> list[str]:
     return names
 
 
-def model_entry(
-    name: str, max_len: int, usd_per_h: float, usd_per_million: float | None, cfg: ServeConfig
-) -> dict[str, Any]:
-    """The model as /v1/models shows it: OpenAI's fields, then context, sampling when none is asked for, and price."""
+def model_entry(name: str, max_len: int, usd_per_h: float, usd_per_million: float | None) -> dict[str, Any]:
+    """The model as /v1/models shows it: OpenAI's fields, then context and price."""
     return {
         "id": name,
         "object": "model",
         "created": int(time.time()),
         "owned_by": "sobre",
         "max_model_len": max_len,
-        "default_sampling": {"temperature": cfg.temperature, "top_p": cfg.top_p},
         "pricing": {"usd_per_hour": usd_per_h, "usd_per_million_output_tokens": usd_per_million},
     }
 

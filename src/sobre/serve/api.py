@@ -95,7 +95,7 @@ def add_answers(app: FastAPI, services: Services, sender: Sender, cfg: ServeConf
         service = services.find(chat.model)
 
         def make() -> Ask:
-            return service.writer.chat(chat, answer_id, request.state.account.id)
+            return service.writer.chat(chat, answer_id, request.state.account.cache_key(chat.cache_salt))
 
         return await sender.answer(request, service, Asked(n_choices, make, dialect, chat.stream, chat.ignored))
 
@@ -113,7 +113,7 @@ def add_answers(app: FastAPI, services: Services, sender: Sender, cfg: ServeConf
                 text,
                 text.max_tokens or DEFAULT_MAX_TOKENS,
                 answer_id,
-                request.state.account.id,
+                request.state.account.cache_key(text.cache_salt),
                 n_logprobs=text.logprobs,
             )
 

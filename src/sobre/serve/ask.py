@@ -10,7 +10,7 @@ from sobre.errors import SobreError
 from sobre.serve.chat_schema import ChatRequest, NamedTool, Sampling
 from sobre.serve.errors import invalid, no_room
 from sobre.serve.events import AnswerReader, stop_ids
-from sobre.serve.grammar import ANY_JSON, Grammars, calls_grammar, json_grammar
+from sobre.serve.grammar import ANY_JSON, Grammars, calls_grammar, json_grammar, pattern_grammar
 from sobre.serve.text_schema import TextRequest, prompts_of
 from sobre.tokenizer.thoughts import opens_thought, think_ids
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -50,6 +50,8 @@ class Ask:
     """Longest answer that fits, where more was asked for."""
     body: dict[str, Any] | None = None
     """What another engine is sent, where one answers."""
+    must_salt: bool = False
+    """The request itself asks to be kept apart from others in the cache of that engine."""
 
 
 class Writer:
@@ -189,6 +191,9 @@ class Writer:
         if form.json_schema is not None:
             param = "response_format.json_schema.schema"
             return json_grammar(form.json_schema.json_schema, param, in_thought=in_thought), param
+        pattern, param = chat.pattern
+        if pattern:
+            return pattern_grammar(pattern, param, in_thought=in_thought), param
         if not tools:
             return "", ""
         choice = chat.tool_choice

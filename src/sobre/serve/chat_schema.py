@@ -29,6 +29,7 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TOP_LOGPROBS = 20
 MAX_BIASES = 1024
+MAX_PATTERN_CHARS = 10_000
 MAX_NAMED = 4
 """Fields of messages that a header names one by one."""
 INT64_MAX = 2**63 - 1
@@ -257,11 +258,23 @@ class JsonSchema(Strict):
     """Answers follow the schema either way."""
 
 
-class ResponseFormat(Strict):
-    """Text, any JSON object, or JSON of a schema."""
+CacheSalt = Annotated[str, Field(min_length=1, max_length=1024)] | None
+"""vLLM's: what is computed is found again by requests of the same key and salt alone."""
+Pattern = Annotated[str, Field(min_length=1, max_length=MAX_PATTERN_CHARS)]
 
-    type: Literal["text", "json_object", "json_schema"] = "text"
+
+class ResponseFormat(Strict):
+    """Text, any JSON object, JSON of a schema, or (ours) text that a regular expression describes from end to end."""
+
+    type: Literal["text", "json_object", "json_schema", "regex"] = "text"
     json_schema: JsonSchema | None = None
+    pattern: Pattern | None = None
+
+
+class StructuredOutputs(Strict):
+    """vLLM's: here for regular expressions alone."""
+
+    regex: Pattern
 
 
 class ChatRequest(Sampling):
@@ -277,12 +290,15 @@ class ChatRequest(Sampling):
     tool_choice: Annotated[Any, BeforeValidator(choice_of_tool, json_schema_input_type=SentToolChoice)] = "auto"
     parallel_tool_calls: Annotated[bool, absent_if_null(True)] = True
     response_format: Annotated[ResponseFormat, absent_if_null({})] = ResponseFormat()
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's: the same as `response_format` of the type regex."""
     logprobs: Annotated[bool, absent_if_null(False)] = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), absent_if_null(0)] = 0
     continue_final_message: Annotated[bool, absent_if_null(False)] = False
     """vLLM's: the same as `prefix` in the last message."""
     add_generation_prompt: bool | None = None
     """vLLM's: the other side of `continue_final_message`."""
+    cache_salt: CacheSalt = None
     return_experts: Annotated[bool, absent_if_null(False)] = False
     """Ours: which experts each token visited."""
     thinking: SkipJsonSchema[Thinking] = Thinking()
@@ -302,6 +318,18 @@ class ChatRequest(Sampling):
     def continues(self) -> bool:
         """The answer goes on from the last message instead of beginning anew."""
         return self.continue_final_message or self.messages[-1].prefix
+
+    @property
+    def pattern(self) -> tuple[str, str]:
+        """The regular expression that the answer follows ("" for none), and the field that holds it."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.regex, "structured_outputs.regex"
+        return self.response_format.pattern or "", "response_format.pattern"
+
+    @property
+    def has_form(self) -> bool:
+        """The answer is to be something else than text as it comes."""
+        return self.response_format.type != "text" or self.structured_outputs is not None
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -400,10 +428,16 @@ def check_tools(request: ChatRequest) -> None:
     form = request.response_format
     if (form.type == "json_schema") != (form.json_schema is not None):
         raise invalid("'response_format.json_schema' and the type json_schema belong together.", "response_format")
-    if form.type != "text" and names and choice != "none":
+    if (form.type == "regex") != (form.pattern is not None):
+        raise invalid("'response_format.pattern' and the type regex belong together.", "response_format")
+    if request.structured_outputs is not None and form.type != "text":
         raise invalid(
-            "'response_format' and 'tools' ask for two forms of one answer; send one, or 'tool_choice': \"none\".",
-            "response_format",
+            "'structured_outputs' and 'response_format' both say what an answer is; send one.", "response_format"
+        )
+    if request.has_form and names and choice != "none":
+        field = "response_format" if request.structured_outputs is None else "structured_outputs"
+        raise invalid(
+            f"'{field}' and 'tools' ask for two forms of one answer; send one, or 'tool_choice': \"none\".", field
         )
 
 
@@ -422,7 +456,7 @@ def check_continued(request: ChatRequest) -> None:
         return
     if request.messages[-1].role != "assistant":
         raise invalid("Only a last message of the assistant can be continued.", "messages")
-    if request.offered_tools or request.response_format.type != "text":
+    if request.offered_tools or request.has_form:
         raise invalid(
             "A continued message goes with neither 'tools' nor 'response_format' here.", "messages", "unsupported"
         )

@@ -3,13 +3,13 @@
 The argument parsers of vLLM 0.33.0 and SGLang 0.5.23 read them as meant; neither has been started by our tests.
 """
 
-import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from urllib.error import URLError
 
 from sobre.errors import RunError
+from sobre.serve.process import EngineProcess
 
 START_S = 1800.0
 """Large models load for minutes."""
@@ -25,17 +25,20 @@ def command(engine: str, model: str, name: str, port: int, max_context: int) -> 
     return [*line, *(["--context-length", str(max_context)] if max_context else [])]
 
 
-def wait_until_ready(url: str, process: "subprocess.Popen[bytes] | None", say: Callable[[str], None]) -> None:
-    """Until GET /v1/models answers; raises RunError when the process ends first, or nothing comes for half an hour."""
+def wait_until_ready(url: str, process: EngineProcess | None, say: Callable[[str], None]) -> None:
+    """Until GET /v1/models answers; of a process that was started, 503 says that it is still loading.
+
+    Raises RunError when the process ends first, or nothing comes for half an hour.
+    """
     began, told = time.monotonic(), 0.0
     while True:
-        if process is not None and process.poll() is not None:
-            raise RunError(f"the engine ended with exit code {process.returncode} before it answered")
+        if process is not None and process.code is not None:
+            raise RunError(f"the engine ended with exit code {process.code} before it answered")
         try:
             with urllib.request.urlopen(f"{url}/v1/models", timeout=5):
                 return
         except (URLError, OSError) as error:
-            if isinstance(error, urllib.request.HTTPError):
+            if isinstance(error, urllib.request.HTTPError) and not (process is not None and error.code == 503):
                 raise RunError(f"{url}/v1/models answers {error.code}") from None
         waited = time.monotonic() - began
         if process is None or waited > START_S:

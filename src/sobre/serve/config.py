@@ -63,6 +63,9 @@ class Decoding(Rounding):
 
 
 PLAIN = Decoding()
+TEMPERATURE, TOP_P = 0.6, 0.95
+"""DeepSeek's advice for R1."""
+MIN_SECRET_CHARS = 32
 
 
 def check_answering(temperature: float, top_p: float, price_usd_per_h: float | None) -> None:
@@ -108,10 +111,10 @@ class ServeConfig(Decoding):
     """The (first) model's name in the API; left out, the folder's name."""
     price_usd_per_h: float | None = None
     """Dollars per hour of this machine; left out, the ledger's price for it."""
-    temperature: float = 0.6
-    """Used when a request names none (DeepSeek's advice for R1)."""
-    top_p: float = 0.95
-    """Used when a request names none (DeepSeek's advice for R1)."""
+    temperature: float = TEMPERATURE
+    """Used when a request names none (DeepSeek's advice for R1); another engine has its own."""
+    top_p: float = TOP_P
+    """Used when a request names none (DeepSeek's advice for R1); another engine has its own."""
     device: Device = "auto"
     """Where the model runs; auto is the accelerator if there is one, else the CPU."""
     max_context: int = 0
@@ -119,6 +122,9 @@ class ServeConfig(Decoding):
     engine: tuple[str, ...] = ("sobre",)
     """Who answers: sobre (ours); vllm or sglang, started as a process; or the http address of any server with OpenAI's
     chat API, which then knows MODEL. Several addresses are replicas: each conversation stays with one of them."""
+    salt_file: str = ""
+    """File with a secret of 32 characters or more that salts the cache of the engine behind for each key; the same for
+    all routers of one service. Left out, a secret is drawn at the start."""
     prefix_dir: str = ""
     """Folder in which computed prefixes outlive the server, a file for each model, written when it ends by a signal and
     read when it starts; left out, a restart forgets them."""
@@ -170,6 +176,10 @@ class ServeConfig(Decoding):
         for field in ("prefix_dir", "speculate", "deterministic", "cache_tokens", "experts"):
             if named != "sobre" and getattr(self, field):
                 raise ConfigError(f"{field} is for our own engine, not for engine={named}")
+        if named != "sobre" and (self.temperature, self.top_p) != (TEMPERATURE, TOP_P):
+            raise ConfigError(f"temperature and top_p are for our own engine; engine={named} samples as it was told")
+        if named == "sobre" and self.salt_file:
+            raise ConfigError("salt_file is for other engines; our own keeps the prefixes of keys apart by itself")
         if self.revision and len(self.model) != 1:
             raise ConfigError(f"revision={self.revision} is for one model, not {len(self.model)}")
         if not self.model:

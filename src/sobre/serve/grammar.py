@@ -1,4 +1,4 @@
-"""What an answer may look like: JSON, a JSON schema, tool calls, as a mask over the next token (llguidance).
+"""What an answer may look like: JSON, a JSON schema, a pattern, tool calls, as a mask over the next token (llguidance).
 
 The grammar begins where the thought ends. A mask is a pure function of the answer so far: the matcher follows it from
 what it has seen before, back where a speculated token was taken back, so it works together with speculation.
@@ -10,6 +10,7 @@ llguidance is an extra. Without it a server answers all but what needs a grammar
 """
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,7 +30,10 @@ try:
 except ModuleNotFoundError:
     llguidance = None  # type: ignore[assignment]
 
-WITHOUT = "JSON, schemas and calls of tools need llguidance, which is not installed here: pip install 'sobre[grammar]'"
+WITHOUT = (
+    "JSON, schemas, patterns and calls of tools need llguidance, which is not installed here:"
+    " pip install 'sobre[grammar]'"
+)
 
 MAX_KEPT = 64
 """Compiled grammars."""
@@ -149,6 +153,22 @@ def json_grammar(schema: Any, param: str, *, in_thought: bool) -> str:
     check_schema(schema, param)
     newline = "NEWLINE? " if in_thought else ""
     return _from_lark(f"start: {newline}body\nNEWLINE: /\\n/\nbody: %json {on_one_line(schema)}\n", param)
+
+
+def pattern_grammar(pattern: str, param: str, *, in_thought: bool) -> str:
+    """An answer that this regular expression describes from end to end: `^` before and `$` after it say nothing."""
+    newline = "NEWLINE? " if in_thought else ""
+    return _from_lark(f"start: {newline}BODY\nNEWLINE: /\\n/\nBODY: /{between_slashes(pattern)}/\n", param)
+
+
+def between_slashes(pattern: str) -> str:
+    """A regular expression as the grammar's language writes it: on one line, without a slash of its own."""
+    pattern = pattern.removeprefix("^")
+    backslashes = len(pattern) - 1 - len(pattern[:-1].rstrip("\\"))
+    if pattern.endswith("$") and backslashes % 2 == 0:
+        pattern = pattern[:-1]
+    spelt = {"/": "\\x2F", "\n": "\\n", "\r": "\\r"}
+    return re.sub(r"\\.|[/\n\r]", lambda found: spelt.get(found[0][-1], found[0]), pattern, flags=re.DOTALL) or "(?:)"
 
 
 def calls_grammar(tools: Sequence[dict[str, Any]], *, must: bool, parallel: bool) -> str:

@@ -164,6 +164,10 @@ class Account:
             found[f"x-ratelimit-reset-{what}"] = f"{bucket.wait_s(bucket.per_min):.3f}s"
         return found
 
+    def cache_key(self, salt: str | None) -> str:
+        """What computed prefixes are kept apart by: the key, and the request's own `cache_salt`."""
+        return self.id if salt is None else f"{self.id}:{salt}"
+
     def report(self) -> dict[str, object]:
         """For the administrator."""
         self._turn_day()

@@ -22,6 +22,7 @@ import httpx2
 
 from sobre.errors import RunError
 from sobre.serve.errors import ApiError
+from sobre.serve.process import EngineProcess
 from sobre.serve.upstream import Upstream, UpstreamStream
 
 log = logging.getLogger("sobre.serve")
@@ -52,10 +53,11 @@ def is_crowded(n_open: int, n_all: int, n_replicas: int) -> bool:
 
 
 class Replicas:
-    """Has what an `Upstream` has, for several of them."""
+    """One other engine or several; has what the bridge to our own engine has. `process`: the one that was started."""
 
-    def __init__(self, urls: Sequence[str], read_timeout_s: float) -> None:
+    def __init__(self, urls: Sequence[str], read_timeout_s: float, process: EngineProcess | None = None) -> None:
         self._each = {url: Upstream(url, read_timeout_s) for url in urls}
+        self._process = process
         self.alive = dict.fromkeys(urls, True)
         self._checking: asyncio.Task[None] | None = None
 
@@ -65,7 +67,9 @@ class Replicas:
 
     @property
     def failure(self) -> BaseException | None:
-        """Set while no replica answers."""
+        """Set while no replica answers, and for good when the process that was started has ended."""
+        if self._process is not None and self._process.code is not None:
+            return RunError(f"the engine ended with exit code {self._process.code}")
         return None if any(self.alive.values()) else RunError("no replica answers")
 
     def start(self) -> None:
@@ -81,9 +85,9 @@ class Replicas:
         for one in self._each.values():
             await one.close()
 
-    def submit(self, body: dict[str, Any]) -> "ReplicaStream":
+    def submit(self, body: dict[str, Any], *, must_salt: bool) -> "ReplicaStream":
         """Send a body to the replica that its conversation belongs to; its answer comes through the stream."""
-        return ReplicaStream(self, body, self.order(body))
+        return ReplicaStream(self, body, must_salt, self.order(body))
 
     def order(self, body: dict[str, Any]) -> list[str]:
         """Where to try, in turn: those that are alive and not crowded, then the crowded, then the dead."""
@@ -94,17 +98,15 @@ class Replicas:
 
         return sorted(ranked(self._each, beginning(body)), key=last)
 
-    def begin(self, url: str, body: dict[str, Any]) -> UpstreamStream:
-        return self._each[url].submit(body)
+    def begin(self, url: str, body: dict[str, Any], *, must_salt: bool) -> UpstreamStream:
+        return self._each[url].submit(body, must_salt=must_salt)
 
     def mark(self, url: str, *, alive: bool) -> None:
         """Note what was seen of a replica."""
         if self.alive[url] != alive:
-            log.warning("replica %s %s", url, "answers again" if alive else "does not answer; its chats move")
+            gone = "does not answer; its chats move" if len(self._each) > 1 else "does not answer"
+            log.warning("replica %s %s", url, "answers again" if alive else gone)
         self.alive[url] = alive
-
-    def warm(self, prompt_ids: Sequence[int], cache_key: str) -> None:
-        raise AssertionError("asks for another engine have no next turn")
 
     def fail_all(self, error: Exception) -> None:
         """End every answer with `error`, at its next event."""
@@ -113,9 +115,10 @@ class Replicas:
 
     async def _check(self) -> None:
         async with httpx2.AsyncClient(timeout=CHECK_S) as client:
-            while True:
+            while self._process is None or self._process.code is None:
                 await asyncio.gather(*(self._look(client, url) for url in self._each))
                 await asyncio.sleep(CHECK_S)
+        log.error("%s; nothing can be answered any more", self.failure)
 
     async def _look(self, client: httpx2.AsyncClient, url: str) -> None:
         try:
@@ -128,9 +131,9 @@ class Replicas:
 class ReplicaStream:
     """An answer from the first replica that begins one."""
 
-    def __init__(self, replicas: Replicas, body: dict[str, Any], order: list[str]) -> None:
-        self._replicas, self._body, self._order = replicas, body, order
-        self._stream = replicas.begin(order[0], body)
+    def __init__(self, replicas: Replicas, body: dict[str, Any], must_salt: bool, order: list[str]) -> None:
+        self._replicas, self._body, self._must_salt, self._order = replicas, body, must_salt, order
+        self._stream = replicas.begin(order[0], body, must_salt=must_salt)
 
     @property
     def running(self) -> set[UpstreamStream]:
@@ -142,7 +145,7 @@ class ReplicaStream:
         for i, url in enumerate(self._order[:MAX_TRIES]):
             if i:
                 self._stream.close()
-                self._stream = self._replicas.begin(url, self._body)
+                self._stream = self._replicas.begin(url, self._body, must_salt=self._must_salt)
             begun = False
             try:
                 async for chunk in self._stream.chunks():

@@ -16,7 +16,7 @@ from sobre.serve.keys import Account, too_many
 from sobre.serve.metrics import Metrics
 from sobre.serve.price import cost_basis
 from sobre.serve.replicas import Replicas, ReplicaStream
-from sobre.serve.upstream import Upstream, UpstreamAnswer, UpstreamStream, UpstreamWriter
+from sobre.serve.upstream import UpstreamAnswer, UpstreamWriter
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Running:
     """An answer that is being written, and whose it is."""
 
     answer: Answer
-    stream: Stream | UpstreamStream | ReplicaStream
+    stream: Stream | ReplicaStream
     account: Account
 
 
@@ -34,8 +34,8 @@ class Service:
 
     model: str
     writer: Writer | UpstreamWriter
-    bridge: Bridge | Upstream | Replicas
-    """Our engine's thread, or the address of another engine, or several."""
+    bridge: Bridge | Replicas
+    """Our engine's thread, or other engines at their addresses."""
     price: Price
     max_open: int
     """Choices that may run or wait at the same time."""
@@ -119,7 +119,9 @@ class Service:
         running.account.charge(answer.n_prompt + answer.n_tokens, answer.cost_usd)
         self.metrics.answered(answer, left=left)
         if answer.ask.next_turn is not None and answer.reasons.get(0) == "stop" and not self.draining:
-            warming = asyncio.create_task(self._warm(answer.ask.next_turn, answer.text, running.account.id))
+            warming = asyncio.create_task(
+                self._warm(answer.ask.next_turn, answer.text, answer.ask.requests[0].cache_key)
+            )
             self._warming.add(warming)
             warming.add_done_callback(self._warming.discard)
 
@@ -145,7 +147,7 @@ class Service:
             ids = await asyncio.to_thread(next_turn, text)
         except SobreError:  # what the model wrote has no place in its own layout: there is no such turn
             return
-        if isinstance(self.writer, Writer) and len(ids) < self.writer.max_context:
+        if isinstance(self.writer, Writer) and isinstance(self.bridge, Bridge) and len(ids) < self.writer.max_context:
             self.bridge.warm(ids, cache_key)
 
     def answer_now(self, answer_id: str, account: Account) -> bool:
@@ -160,10 +162,10 @@ class Service:
         if n_open + n_choices > self.max_open:
             raise too_many(f"The server already holds {n_open} requests, of at most {self.max_open}. Try later.", 2.0)
 
-    def _submit(self, ask: Ask) -> Stream | UpstreamStream | ReplicaStream:
-        if isinstance(self.bridge, Upstream | Replicas):
+    def _submit(self, ask: Ask) -> Stream | ReplicaStream:
+        if isinstance(self.bridge, Replicas):
             assert ask.body is not None, "made by UpstreamWriter"
-            return self.bridge.submit(ask.body)
+            return self.bridge.submit(ask.body, must_salt=ask.must_salt)
         try:
             return self.bridge.submit(ask.requests)
         except EngineError:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from sobre.serve.chat_schema import AtLeastOne, Sampling, StreamOptions
+from sobre.serve.chat_schema import AtLeastOne, CacheSalt, Sampling, StreamOptions
 from sobre.serve.decode import absent_if_null, decode, read_object, sent_as, without_labels, without_neutral
 from sobre.serve.errors import invalid
 from sobre.tokenizer.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ class TextRequest(Sampling):
     max_tokens: AtLeastOne | None = None
     stream: Annotated[bool, absent_if_null(False)] = False
     stream_options: StreamOptions | None = None
+    cache_salt: CacheSalt = None
     ignored: SkipJsonSchema[tuple[str, ...]] = ()
 
     @property

@@ -8,11 +8,12 @@ Not offered through another engine: text completions, log-probabilities, "answer
 """
 
 import asyncio
+import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 
@@ -24,19 +25,29 @@ from sobre.serve.events import Delta
 from sobre.tokenizer.tool_calls import CallArguments, CallStart
 
 RETRY = {"retry-after": "5"}
+SALTED = ("sobre", "vllm", "sglang")
+"""`owned_by` in /v1/models of engines that take `cache_salt`."""
+PatternField = Literal["structured_outputs", "regex"]
 
 
 class UpstreamWriter:
-    """Checks what the other engine cannot do, and makes the body that it is sent."""
+    """Checks what the other engine cannot do, and makes the body that it is sent.
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    Each key's prompts get a salt of their own, so that the engine behind finds no key's prefixes for another: the HMAC
+    of what our own engine would keep them apart by, under `secret`.
+    """
+
+    def __init__(self, model: str, secret: bytes, pattern_field: PatternField = "structured_outputs") -> None:
+        self.model, self.secret, self.pattern_field = model, secret, pattern_field
 
     def chat(self, chat: ChatRequest, ask_id: str, cache_key: str = "") -> Ask:
         if chat.logprobs or chat.return_experts:
             param = "logprobs" if chat.logprobs else "return_experts"
             raise invalid(f"'{param}' is not offered through another engine.", param, "unsupported")
-        return Ask(ask_id, [], [], chat.n, 0, lambda token_id: b"", body=upstream_body(chat, self.model))
+        body = upstream_body(chat, self.model, self.pattern_field)
+        if cache_key:
+            body["cache_salt"] = hmac.digest(self.secret, cache_key.encode(), "sha256").hex()
+        return Ask(ask_id, [], [], chat.n, 0, lambda token_id: b"", body=body, must_salt=chat.cache_salt is not None)
 
     def text(self, *_: Any, **__: Any) -> Ask:
         raise invalid("Text completions are not offered through another engine; use /v1/chat/completions.", None)
@@ -51,7 +62,7 @@ class UpstreamWriter:
         raise AssertionError("there are no prompts")
 
 
-def upstream_body(chat: ChatRequest, model: str) -> dict[str, Any]:
+def upstream_body(chat: ChatRequest, model: str, pattern_field: PatternField) -> dict[str, Any]:
     """A checked request as vLLM, SGLang and we ourselves read it; what was not asked for is left to the engine."""
     body: dict[str, Any] = {"model": model, "messages": [message.plain() for message in chat.messages]}
     defaults = Sampling()
@@ -71,8 +82,13 @@ def upstream_body(chat: ChatRequest, model: str) -> dict[str, Any]:
     if form.json_schema is not None:
         schema = {"name": form.json_schema.name, "schema": form.json_schema.json_schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    elif form.type != "text":
+    elif form.type == "json_object":
         body["response_format"] = {"type": form.type}
+    pattern, _ = chat.pattern
+    if pattern:
+        body[pattern_field] = pattern if pattern_field == "regex" else {"regex": pattern}
+    if chat.continues:
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
     body["chat_template_kwargs"] = {"thinking": chat.thinking.on, "enable_thinking": chat.thinking.on}
     if chat.thinking.on and chat.thinking.budget is not None:
         body["thinking_token_budget"] = chat.thinking.budget
@@ -85,8 +101,10 @@ def upstream_body(chat: ChatRequest, model: str) -> dict[str, Any]:
 class UpstreamStream:
     """The other engine's answer, line by line; closing the events closes the connection."""
 
-    client: httpx2.AsyncClient
+    upstream: "Upstream"
     body: dict[str, Any]
+    must_salt: bool
+    """The client itself asked for a salt: an engine that takes none cannot answer."""
     running: "set[UpstreamStream]"
     """All that are open, this one among them."""
     error: Exception | None = None
@@ -94,7 +112,8 @@ class UpstreamStream:
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """Every event up to [DONE]; an ApiError for whatever goes wrong."""
         try:
-            async with self.client.stream("POST", "/v1/chat/completions", json=self.body) as response:
+            body = await self._salted()
+            async with self.upstream.client.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
@@ -112,6 +131,14 @@ class UpstreamStream:
             said = f"The engine behind this server is not reached ({type(error).__name__})."
             raise ApiError(503, said, code="engine_stopped", headers=RETRY) from None
         raise ApiError(502, "The engine behind this server ended before the answer did.", code="engine_error")
+
+    async def _salted(self) -> dict[str, Any]:
+        """The body as this engine reads it: without the salt where it knows none."""
+        if "cache_salt" not in self.body or await self.upstream.takes_salts():
+            return self.body
+        if self.must_salt:
+            raise invalid("The engine behind this server takes no 'cache_salt'.", "cache_salt", "unsupported")
+        return {name: value for name, value in self.body.items() if name != "cache_salt"}
 
     def close(self) -> None:
         self.running.discard(self)
@@ -238,15 +265,36 @@ class UpstreamAnswer(Answer):
         return self.counts["thought"]
 
 
-class Upstream:
-    """The other engine's address; has what the bridge to our own engine has."""
+def owner(content: bytes) -> str:
+    """What an engine calls itself in its list of models; "" where it does not say."""
+    try:
+        return str(json.loads(content)["data"][0]["owned_by"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""
 
-    failure: BaseException | None = None
+
+class Upstream:
+    """The address of one other engine, and what it is answering."""
 
     def __init__(self, url: str, read_timeout_s: float) -> None:
         self._url, self._timeout = url.rstrip("/"), httpx2.Timeout(10.0, read=read_timeout_s, pool=None)
         self._client: httpx2.AsyncClient | None = None
         self._streams: set[UpstreamStream] = set()
+        self._takes_salts: bool | None = None
+
+    @property
+    def client(self) -> httpx2.AsyncClient:
+        assert self._client is not None, "start() comes first"
+        return self._client
+
+    async def takes_salts(self) -> bool:
+        """Whether this engine keeps prefixes apart by `cache_salt`; asked of it once, by what it calls itself."""
+        if self._takes_salts is None:
+            response = await self.client.get("/v1/models")
+            if response.status_code != 200:
+                return False
+            self._takes_salts = owner(response.content) in SALTED
+        return self._takes_salts
 
     @property
     def n_open(self) -> int:
@@ -260,15 +308,11 @@ class Upstream:
         if self._client is not None:
             await self._client.aclose()
 
-    def submit(self, body: dict[str, Any]) -> UpstreamStream:
+    def submit(self, body: dict[str, Any], *, must_salt: bool) -> UpstreamStream:
         """Send a body on; its answer comes through the stream."""
-        assert self._client is not None, "start() comes first"
-        stream = UpstreamStream(self._client, body, self._streams)
+        stream = UpstreamStream(self, body, must_salt, self._streams)
         self._streams.add(stream)
         return stream
-
-    def warm(self, prompt_ids: Sequence[int], cache_key: str) -> None:
-        raise AssertionError("asks for another engine have no next turn")
 
     def fail_all(self, error: Exception) -> None:
         """End every answer with `error`, at its next event."""

@@ -1,5 +1,6 @@
 """A tokenizer, an engine that reads from a script, and a real uvicorn around it on a free port."""
 
+import json
 import socket
 import threading
 import time
@@ -30,7 +31,7 @@ from sobre.serve.metrics import Metrics
 from sobre.serve.replicas import Replicas
 from sobre.serve.server import Server, bind
 from sobre.serve.service import Service, Services
-from sobre.serve.upstream import Upstream, UpstreamWriter
+from sobre.serve.upstream import UpstreamWriter
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -284,13 +285,17 @@ def front(eventually):
     """`front(url)`: our API before the engine at `url`, or before several."""
     ends = []
 
-    def start(*urls, read_timeout_s=5.0):
-        cfg = ServeConfig(model=("front",), engine=urls, read_timeout_s=read_timeout_s)
-        upstream = Upstream(urls[0], read_timeout_s) if len(urls) == 1 else Replicas(urls, read_timeout_s)
+    def start(*urls, read_timeout_s=5.0, api_key=()):
+        cfg = ServeConfig(model=("front",), engine=urls, read_timeout_s=read_timeout_s, api_key=api_key)
+        keys = Keyring([parse_key(line, i, Limits()) for i, line in enumerate(api_key)])
+        writer, upstream = (
+            UpstreamWriter("scripted", b"a secret of thirty-two characters"),
+            Replicas(urls, read_timeout_s),
+        )
         about = {"id": "front", "object": "model", "created": 1, "owned_by": "sobre"}
-        service = Service("front", UpstreamWriter("scripted"), upstream, Price(3.6, "a test"), 32, Metrics(), about)
+        service = Service("front", writer, upstream, Price(3.6, "a test"), 32, Metrics(), about)
         services, listener = Services([service]), bind("127.0.0.1", 0)
-        server = Server(create_app(services, cfg, Keyring([]), []), services, cfg)
+        server = Server(create_app(services, cfg, keys, []), services, cfg)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         assert eventually(lambda: server.started)
@@ -307,14 +312,22 @@ def front(eventually):
 
 @pytest.fixture
 def faulty():
-    """`faulty(answer)`: an engine that calls `answer(handler)` for each request."""
+    """`faulty(answer)`: an engine that calls `answer(handler)` for each request; `owner`: what it says it is."""
     servers = []
 
-    def start(answer):
+    def start(answer, owner=None):
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
-                self.rfile.read(int(self.headers["content-length"]))
+                self.body = self.rfile.read(int(self.headers["content-length"]))
                 answer(self)
+
+            def do_GET(self):
+                if owner is None or self.path != "/v1/models":
+                    self.send_error(404)
+                    return
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps({"data": [{"id": "scripted", "owned_by": owner}]}).encode())
 
             def log_message(self, *_):
                 pass

@@ -143,3 +143,21 @@ def test_what_a_key_has_computed_is_its_own_whatever_its_name_or_place():
     assert ids("a", "b") == ids("b", "a")[::-1]
     assert len(set(ids("a name=ann", "b name=ann"))) == 2
     assert Keyring([]).anyone.id == ""
+
+
+def test_a_salt_of_the_request_keeps_its_prefixes_apart_within_a_key(serving, scripted, answer_ids, eventually):
+    engine = scripted(lambda request: answer_ids("a", "b"))
+    with serving(engine, api_key=("k1", "k2")) as live:
+
+        def kept_under(key, path=PATH, **fields):
+            body = fields if path != PATH else HELLO | fields
+            assert live.http.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code == 200
+            return engine.asked[-1].cache_key
+
+        plain, salted = kept_under("k1"), kept_under("k1", cache_salt="s")
+        assert eventually(lambda: len(engine.warmed) == 2)
+        assert {key for _, key in engine.warmed} == {plain, salted}, "the next turn is kept where its history is"
+        assert salted == kept_under("k1", "/v1/completions", model="scripted", prompt="a", cache_salt="s")
+        assert len({plain, salted, kept_under("k1", cache_salt="t"), kept_under("k2", cache_salt="s")}) == 4
+        refused = live.http.post(PATH, json=HELLO | {"cache_salt": ""}, headers={"authorization": "Bearer k1"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "cache_salt")

@@ -7,8 +7,13 @@ import anthropic
 import openai
 import pytest
 
-from sobre.errors import RunError
+from sobre.app.serve import read_secret
+from sobre.errors import ConfigError, RunError
+from sobre.serve import replicas
+from sobre.serve.chat_schema import parse_chat_request
 from sobre.serve.command import command, wait_until_ready
+from sobre.serve.config import ServeConfig
+from sobre.serve.upstream import upstream_body
 
 THOUGHT, ANSWER = "three plus four 🙂", "It is seven: 七 🧑‍🚀."
 HELLO = {"model": "front", "messages": [{"role": "user", "content": "3+4?"}]}
@@ -143,3 +148,103 @@ def test_the_command_lines_name_model_port_and_context():
     ]
     with pytest.raises(RunError, match="no engine answers"):
         wait_until_ready("http://127.0.0.1:1", None, print)
+
+
+def done(one):
+    """An answer without words."""
+    events(one, delta(content="a"), delta(finish="stop"), "[DONE]")
+
+
+@pytest.mark.parametrize("fields", [{"continue_final_message": True}, {"prefix": True}])
+def test_an_answer_that_goes_on_from_a_beginning_does_so_behind_another_engine_too(live, front, fields):
+    beginning = {"role": "assistant", "content": "It is"}
+    if "prefix" in fields:
+        beginning, fields = beginning | fields, {}
+    asked = {"messages": [*HELLO["messages"], beginning], **fields}
+    http, _ = front(live.url)
+    for client, model in ((live.http, "scripted"), (http, "front")):
+        assert client.post(PATH, json={"model": model} | asked).status_code == 200
+    own, behind = live.engine.asked[-2:]
+    assert behind.prompt_ids == own.prompt_ids
+
+
+def test_a_pattern_reaches_the_engine_under_the_name_that_it_reads(live, front):
+    http, _ = front(live.url)
+    form = {"type": "regex", "pattern": "[0-9]{3}"}
+    assert http.post(PATH, json=HELLO | {"response_format": form}).status_code == 200
+    assert live.engine.asked[-1].mask is not None
+    refused = http.post(PATH, json=HELLO | {"response_format": form | {"pattern": "("}})
+    assert (refused.status_code, "unclosed group" in refused.json()["error"]["message"]) == (400, True)
+    chat = parse_chat_request(json.dumps(HELLO | {"structured_outputs": {"regex": "a|b"}}).encode())
+    assert upstream_body(chat, "m", "structured_outputs")["structured_outputs"] == {"regex": "a|b"}
+    assert upstream_body(chat, "m", "regex")["regex"] == "a|b"
+
+
+def test_each_key_has_a_salt_of_its_own_in_the_cache_of_the_engine_behind(live, front):
+    http, _ = front(live.url, api_key=("k1", "k2"))
+
+    def kept_under(key, **fields):
+        asked = http.post(PATH, json=HELLO | {"max_tokens": 1} | fields, headers={"authorization": f"Bearer {key}"})
+        assert asked.status_code == 200
+        return live.engine.asked[-1].cache_key
+
+    first, second = kept_under("k1"), kept_under("k2")
+    assert first == kept_under("k1") != second
+    assert all(len(bytes.fromhex(salt.removeprefix(":"))) == 32 for salt in (first, second)), "an HMAC, no key"
+    salted = kept_under("k1", cache_salt="mine")
+    assert salted == kept_under("k1", cache_salt="mine") not in (first, kept_under("k2", cache_salt="mine"))
+    alone, _ = front(live.url)
+    alone.post(PATH, json=HELLO | {"max_tokens": 1})
+    assert live.engine.asked[-1].cache_key == "", "without keys there is nobody to keep apart"
+
+
+@pytest.mark.parametrize(("owner", "takes"), [("vllm", True), ("sglang", True), ("llamacpp", False), (None, False)])
+def test_salts_go_to_engines_that_take_them(front, faulty, owner, takes):
+    bodies = []
+
+    def answer(one):
+        bodies.append(json.loads(one.body))
+        done(one)
+
+    http, _ = front(faulty(answer, owner), api_key=("k1",))
+    key = {"authorization": "Bearer k1"}
+    assert http.post(PATH, json=HELLO, headers=key).status_code == 200
+    assert ("cache_salt" in bodies[0]) == takes
+    explicit = http.post(PATH, json=HELLO | {"cache_salt": "mine"}, headers=key)
+    assert explicit.status_code == (200 if takes else 400)
+    assert takes or explicit.json()["error"]["param"] == "cache_salt"
+
+
+def test_a_server_before_one_engine_is_ready_while_that_engine_is(serving, scripted, front, eventually, monkeypatch):
+    monkeypatch.setattr(replicas, "CHECK_S", 0.05)
+    with serving(scripted(lambda request: [5])) as live:
+        http, _ = front(live.url)
+        assert http.get("/readyz").status_code == 200
+        live.bridge.failure = RuntimeError("dead")
+        assert eventually(lambda: http.get("/readyz").status_code == 503)
+        live.bridge.failure = None
+        assert eventually(lambda: http.get("/readyz").status_code == 200)
+    assert eventually(lambda: http.get("/readyz").status_code == 503)
+    assert http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("flags", [{"temperature": 0.1}, {"top_p": 0.5}])
+def test_flags_that_another_engine_never_hears_of_are_refused(flags):
+    ServeConfig(model=("m",), **flags)
+    with pytest.raises(ConfigError, match="temperature and top_p are for our own engine; engine=vllm"):
+        ServeConfig(model=("m",), engine=("vllm",), **flags)
+    with pytest.raises(ConfigError, match="salt_file is for other engines"):
+        ServeConfig(model=("m",), salt_file="secret")
+
+
+def test_a_secret_of_salts_is_read_from_its_file_or_drawn(tmp_path):
+    path = tmp_path / "secret"
+    path.write_text("x" * 32 + "\n")
+    assert read_secret(str(path)) == b"x" * 32
+    assert len(read_secret("")) == 32
+    assert read_secret("") != read_secret("")
+    path.write_text("x" * 31)
+    with pytest.raises(ConfigError, match="holds 31 characters"):
+        read_secret(str(path))
+    with pytest.raises(ConfigError, match="FileNotFoundError"):
+        read_secret(str(tmp_path / "none"))
