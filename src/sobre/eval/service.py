@@ -181,10 +181,11 @@ def _anthropic_thinking(how: Sampling) -> dict[str, Any]:
 
 
 def read_openai(answer: dict[str, Any]) -> Reply:
-    """A chat completion; the thought is its `reasoning_content`."""
+    """A chat completion; the thought is its `reasoning_content`, or its `reasoning` (newer vLLM, OpenRouter)."""
     try:
         choice = answer["choices"][0]
-        content, thought = choice["message"].get("content") or "", choice["message"].get("reasoning_content") or ""
+        said = choice["message"]
+        content, thought = said.get("content") or "", said.get("reasoning_content") or said.get("reasoning") or ""
         return Reply(_joined(thought, content), choice["finish_reason"] == "stop", answer["usage"]["completion_tokens"])
     except (KeyError, IndexError, TypeError) as error:
         raise RunError(f"this is no chat completion ({error!r}): {json.dumps(answer)[:300]}") from None

@@ -13,7 +13,7 @@ from sobre.app import eval as verb
 from sobre.errors import ConfigError, DataError, RunError
 from sobre.eval.answer import Reply, Sampling
 from sobre.eval.kept import Kept
-from sobre.eval.service import Endpoint, wait_s
+from sobre.eval.service import Endpoint, read_openai, wait_s
 
 HOW = Sampling(max_tokens=50, temperature=0.6, top_p=0.9, seed=3)
 
@@ -46,6 +46,16 @@ def test_a_service_is_asked_in_its_dialect(service, openai_answer) -> None:
     assert reply == Reply("hm\n</think>\na", False, 9)
     assert seen[-1][0] == "/v1/messages"
     assert "secret" not in repr(Endpoint(url, "m", "secret"))
+
+
+def test_a_thought_is_read_under_either_name(openai_answer) -> None:
+    completion = openai_answer("5", "hm")
+    message = completion["choices"][0]["message"]
+    assert read_openai(completion).text == "hm\n</think>\n5"
+    message["reasoning"], message["reasoning_content"] = message["reasoning_content"], None
+    assert read_openai(completion).text == "hm\n</think>\n5"
+    del message["reasoning"], message["reasoning_content"]
+    assert read_openai(completion).text == "5"
 
 
 @pytest.mark.parametrize(
