@@ -6,8 +6,9 @@ metrics.jsonl alone. Trackers find their servers and keys as they always do, in 
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -104,13 +105,16 @@ def check_installed(names: Sequence[Tracker]) -> None:
 
 @contextmanager
 def opened(names: Sequence[Tracker], folder: Path, recipe: Mapping[str, Any]) -> Iterator[list[Sink]]:
-    """The trackers of these names, told of the run, and of its end whatever it is."""
-    sinks = [TRACKERS[name](folder, recipe) for name in names]
+    """The trackers of these names, told of the run, and of its end whatever it is. What they print goes to standard
+    error: standard output may be a JSON document."""
+    with redirect_stdout(sys.stderr):
+        sinks = [TRACKERS[name](folder, recipe) for name in names]
     try:
         yield sinks
     finally:
-        for sink in sinks:
-            sink.close()
+        with redirect_stdout(sys.stderr):
+            for sink in sinks:
+                sink.close()
 
 
 def numbers(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, float]]:

@@ -1,7 +1,10 @@
 """Metrics reach the tracker that was asked for, under the name and step that they have in metrics.jsonl."""
 
 import importlib.util
+import json
+import sqlite3
 import sys
+from contextlib import closing
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -83,6 +86,41 @@ def test_the_real_tensorboard_reads_back_what_was_written(tmp_path):
     events = accumulator.EventAccumulator(str(tmp_path / "mine" / "tensorboard" / "sft")).Reload()
     assert sorted(events.Tags()["scalars"]) == ["loss", "right/sorting", "tokens"]
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
+
+
+def test_the_real_mlflow_gives_back_what_was_sent_from_a_folder_of_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed: pip install mlflow")
+    run("mlflow", tmp_path)
+    client = mlflow.MlflowClient()
+    (found,) = client.search_runs([client.get_experiment_by_name("sobre").experiment_id])
+    assert found.data.metrics == {"sft/loss": 0.5, "sft/tokens": 64.0, "sft/right/sorting": 0.25}
+    assert [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, "sft/loss")] == [
+        (3, 0.5)
+    ]
+    assert (found.info.run_name, found.info.status) == ("mine", "FINISHED")
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["recipe.json"]
+
+
+def test_the_real_trackio_gives_back_what_was_sent_from_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))  # read when it is imported
+    trackio = pytest.importorskip("trackio", reason="trackio is not installed: pip install trackio")
+    run("trackio", tmp_path)
+    (found,) = trackio.Api().runs("sobre")
+    assert (found.name, found.config["seed"]) == ("mine", 7)
+    with closing(sqlite3.connect(tmp_path / "store" / "sobre.db")) as file:
+        lines = [json.loads(line) for (line,) in file.execute("select metrics from metrics")]
+    assert lines == [{"sft/step": 3, "sft/loss": 0.5, "sft/tokens": 64.0, "sft/right/sorting": 0.25}]
+
+
+def test_what_a_tracker_prints_is_kept_from_standard_output(tmp_path, monkeypatch, capsys):
+    loud = Heard("trackio")
+    loud.init = lambda **named: print("initialized")
+    loud.finish = lambda: print("finished")
+    monkeypatch.setitem(sys.modules, "trackio", loud)
+    run("trackio", tmp_path)
+    assert capsys.readouterr() == ("", "initialized\nfinished\n")
 
 
 def test_a_tracker_that_is_not_installed_is_refused_with_what_is(monkeypatch):
