@@ -300,7 +300,7 @@ def test_what_cannot_be_judged_here_is_refused_before_anything_is_asked(
         (["m", "--style", "plain", "--thinking", "off"], "--style plain has none"),
         (["m", "--k", "2", "--temperature", "0"], "all alike"),
         (["m", "--tasks", "word,word"], "each once"),
-        (["m", "--tasks", "gsm8k", "--files", "/nonexistent"], "gsm8k: no file"),
+        (["m", "--tasks", "mgsm", "--files", "/nonexistent"], "mgsm: no file"),
         (["m", "--top-p", "0"], "top_p=0"),
     ],
 )
