@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from sobre.app.doctor import main
+from sobre.errors import SandboxError
 from sobre.plan.chips import chip
+from sobre.runtime import device, machine
 from sobre.runtime.device import product_rates
 from sobre.runtime.machine import disk_bytes_per_s
 from sobre.schemas import schema
+from sobre.tasks import sandbox
 
 CPU = torch.device("cpu")
 
@@ -35,3 +38,25 @@ def test_what_was_measured_is_a_document_and_a_chip(tmp_path, monkeypatch, capsy
     assert this.peak("fp32") == pytest.approx(speed["fp32_flops"], rel=1e-3)
     assert this.bytes_per_s == pytest.approx(speed["bytes_per_s"], rel=1e-3)
     assert document["kept"] == str(tmp_path / "sobre" / "this.toml")
+    try:
+        expected = {"holds": True, "by": sandbox.mechanism()}
+    except SandboxError as error:
+        expected = {"holds": False, "by": str(error)}
+    assert document["sandbox"] == expected
+
+
+def test_a_machine_without_a_sandbox_is_told_why_code_is_refused(monkeypatch, capsys):
+    def refuse():
+        raise SandboxError("no user namespaces")
+
+    found = device.Calibration("a chip", "cpu", 1, 1e9, 1e9, 1e9, 1e9, 1e9, 0.1)
+    monkeypatch.setattr(device, "calibrate", lambda on: found)
+    monkeypatch.setattr(machine, "narrow_rates", lambda on: machine.Narrow())
+    monkeypatch.setattr(machine, "disk_bytes_per_s", lambda folder: 1e9)
+    monkeypatch.setattr(sandbox, "mechanism", refuse)
+    assert main(["--no-keep", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    jsonschema.validate(document, schema("doctor"))
+    assert document["sandbox"] == {"holds": False, "by": "no user namespaces"}
+    assert main(["--no-keep"]) == 0
+    assert "model-written code is refused: no user namespaces\n" in capsys.readouterr().out
