@@ -20,6 +20,7 @@ from sobre.rl.http_pool import HttpPool
 from sobre.rl.remote_engine import RemoteEngine
 from sobre.rl.worker import weights_of
 from sobre.runtime.seed import key_u64
+from sobre.tasks.tools import check_tools
 
 
 def engine_for(
@@ -73,9 +74,11 @@ def samplers_for(
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse samplers on Ray where it is not installed, before anything is done."""
+    """Refuse samplers on Ray where it is not installed, and Python as a tool where no sandbox holds it (SandboxError),
+    before anything is done."""
     for stage in recipe.stages:
         section = getattr(recipe, stage)
+        check_tools(section.tools if isinstance(section, RLConfig) else ())
         workers = section.samplers.workers if isinstance(section, RLConfig) else 0
         if workers and importlib.util.find_spec("ray") is None:
             raise ConfigError(f"{stage}.samplers.workers={workers} needs Ray: pip install 'sobre[ray]'")

@@ -6,10 +6,10 @@ process can be reached (`sandbox.run_code`), and raises SandboxError on a machin
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sobre.tasks.sandbox import Limits, run_code
+from sobre.tasks.sandbox import Limits, mechanism, run_code
 from sobre.tasks.verify import read_expression
 
 Tool = Mapping[str, Any]
@@ -32,6 +32,12 @@ TOOLS: Mapping[str, Tool] = {
 }
 """As OpenAI's clients describe functions."""
 _ARGUMENT = {"calculator": "expression", "python": "code"}
+
+
+def check_tools(names: Iterable[str]) -> None:
+    """Raise SandboxError for Python on a machine that cannot hold it."""
+    if "python" in names:
+        mechanism()
 
 
 def call(name: str, arguments: str, allowed: tuple[str, ...]) -> str:
