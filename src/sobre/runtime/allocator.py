@@ -23,11 +23,12 @@ def reexec_once(
     wanted = wanted_environment(environ)
     if wanted is None or not _has_glibc():
         return
-    print(
-        f"allocator: GLIBC_TUNABLES={wanted['GLIBC_TUNABLES']} (SOBRE_NO_REEXEC=1 leaves it)",
-        file=sys.stderr,
-        flush=True,
-    )
+    if environ.get("RANK", "0") == "0":  # of the processes of a run, the first one speaks
+        print(
+            f"allocator: GLIBC_TUNABLES={wanted['GLIBC_TUNABLES']} (SOBRE_NO_REEXEC=1 leaves it)",
+            file=sys.stderr,
+            flush=True,
+        )
     execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 

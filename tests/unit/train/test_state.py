@@ -1,7 +1,10 @@
 """Saved states: whole or absent, and going on from one is the same as never having stopped."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from time import sleep
@@ -257,3 +260,64 @@ def test_a_disk_that_refuses_is_a_clear_error_and_keeps_the_old_state(tmp_path: 
         save_state(tmp_path, 5, model, optimizer, {}, keep=1)
     assert saved_steps(tmp_path) == [4]
     shutil.rmtree(tmp_path / "step-00000004")
+
+
+FULL = """
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from sobre.errors import RunError
+from sobre.models.config import ModelConfig
+from sobre.models.decoder import Decoder
+from sobre.optim.config import OptimConfig
+from sobre.optim.optimizer import Optimizer
+from sobre.optim.roles import roles
+from sobre.train.resume import load_state
+from sobre.train.state import save_state, saved_steps
+
+disk, found = Path(sys.argv[1]), []
+model = Decoder(ModelConfig(vocab_size=64, d_model=32, n_layers=1, max_len=32))
+names = dict(model.named_parameters())
+optimizer = Optimizer(names, roles(names), OptimConfig())
+before = shutil.disk_usage(disk).free
+save_state(disk / "state", 1, model, optimizer, {}, keep=2)
+size = before - shutil.disk_usage(disk).free
+for room in (0, size // 2, size - 8192):  # not even a folder, half of the weights, all but the last small file
+    filler = disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - room))
+    try:
+        save_state(disk / "state", 2, model, optimizer, {}, keep=2)
+        said = ""
+    except RunError as error:
+        said = str(error)
+    left = sorted(path.name for path in (disk / "state").iterdir())
+    found.append([said, left, load_state(disk / "state", model, optimizer)])
+    filler.unlink()
+save_state(disk / "state", 2, model, optimizer, {}, keep=2)
+print(json.dumps([found, saved_steps(disk / "state")]))
+"""
+
+
+@pytest.mark.slow
+def test_a_state_for_which_the_disk_has_no_room_leaves_the_one_before_and_the_next_one_fits_when_there_is(
+    tmp_path: Path,
+):
+    """A disk of its own (16 MB of memory, mounted in a namespace of this user), filled but for some bytes."""
+    inside = 'mount -t tmpfs -o size=16m disk "$0" && exec "$@"'
+    line = ["unshare", "--map-root-user", "--mount", "sh", "-c", inside, str(tmp_path)]
+    try:
+        subprocess.run([*line, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no disk can be mounted in a namespace here: {getattr(error, 'stderr', None) or error}")
+    done = subprocess.run([*line, sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, then = json.loads(done.stdout)
+    for said, left, meta in found:
+        assert said.startswith(f"the state of step 2 could not be written to {tmp_path / 'state'}: "), said
+        assert "No space left on device" in said
+        assert left == ["step-00000001"]
+        assert meta == {"step": 1}
+    assert len(found) == 3
+    assert then == [1, 2]
