@@ -11,7 +11,9 @@ import sys
 import threading
 import time
 
+import anthropic
 import httpx
+import httpx2
 import jsonschema
 import openai
 import pydantic
@@ -111,7 +113,7 @@ class Process:
 
 @pytest.fixture(scope="module")
 def server(folder):
-    running = Process(folder, "--experts", "--api-key", "k1", "k2")
+    running = Process(folder, "--experts", "--api-key", "k0 admin", "k1", "k2")
     yield running
     running.end()
 
@@ -379,16 +381,49 @@ def test_the_experts_of_each_token_of_the_answer_are_told_when_asked_for(client)
         assert all(len(set(chosen)) == 2 and set(chosen) <= set(range(4)) for chosen in layer["experts"])
 
 
-def test_kill_9_leaves_nothing_that_keeps_the_port(folder):
-    first = Process(folder)
+def streams(running, n, **fields):
+    """`n` streams that have begun, and their client."""
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=0)
+    begun = [ask(client, stream=True, temperature=0, seed=i, **fields) for i in range(n)]
+    for stream in begun:
+        next(stream)
+    return client, begun
+
+
+def test_kill_9_under_load_leaves_nothing_that_keeps_the_port_and_a_log_without_room_stops_nobody(folder, tmp_path):
+    """The second server writes its log to a full disk; it can be known by its answers alone."""
+    prefixes = ("--prefix-dir", tmp_path)
+    first = Process(folder, *prefixes)
     port = first.url.rpartition(":")[2]
+    client, begun = streams(first, 4, max_tokens=400)
     first.process.kill()
     first.process.wait(10)
     first.reader.join(10)
     first.process.stderr.close()
-    second = Process(folder, "--port", port)
-    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    second.end()
+    for stream in begun:
+        with pytest.raises((openai.APIError, httpx.HTTPError, httpx2.HTTPError)):
+            list(stream)
+    client.close()
+    assert list(tmp_path.iterdir()) == [], "no half of a file of prefixes"
+    command = [sys.executable, "-m", "sobre", "serve", str(folder), "--port", port, *map(str, prefixes)]
+    with open("/dev/full", "w") as full:
+        second = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=full)
+    try:
+        deadline, ready = time.monotonic() + 60, 0
+        while ready != 200:
+            assert time.monotonic() < deadline
+            assert second.poll() is None, "a log that cannot be written ends no server"
+            try:
+                ready = httpx.get(f"http://127.0.0.1:{port}/readyz").status_code
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        body = {"model": "tiny", "messages": QUESTION, "max_tokens": 3}
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60).status_code == 200
+    finally:
+        second.terminate()
+        assert second.wait(30) in (0, 120)  # Python's own for a last line that it could not write
+    (kept,) = tmp_path.iterdir()
+    assert kept.stat().st_size > 0
 
 
 def test_a_client_that_leaves_stops_its_answer(client, server):
@@ -404,11 +439,21 @@ def test_a_client_that_leaves_stops_its_answer(client, server):
     assert int(re.search(r"completion_tokens=(\d+)", left[0])[1]) < 400
 
 
-def test_no_question_and_no_key_is_in_the_log(client, server):
-    ask(client)
+def test_no_question_no_thought_no_answer_and_no_key_is_in_the_log_or_the_metrics(client, server):
+    letters = {str(i): 100 for i in range(60, 80)}  # a thought and an answer that can be searched for
+    made = ask(client, max_tokens=40, logit_bias=letters, extra_body={"thinking_token_budget": 15}).choices[0].message
+    assert min(len(made.reasoning_content), len(made.content)) > 8
+    ask(client, stop=["the secret stop"], user="the secret user", logit_bias=letters)
+    with pytest.raises(openai.BadRequestError):
+        ask(client, tools=[{"type": "function", "function": {"name": "the secret tool"}}])
     said = "".join(server.lines)
+    told = httpx.get(f"{server.url}/metrics", headers={"authorization": "Bearer k0"}).text
     assert "POST '/v1/chat/completions' 200" in said
-    assert not any(secret in said for secret in ("Combien", "三加四", "k1", "k2"))
+    assert "sobre_" in told
+    secrets = ["Combien", "三加四", "k0", "k1", "k2", "the secret", made.reasoning_content[:8], made.content[:8]]
+    for secret in secrets:
+        assert secret not in said
+        assert secret not in told
 
 
 def test_the_page_and_its_examples_come_from_the_same_server(server):
@@ -417,16 +462,69 @@ def test_the_page_and_its_examples_come_from_the_same_server(server):
     assert {example["lang"] for example in examples} == {"en", "fr", "zh"}
 
 
-def test_sigterm_lets_a_running_answer_end_and_exits_with_0(folder):
+def test_sigterm_lets_running_answers_end_and_exits_with_0(folder):
     running = Process(folder)
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="-", max_retries=0) as client:
-        stream = ask(client, stream=True, max_tokens=100, temperature=0, stream_options={"include_usage": True})
-        chunks = [next(stream)]
-        running.process.send_signal(signal.SIGTERM)
-        chunks += list(stream)
-    assert chunks[-1].usage.completion_tokens == 100
-    assert chunks[-2].choices[0].finish_reason == "length"
+    fields = {"max_tokens": 100, "stream_options": {"include_usage": True}, "logit_bias": {"1": -100}}
+    client, begun = streams(running, 4, **fields)
+    running.process.send_signal(signal.SIGTERM)
+    for stream in begun:
+        chunks = list(stream)
+        assert chunks[-1].usage.completion_tokens == 100
+        assert chunks[-2].choices[0].finish_reason == "length"
+    client.close()
     assert running.wait() == 0
+
+
+ADD_TOOL = {"name": "add", "description": "adds", "parameters": DIGIT}
+
+
+def test_anthropics_client_talks_to_the_process(server):
+    """Text, a thought, a stream, a forced tool, counts and errors."""
+    with anthropic.Anthropic(base_url=server.url, api_key="k2", max_retries=0) as claude:
+        asked = {"model": "tiny", "max_tokens": 60, "messages": QUESTION}
+        thinking = {"type": "enabled", "budget_tokens": 12}
+        made = claude.messages.create(**asked, thinking=thinking)
+        assert [block.type for block in made.content][0] == "thinking"
+        assert made.usage.output_tokens <= 60
+        with claude.messages.stream(**asked, thinking=thinking) as stream:
+            streamed = stream.get_final_message()
+        assert streamed.content[0].thinking
+        assert streamed.stop_reason in ("end_turn", "max_tokens")
+        tool = {"name": "add", "input_schema": DIGIT}
+        called = claude.messages.create(
+            **asked | {"max_tokens": 300}, tools=[tool], tool_choice={"type": "tool", "name": "add"}
+        )
+        assert called.stop_reason == "tool_use"
+        jsonschema.validate(called.content[-1].input, DIGIT)
+        assert claude.messages.count_tokens(model="tiny", messages=QUESTION).input_tokens > 10
+        with pytest.raises(anthropic.NotFoundError):
+            claude.messages.create(**asked | {"model": "other"})
+    with anthropic.Anthropic(base_url=server.url, api_key="k3", max_retries=0) as stranger:
+        with pytest.raises(anthropic.AuthenticationError):
+            stranger.messages.create(**asked)
+
+
+def test_langchains_wrappers_talk_to_the_process(server):
+    deepseek, chat = pytest.importorskip("langchain_deepseek"), pytest.importorskip("langchain_openai")
+    fields = {"model": "tiny", "api_key": "k2", "max_retries": 0, "max_tokens": 40, "temperature": 0}
+    wrapper = deepseek.ChatDeepSeek(api_base=f"{server.url}/v1", **fields)
+    message = wrapper.invoke(QUESTION[0]["content"])
+    assert message.additional_kwargs["reasoning_content"]
+    chunks = list(wrapper.stream(QUESTION[0]["content"]))
+    streamed = "".join(chunk.additional_kwargs.get("reasoning_content", "") for chunk in chunks)
+    assert streamed == message.additional_kwargs["reasoning_content"]
+    direct = {"thinking": {"type": "disabled"}}
+    drawn = {"max_tokens": 300, "temperature": 1, "seed": 1, "extra_body": direct}  # greedy, it would go in circles
+    other = chat.ChatOpenAI(base_url=f"{server.url}/v1", **fields | drawn)
+    tool = {"type": "function", "function": ADD_TOOL}
+    called = other.bind_tools([tool], tool_choice="add").invoke(QUESTION[0]["content"])
+    assert {call["name"] for call in called.tool_calls} == {"add"}
+    for call in called.tool_calls:
+        jsonschema.validate(call["args"], DIGIT)
+    used = called.usage_metadata
+    assert used["total_tokens"] == used["input_tokens"] + used["output_tokens"]
+    for one in (wrapper, other):
+        one.root_client.close()
 
 
 def test_what_is_asked_wrongly_is_said_before_anything_is_loaded(folder, tmp_path):

@@ -16,7 +16,7 @@ import logging
 import secrets
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -231,5 +231,6 @@ def model_entry(name: str, max_len: int, usd_per_h: float, usd_per_million: floa
 
 
 def say(line: str) -> None:
-    """A line for whoever started the server."""
-    print(line, file=sys.stderr, flush=True)
+    """A line on standard error. A log that cannot be written, as on a full disk, is no reason to stop answering."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -3,8 +3,8 @@
 The grammar begins where the thought ends. A mask is a pure function of the answer so far: the matcher follows it from
 what it has seen before, back where a speculated token was taken back, so it works together with speculation.
 
-Compiled grammars are kept by their text, the latest `MAX_KEPT`; nothing is written to disk and no reference outside the
-schema is followed.
+Compiled grammars are kept by their text, the latest `MAX_KEPT` and of them no more than `MAX_KEPT_CHARS` of text;
+nothing is written to disk and no reference outside the schema is followed.
 
 llguidance is an extra. Without it a server answers all but what needs a grammar, which is refused by name.
 """
@@ -37,6 +37,8 @@ WITHOUT = (
 
 MAX_KEPT = 64
 """Compiled grammars."""
+MAX_KEPT_CHARS = 4_000_000
+"""Of their texts together: what a grammar takes grows with its text."""
 MAX_DEPTH = 64
 """Nesting of a schema."""
 MAX_CHARS = 100_000
@@ -76,7 +78,7 @@ class Grammars:
                 raise invalid(f"'{param}' cannot be used as a grammar: {why}.", param, "bad_grammar")
             with self._lock:
                 self._kept[source] = kept
-                while len(self._kept) > MAX_KEPT:
+                while len(self._kept) > MAX_KEPT or sum(map(len, self._kept)) > MAX_KEPT_CHARS:
                     self._kept.popitem(last=False)
         return kept.deep_copy()
 

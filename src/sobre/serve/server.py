@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import FrameType
 
 import uvicorn
@@ -57,7 +57,8 @@ class Server(uvicorn.Server):
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"ready {self.scheme}://{shown}:{port}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # a log that cannot be written, as on a full disk, is no reason not to answer
+                print(f"ready {self.scheme}://{shown}:{port}", file=sys.stderr, flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell newcomers that it leaves; let running answers end; after `drain_s`, end them with an error."""

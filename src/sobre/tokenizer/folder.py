@@ -8,6 +8,8 @@ import tokenizers
 
 from sobre.errors import CheckpointError
 
+MAX_VOCABULARY_BYTES = 256 * 2**20
+"""Of tokenizer.json: eight times the largest that we know; reading one takes many times its size."""
 VOCABULARY, SETTINGS, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
@@ -34,6 +36,9 @@ def read(path: Path) -> tuple[tokenizers.Tokenizer, str, str, str, str]:
     """Read vocabulary, chat template ("" if none), and the spellings of bos, eos and pad ("" if none)."""
     if not (path / VOCABULARY).is_file():
         raise CheckpointError(f"{path} holds no {VOCABULARY}; a model folder in the Hugging Face layout has one")
+    size = (path / VOCABULARY).stat().st_size
+    if size > MAX_VOCABULARY_BYTES:
+        raise CheckpointError(f"{path / VOCABULARY} has {size:,} bytes; at most {MAX_VOCABULARY_BYTES:,} are read")
     try:
         backend = tokenizers.Tokenizer.from_str((path / VOCABULARY).read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing narrower
