@@ -309,13 +309,14 @@ def test_an_answer_that_goes_in_circles_is_stopped_and_said_to(before):
 
 
 @pytest.mark.slow
-def test_28_answer_now_takes_effect_within_two_tokens(before, tokenizer):
+def test_28_answer_now_takes_effect_within_two_tokens(before, tokenizer, eventually):
     live = before(delay_s=0.1)
     bias = {str(tokenizer.think_close_id): -100, "1": -100}
     body = HELLO | {"stream": True, "max_tokens": 100, "thinking_token_budget": -1, "logit_bias": bias}
     with httpx.stream("POST", f"{live.url}{PATH}", json=body, timeout=60) as response:
         lines = (line for line in response.iter_lines() if line.startswith("data: {"))
         first = json.loads(next(lines)[6:])
+        assert eventually(lambda: live.engine._scheduler.find(f"{first['id']}/0") is not None)
         row = live.engine._scheduler.find(f"{first['id']}/0")
         while row.n_generated < 5:
             time.sleep(0.01)
