@@ -185,7 +185,7 @@ def serve_other(cfg: ServeConfig, keys: Keyring) -> int:
             else:
                 wait_for_any(urls, say)
         about = model_entry(name, cfg.max_context, price.usd_per_h, None) | {"answer_now": False, "experts": 0}
-        writer = UpstreamWriter(theirs, secret, "regex" if engine == "sglang" else "structured_outputs")
+        writer = UpstreamWriter(theirs, secret)
         replicas = Replicas(urls, cfg.read_timeout_s, process)
         service = Service(name, writer, replicas, price, cfg.n_slots + cfg.max_waiting, Metrics(), about)
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s")

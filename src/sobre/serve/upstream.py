@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import httpx2
 
@@ -25,9 +25,8 @@ from sobre.serve.events import Delta
 from sobre.tokenizer.tool_calls import CallArguments, CallStart
 
 RETRY = {"retry-after": "5"}
-SALTED = ("sobre", "vllm", "sglang")
-"""`owned_by` in /v1/models of engines that take `cache_salt`."""
-PatternField = Literal["structured_outputs", "regex"]
+KNOWN = ("sobre", "vllm", "sglang")
+"""`owned_by` in /v1/models of engines that take `cache_salt` and follow regular expressions."""
 
 
 class UpstreamWriter:
@@ -37,14 +36,14 @@ class UpstreamWriter:
     of what our own engine would keep them apart by, under `secret`.
     """
 
-    def __init__(self, model: str, secret: bytes, pattern_field: PatternField = "structured_outputs") -> None:
-        self.model, self.secret, self.pattern_field = model, secret, pattern_field
+    def __init__(self, model: str, secret: bytes) -> None:
+        self.model, self.secret = model, secret
 
     def chat(self, chat: ChatRequest, ask_id: str, cache_key: str = "") -> Ask:
         if chat.logprobs or chat.return_experts:
             param = "logprobs" if chat.logprobs else "return_experts"
             raise invalid(f"'{param}' is not offered through another engine.", param, "unsupported")
-        body = upstream_body(chat, self.model, self.pattern_field)
+        body = upstream_body(chat, self.model)
         if cache_key:
             body["cache_salt"] = hmac.digest(self.secret, cache_key.encode(), "sha256").hex()
         return Ask(ask_id, [], [], chat.n, 0, lambda token_id: b"", body=body, must_salt=chat.cache_salt is not None)
@@ -62,7 +61,7 @@ class UpstreamWriter:
         raise AssertionError("there are no prompts")
 
 
-def upstream_body(chat: ChatRequest, model: str, pattern_field: PatternField) -> dict[str, Any]:
+def upstream_body(chat: ChatRequest, model: str) -> dict[str, Any]:
     """A checked request as vLLM, SGLang and we ourselves read it; what was not asked for is left to the engine."""
     body: dict[str, Any] = {"model": model, "messages": [message.plain() for message in chat.messages]}
     defaults = Sampling()
@@ -86,7 +85,7 @@ def upstream_body(chat: ChatRequest, model: str, pattern_field: PatternField) ->
         body["response_format"] = {"type": form.type}
     pattern, _ = chat.pattern
     if pattern:
-        body[pattern_field] = pattern if pattern_field == "regex" else {"regex": pattern}
+        body["structured_outputs"] = {"regex": pattern}
     if chat.continues:
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     body["chat_template_kwargs"] = {"thinking": chat.thinking.on, "enable_thinking": chat.thinking.on}
@@ -112,7 +111,7 @@ class UpstreamStream:
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """Every event up to [DONE]; an ApiError for whatever goes wrong."""
         try:
-            body = await self._salted()
+            body = await self._as_read()
             async with self.upstream.client.stream("POST", "/v1/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     raise refused(response.status_code, await response.aread())
@@ -132,13 +131,22 @@ class UpstreamStream:
             raise ApiError(503, said, code="engine_stopped", headers=RETRY) from None
         raise ApiError(502, "The engine behind this server ended before the answer did.", code="engine_error")
 
-    async def _salted(self) -> dict[str, Any]:
-        """The body as this engine reads it: without the salt where it knows none."""
-        if "cache_salt" not in self.body or await self.upstream.takes_salts():
-            return self.body
-        if self.must_salt:
-            raise invalid("The engine behind this server takes no 'cache_salt'.", "cache_salt", "unsupported")
-        return {name: value for name, value in self.body.items() if name != "cache_salt"}
+    async def _as_read(self) -> dict[str, Any]:
+        """The body in this engine's own fields: a pattern under its name, no salt where it knows none."""
+        body = dict(self.body)
+        if not body.keys() & {"structured_outputs", "cache_salt"}:
+            return body
+        owner = await self.upstream.owner()
+        if "structured_outputs" in body:
+            if owner not in KNOWN:
+                raise invalid("The engine behind this server is not known to follow patterns.", None, "unsupported")
+            if owner == "sglang":
+                body["regex"] = body.pop("structured_outputs")["regex"]
+        if "cache_salt" in body and owner not in KNOWN:
+            if self.must_salt:
+                raise invalid("The engine behind this server takes no 'cache_salt'.", "cache_salt", "unsupported")
+            del body["cache_salt"]
+        return body
 
     def close(self) -> None:
         self.running.discard(self)
@@ -265,7 +273,7 @@ class UpstreamAnswer(Answer):
         return self.counts["thought"]
 
 
-def owner(content: bytes) -> str:
+def owner_of(content: bytes) -> str:
     """What an engine calls itself in its list of models; "" where it does not say."""
     try:
         return str(json.loads(content)["data"][0]["owned_by"])
@@ -280,21 +288,19 @@ class Upstream:
         self._url, self._timeout = url.rstrip("/"), httpx2.Timeout(10.0, read=read_timeout_s, pool=None)
         self._client: httpx2.AsyncClient | None = None
         self._streams: set[UpstreamStream] = set()
-        self._takes_salts: bool | None = None
+        self._owner = ""
 
     @property
     def client(self) -> httpx2.AsyncClient:
         assert self._client is not None, "start() comes first"
         return self._client
 
-    async def takes_salts(self) -> bool:
-        """Whether this engine keeps prefixes apart by `cache_salt`; asked of it once, by what it calls itself."""
-        if self._takes_salts is None:
+    async def owner(self) -> str:
+        """What this engine calls itself; asked until it answers, then known."""
+        if not self._owner:
             response = await self.client.get("/v1/models")
-            if response.status_code != 200:
-                return False
-            self._takes_salts = owner(response.content) in SALTED
-        return self._takes_salts
+            self._owner = owner_of(response.content) if response.status_code == 200 else ""
+        return self._owner
 
     @property
     def n_open(self) -> int:

@@ -10,10 +10,8 @@ import pytest
 from sobre.app.serve import read_secret
 from sobre.errors import ConfigError, RunError
 from sobre.serve import replicas
-from sobre.serve.chat_schema import parse_chat_request
 from sobre.serve.command import command, wait_until_ready
 from sobre.serve.config import ServeConfig
-from sobre.serve.upstream import upstream_body
 
 THOUGHT, ANSWER = "three plus four 🙂", "It is seven: 七 🧑‍🚀."
 HELLO = {"model": "front", "messages": [{"role": "user", "content": "3+4?"}]}
@@ -175,9 +173,31 @@ def test_a_pattern_reaches_the_engine_under_the_name_that_it_reads(live, front):
     assert live.engine.asked[-1].mask is not None
     refused = http.post(PATH, json=HELLO | {"response_format": form | {"pattern": "("}})
     assert (refused.status_code, "unclosed group" in refused.json()["error"]["message"]) == (400, True)
-    chat = parse_chat_request(json.dumps(HELLO | {"structured_outputs": {"regex": "a|b"}}).encode())
-    assert upstream_body(chat, "m", "structured_outputs")["structured_outputs"] == {"regex": "a|b"}
-    assert upstream_body(chat, "m", "regex")["regex"] == "a|b"
+
+
+@pytest.mark.parametrize(
+    ("owner", "sent"),
+    [
+        ("vllm", {"structured_outputs": {"regex": "a|b"}}),
+        ("sglang", {"regex": "a|b"}),
+        ("llamacpp", None),
+        (None, None),
+    ],
+)
+def test_a_pattern_has_the_name_that_the_engine_reads_or_is_refused(front, faulty, owner, sent):
+    bodies = []
+
+    def answer(one):
+        bodies.append(json.loads(one.body))
+        done(one)
+
+    http, _ = front(faulty(answer, owner))
+    answered = http.post(PATH, json=HELLO | {"structured_outputs": {"regex": "a|b"}})
+    if sent is None:
+        assert (answered.status_code, answered.json()["error"]["code"], bodies) == (400, "unsupported", [])
+        return
+    assert answered.status_code == 200
+    assert {name: bodies[0][name] for name in ("structured_outputs", "regex") if name in bodies[0]} == sent
 
 
 def test_each_key_has_a_salt_of_its_own_in_the_cache_of_the_engine_behind(live, front):
