@@ -188,6 +188,22 @@ def test_an_answer_can_be_stopped_and_a_thought_ended(serving, writing, tab, eve
         assert int(one.page.locator("#context").get_attribute("value")) > len(engine.asked[0].prompt_ids)
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_a_thought_can_be_ended_where_the_engine_can_end_one(serving, writing, tab, can):
+    with serving(writing("hm " * 300, "7", 0.01)) as live:
+        one = tab(live.url)
+        models = one.page.evaluate("fetch('v1/models').then(answer => answer.json())")
+        models["data"][0]["answer_now"] = can
+        one.page.route("**/v1/models", lambda route: route.fulfill(json=models))
+        one.page.reload()
+        one.ask("3+4?")
+        one.page.locator("details.thinking").wait_for()
+        one.page.locator(".thought", has_text="hm hm hm").wait_for()
+        assert one.page.locator("text=Answer now").is_visible() == can
+        one.page.keyboard.press("Escape")
+        one.done()
+
+
 def test_editing_and_regenerating_make_branches_that_survive_a_reload(serving, writing, tab):
     with serving(writing("hm", "seven")) as live:
         one = tab(live.url)

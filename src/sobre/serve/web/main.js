@@ -84,6 +84,7 @@ function chooseModel(/** @type {Pane} */ pane, /** @type {string} */ id) {
   pane.model = about.id;
   pane.maxLen = about.max_model_len ?? 0;
   pane.hasExperts = Boolean(about.experts);
+  pane.endsThoughts = about.answer_now !== false; // another engine behind the server cannot
   byId("experts-row").hidden = !models.some((one) => one.experts);
   if (pane !== first) return;
   const price = about.pricing?.usd_per_million_output_tokens;

@@ -17,6 +17,7 @@ export class Pane {
     this.model = "";
     this.maxLen = 0;
     this.hasExperts = false;
+    this.endsThoughts = true;
     /** @type {AbortController | null} */
     this.running = null;
     this.answerId = "";
@@ -50,7 +51,7 @@ export class Pane {
         chats.show(this.chat, node);
         this.draw();
       },
-      answerNow: () => void post("v1/chat/completions/control", { id: this.answerId, action: "reasoning_end" }),
+      answerNow: this.endsThoughts ? () => void post("v1/chat/completions/control", { id: this.answerId, action: "reasoning_end" }) : null,
     };
   }
 

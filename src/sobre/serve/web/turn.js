@@ -11,7 +11,7 @@ const TAGS = ["<answer>", "</answer>"]; // how models trained here mark an answe
 const REDRAW_MS = 80;
 
 /** @typedef {import("./chats.js").Node} Node */
-/** @typedef {{edit: (node: Node, text: string) => void, again: (node: Node) => void, show: (node: Node) => void, answerNow: () => void}} Acts */
+/** @typedef {{edit: (node: Node, text: string) => void, again: (node: Node) => void, show: (node: Node) => void, answerNow: (() => void) | null}} Acts */
 
 /** The answer without its marks, and without what may be the beginning of one. */
 export function withoutTags(/** @type {string} */ text, whole = true) {
@@ -90,9 +90,12 @@ export class AnswerItem {
     this.began = performance.now();
     this.details.classList.add("thinking");
     this.details.open = true;
-    this.now = button(t("answerNow"), () => this.acts.answerNow(), "quiet now");
-    this.now.hidden = true;
-    this.details.append(this.now);
+    const answerNow = this.acts.answerNow;
+    if (answerNow) {
+      this.now = button(t("answerNow"), answerNow, "quiet now");
+      this.now.hidden = true;
+      this.details.append(this.now);
+    }
     this.label.textContent = t("waiting");
     this.clock = setInterval(() => this.tick(), 100);
   }
