@@ -56,6 +56,8 @@ class Session:
     """Parts that are done, in order, and the meter at the end of each."""
     billed_s: float = 0.0
     """Where the last bill ended, on the meter."""
+    opened_at: float = field(default_factory=lambda: time.time())
+    """When this process took the run up; seconds since 1970."""
     traced: int | None = None
     """Steps done before the one that is traced, in each stage (runtime/trace.py)."""
 
@@ -130,7 +132,8 @@ class Session:
         if not self.processes.is_first:
             return
         if self.processes.is_restart():
-            lost_s = time.time() - self._useful_until(saved_at)
+            since = self._useful_until(saved_at)
+            lost_s = time.time() - since if since < self.opened_at else 0.0  # what came later is this process's work
         else:
             last = [line["time_s"] for line in read_metrics(self.folder.metrics)[-1:]]
             lost_s = last[0] - saved_s if last else 0.0

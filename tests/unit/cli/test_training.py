@@ -171,6 +171,23 @@ def test_a_restart_before_the_first_state_bills_all_time_since_the_last_line_of_
     assert 100 <= lost.wasted_s < 150
 
 
+def test_what_a_restarted_process_has_done_and_billed_is_no_waste_of_the_stage_that_follows(
+    tmp_path: Path, nano_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+):
+    first = Attempt(tmp_path / "run", nano_config)
+    with first.session.part("start"):
+        pass
+    first.folder.release()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    again = Attempt(tmp_path / "run", nano_config)
+    with again.session.part("eval:pretrain"):
+        pass
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 100)  # the next stage is prepared
+    again.train(2)
+    assert Ledger(first.folder.ledger).entries("lost") == []
+
+
 def test_who_resumes_a_run_by_hand_pays_for_the_steps_that_are_done_again_alone(
     tmp_path: Path, nano_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ):
