@@ -30,8 +30,12 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "shards 2, ZeRO 1": {"shards": 2, "zero": 1},
         "experts 2": {"experts": 2},
         "shards 2, experts 2": {"shards": 2, "experts": 2},
+        "shards 2, ZeRO 2, experts 2": {"shards": 2, "zero": 2, "experts": 2},
+        "shards 2, ZeRO 1, experts 2": {"shards": 2, "zero": 1, "experts": 2},
         "tensor 2": {"tensor": 2},
         "context 2": {"context": 2},
+        "context 2, shards 2": {"context": 2, "shards": 2},
+        "context 2, experts 2": {"context": 2, "experts": 2},
         "context 2, shards 2, experts 2": {"context": 2, "shards": 2, "experts": 2},
         "pipeline 2": {"pipeline": 2},
         "pipeline 2, interleaved": {"pipeline": 2, "schedule": "interleaved"},
@@ -50,6 +54,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "shards 2, experts 4": {"shards": 2, "experts": 4},
         "tensor 2": {"tensor": 2},
         "tensor 2, shards 2": {"tensor": 2, "shards": 2},
+        "tensor 4": {"tensor": 4},
         "context 4": {"context": 4},
         "context 2, shards 4": {"context": 2, "shards": 4},
         "context 2, experts 4": {"context": 2, "experts": 4},
@@ -58,7 +63,11 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "pipeline 2, shards 2": {"pipeline": 2, "shards": 2, "zero": 1},
         "pipeline 2, experts 2": {"pipeline": 2, "experts": 2},
         "pipeline 2, tensor 2": {"pipeline": 2, "tensor": 2},
+        "pipeline 2, interleaved, shards 2": {"pipeline": 2, "schedule": "interleaved", "shards": 2, "zero": 1},
+        "pipeline 2, zero-bubble, shards 2": {"pipeline": 2, "schedule": "zero-bubble", "shards": 2, "zero": 1},
         "pipeline 2, ZBV, shards 2": {"pipeline": 2, "schedule": "zbv", "shards": 2, "zero": 1},
+        "pipeline 2, ZBV, experts 2": {"pipeline": 2, "schedule": "zbv", "experts": 2},
+        "pipeline 2, DualPipeV, shards 2": {"pipeline": 2, "schedule": "dualpipev", "shards": 2, "zero": 1},
         "pipeline 2, DualPipeV, experts 2": {"pipeline": 2, "schedule": "dualpipev", "experts": 2},
     },
 }
@@ -90,7 +99,8 @@ ROWS = [Row(n_processes, layout) for n_processes, layouts in LAYOUTS.items() for
 def measured(row: Row) -> dict[str, dict[str, Any]]:
     """What the worker found, for each column."""
     n_processes, sizes = row.n_processes, LAYOUTS[row.n_processes][row.layout]
-    cases = {column: {"layout": sizes, "dense": "tensor" in sizes, **case} for column, case in COLUMNS.items()}
+    own = {"layout": sizes, "dense": "tensor" in sizes, "kv_heads": max(2, sizes.get("tensor", 1))}
+    cases = {column: {**own, **case} for column, case in COLUMNS.items()}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cases.json").write_text(json.dumps(cases))
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]

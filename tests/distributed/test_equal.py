@@ -17,12 +17,11 @@ SHARDS, BOTH = {"shards": 2}, {"experts": 2, "shards": 2}
 TWO: dict[str, dict[str, Any]] = {
     "copies": {"layout": COPIES},
     "copies, fine-tuning": {"layout": COPIES, "stage": "sft"},
-    "copies, RL": {"layout": COPIES, "stage": "rl"},
     "shards": {"layout": SHARDS},
     "shards, ZeRO 2, AdamW": {"layout": {**SHARDS, "zero": 2}, "optim": "adamw"},
+    "experts": {"layout": {"experts": 2}},
     "experts, each token visits one process, fine-tuning": {"layout": {"experts": 2}, "stage": "sft", "groups": 2},
     "experts and shards, RL": {"layout": BOTH, "stage": "rl"},
-    "copies, distillation on-policy": {"layout": COPIES, "stage": "distill"},
     "experts and shards, distillation on-policy": {"layout": BOTH, "stage": "distill"},
     "experts and shards, float32": {"layout": BOTH, "dtype": "float32"},
     "copies, saved, then experts and shards": {"layout": COPIES, "then": BOTH},
@@ -43,6 +42,9 @@ TWO: dict[str, dict[str, Any]] = {
         "optim": "adamw",
     },
     "pipeline, saved, then experts and shards": {"layout": {"pipeline": 2}, "then": BOTH},
+    "pipeline, interleaved": {"layout": {"pipeline": 2, "schedule": "interleaved"}},
+    "pipeline, zero-bubble": {"layout": {"pipeline": 2, "schedule": "zero-bubble"}},
+    "pipeline, DualPipeV": {"layout": {"pipeline": 2, "schedule": "dualpipev"}},
     "pipeline, zero-bubble V, AdamW": {"layout": {"pipeline": 2, "schedule": "zbv"}, "optim": "adamw"},
     "pipeline, RL": {"layout": {"pipeline": 2}, "stage": "rl"},
     "pipeline, zero-bubble, RL, ratios of answers, replay": {
@@ -61,7 +63,14 @@ TWO: dict[str, dict[str, Any]] = {
         "stage": "sft",
     },
 }
-"""A covering set; `make matrix` runs all, in four processes too."""
+FOUR: dict[str, dict[str, Any]] = {
+    "shards, copies of them": {"layout": SHARDS},
+    "pipeline and shards": {"layout": {"pipeline": 2, "shards": 2, "zero": 1}},
+    "pipeline and experts, AdamW": {"layout": {"pipeline": 2, "experts": 2}, "optim": "adamw"},
+    "tensor and shards": {"layout": {"tensor": 2, "shards": 2}, "dense": True},
+}
+CASES = [(2, case) for case in TWO] + [(4, case) for case in FOUR]
+"""Every layout on its own in pretraining, and a covering set of pairs and stages; `make matrix` runs all."""
 REFUSED: dict[str, dict[str, Any]] = {
     "NaN with experts and shards": {"layout": BOTH, "poisoned": 0},
     "NaN at the end of a pipeline": {"layout": {"pipeline": 2}, "poisoned": 1},
@@ -90,7 +99,7 @@ def found(
     def of(n_processes: int, case: str) -> dict[str, Any]:
         if n_processes not in results:
             folder = tmp_path_factory.mktemp("equal")
-            cases = {2: {**TWO, **REFUSED, **ROLLOUTS, **FULL, **EXPORT}}[n_processes]
+            cases = {2: {**TWO, **REFUSED, **ROLLOUTS, **FULL, **EXPORT}, 4: FOUR}[n_processes]
             (folder / "cases.json").write_text(json.dumps(cases))
             torchrun(n_processes, str(WORKER), str(folder / "cases.json"), str(folder / "found.json"), timeout_s=290)
             results[n_processes] = json.loads((folder / "found.json").read_text())
@@ -100,18 +109,18 @@ def found(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", TWO)
-def test_two_processes_learn_what_one_learns(case: str, found: Found) -> None:
-    gap = found(2, case)
+@pytest.mark.parametrize(("n_processes", "case"), CASES)
+def test_several_processes_learn_what_one_learns(n_processes: int, case: str, found: Found) -> None:
+    gap, asked = found(n_processes, case), {2: TWO, 4: FOUR}[n_processes][case]
     assert gap["moved"] > 1e-3
     assert gap["exported"] == 0
     assert gap["rerouted"][0] == gap["rerouted"][1]
-    if TWO[case].get("dtype") != "float32":  # where rounding may choose between two words
+    if asked.get("dtype") != "float32":  # where rounding may choose between two words
         assert gap["accepted"][1] == pytest.approx(gap["accepted"][0])
-    layout = TWO[case].get("then", TWO[case]["layout"])
+    layout = asked.get("then", asked["layout"])
     parts = layout.keys() - {"context"}
     assert gap["held"] == 1 if not parts else gap["held"] < (0.56 if "shards" in parts else 0.95)
-    if TWO[case].get("dtype") != "float32":
+    if asked.get("dtype") != "float32":
         assert max(gap["losses"], gap["norms"], gap["weights"]) < 1e-9, gap
     else:
         assert gap["losses"] * gap["first_loss"] < 1e-4, gap

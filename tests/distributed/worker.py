@@ -162,7 +162,8 @@ class Learner:
 def learner(case: dict[str, Any], layout: dict[str, Any] | None, processes: Processes | None) -> Learner:
     dtype = dtype_of(case)
     groups = {"n_groups": case["groups"], "n_active_groups": 1} if "groups" in case else {}
-    cfg = DENSE if case.get("dense") else replace(MOE, ffn=replace(MOE.ffn, **groups))
+    heads = replace(DENSE.attention, n_kv_heads=case.get("kv_heads", 2))
+    cfg = replace(DENSE, attention=heads) if case.get("dense") else replace(MOE, ffn=replace(MOE.ffn, **groups))
     memory = MemoryConfig() if "context" in case["layout"] | case.get("then", {}) else cfg.memory  # it is refused there
     model = build(replace(cfg, n_layers=case.get("layers", cfg.n_layers), memory=memory), dtype)
     model.recompute = case.get("recompute", False)
