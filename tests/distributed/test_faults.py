@@ -30,6 +30,7 @@ pytestmark = [
 ]
 STEPS = 120
 SPOILED = Path(__file__).with_name("spoiled.py")
+DYING = Path(__file__).with_name("dying.py")
 FLAGS = [
     *("--parallel.shards", "2", "--parallel.experts", "2", "--parallel.timeout-s", "4"),
     *("--pretrain.steps", str(STEPS), "--save.every-s", "2.5", "--stages", "pretrain", "rl"),
@@ -103,6 +104,51 @@ def test_a_process_that_hangs_is_named_and_one_that_is_killed_costs_only_the_ste
     assert load_model(run.out / "rl").cfg.n_layers == 2
     assert (run.out / "rl" / "model.safetensors.index.json").is_file()
     assert not list(run.out.rglob("*.part"))
+
+
+SHORT = 8
+"""Steps of each stage of a run that is killed at a place."""
+
+
+def short(out: Path) -> list[str]:
+    """A run of two stages, which saves after every step."""
+    flags = ["--parallel.shards", "2", "--stages", "pretrain", "sft", "--save.every-s", "0"]
+    steps = ["--pretrain.steps", str(SHORT), "--sft.steps", str(SHORT)]
+    return ["run", "nano", "--out", str(out), *flags, *steps]
+
+
+def learned(out: Path) -> list[tuple[str, int, float]]:
+    lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [(line["stage"], line["step"], line["loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., str]) -> Path:
+    """The folder of such a run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("untouched") / "run"
+    torchrun(2, "-m", "sobre", *short(out))
+    return out
+
+
+@pytest.mark.parametrize("dies", ["step 0", "save 0", "save 1", "export 1"])
+def test_a_run_one_of_whose_processes_is_killed_at_a_place_ends_like_one_left_alone(
+    dies: str, untouched: Path, tmp_path: Path, torchrun: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setenv("SOBRE_TEST_DIES", dies)
+    torchrun(2, str(DYING), *short(out), restarts=1)
+    before, after = (
+        [json.loads(line) for line in (folder / "ledger.jsonl").read_text().splitlines()] for folder in (untouched, out)
+    )
+    lost = [entry for entry in after if entry["stage"] == "lost"]
+    assert [entry["wasted_s"] > 0 for entry in lost] == [True], "one process was killed, once"
+    assert learned(out) == learned(untouched)
+    for name in ("base", "sft"):
+        one, other = (load_model(folder / name).state_dict() for folder in (untouched, out))
+        assert all(tensor.equal(other[key]) for key, tensor in one.items()), name
+    useful, tokens = ([(e["stage"], e["step_to"], e["tokens"]) for e in bill] for bill in (before, after))
+    assert [entry for entry in tokens if entry[0] != "lost"] == useful
+    assert not [path for path in out.rglob("*") if path.suffix in (".part", ".old") or path.name.startswith("part-")]
 
 
 def test_a_step_that_is_nan_in_one_process_is_refused_and_the_run_begins_again_from_the_last_state(
