@@ -21,6 +21,7 @@ def test_two_processes_share_what_was_a_row_at_a_time(
     tmp_path: Path, torchrun: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOBRE_TEST_ROWS", str(tmp_path))
+    monkeypatch.setenv("SOBRE_NO_REEXEC", "1")  # this process is the tests'
     together, alone = tmp_path / "together", tmp_path / "alone"
     said = torchrun(2, str(Path(__file__).with_name("rows.py")), *RECIPE, *SMALL, "--out", str(together))
     assert "pretrain: forward passes of 128 tokens, where micro_tokens=64" in " ".join(said.split())

@@ -294,8 +294,9 @@ def export_held(case: dict[str, Any], processes: Processes, folder: Path) -> dic
 
 
 def tensors() -> list[torch.Tensor]:
-    """All that live in this process, views included."""
-    return [it for it in gc.get_objects() if type(it) in (torch.Tensor, torch.nn.Parameter) and not it.is_meta]
+    """All with memory of their own that live in this process, views included."""
+    found = [it for it in gc.get_objects() if type(it) in (torch.Tensor, torch.nn.Parameter)]
+    return [it for it in found if it.layout is torch.strided and not it.is_meta]
 
 
 def run(case: dict[str, Any], processes: Processes, folder: Path) -> dict[str, Any]:
