@@ -29,6 +29,9 @@ from sobre.runtime.processes import Processes
 from sobre.runtime.run_folder import RunFolder
 from sobre.runtime.sinks import Sink
 
+FILE_CLOCK_S = 0.02
+"""How far the time of a file may lie behind the clock: systems stamp files by a coarse one."""
+
 
 @dataclass
 class Session:
@@ -133,7 +136,8 @@ class Session:
             return
         if self.processes.is_restart():
             since = self._useful_until(saved_at)
-            lost_s = time.time() - since if since < self.opened_at else 0.0  # what came later is this process's work
+            own = since > self.opened_at - FILE_CLOCK_S  # what came later is this process's work
+            lost_s = 0.0 if own else time.time() - since
         else:
             last = [line["time_s"] for line in read_metrics(self.folder.metrics)[-1:]]
             lost_s = last[0] - saved_s if last else 0.0
