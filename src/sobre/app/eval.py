@@ -187,6 +187,7 @@ def main(argv: list[str]) -> int:
     )
     shown = {key: value for key, value in to_dict(options).items() if key not in ("json", "key_env")}
     result: dict[str, Any] = {"schema": 1, "options": shown, "tasks": {}, "items": []}
+    where = sys.stderr if options.json else sys.stdout
     with _keeping(options) as kept:
         answerer: Local | Endpoint
         plain: Local | None = None
@@ -198,20 +199,19 @@ def main(argv: list[str]) -> int:
             answerer, plain, scores, decoding = _local(options, documents)
         if scores:
             result["bits_per_byte"] = scores
-            print(_bits(scores), file=sys.stderr if options.json else sys.stdout, flush=True)
+            print(_bits(scores), file=where, flush=True)
         if decoding:
             result["decoding"] = decoding
-            print(rounded.told(decoding, HOW_READ), file=sys.stderr if options.json else sys.stdout, flush=True)
+            print(rounded.told(decoding, HOW_READ), file=where, flush=True)
         for name, (asked, examples) in asked_of.items():
             shots = turns(examples, thinks=options.style == "chat")
             items = measure.measure(asked, replace(answerer, shots=shots), options.k, how, judge_s=options.judge_s)
             found = measure.summary(items, seed=options.seed)
             if plain is not None:
                 own = measure.measure(asked, replace(plain, shots=shots), options.k, how, judge_s=options.judge_s)
-                theirs = measure.verdicts({"items": measure.to_dict(own)}, name)
                 found["as_it_is"] = {
                     "average_at_k": measure.summary(own, seed=options.seed)["average_at_k"],
-                    **measure.compare(items, theirs, seed=options.seed),
+                    **measure.compare(items, {item.key: item.verdicts for item in own}, seed=options.seed),
                 }
             if against is not None:
                 found["against"] = measure.compare(items, measure.verdicts(against, name), seed=options.seed)
@@ -219,7 +219,7 @@ def main(argv: list[str]) -> int:
                 found["contamination"] = contamination[name]
             result["tasks"][name] = found
             result["items"] += measure.to_dict(items)
-            print(_line(name, found), file=sys.stderr if options.json else sys.stdout, flush=True)
+            print(_line(name, found), file=where, flush=True)
         if options.out:
             Path(options.out).parent.mkdir(parents=True, exist_ok=True)
             write_text(Path(options.out), json.dumps(result, ensure_ascii=False, indent=1))

@@ -13,23 +13,15 @@ from torch import nn
 from sobre.app.session import Session
 from sobre.engine.engine import Engine
 from sobre.models.decoder import Decoder
-from sobre.parallel.config import ParallelConfig, Schedule
+from sobre.parallel.config import ParallelConfig
 from sobre.plan import card
-from sobre.plan.layout import WEIGHT, Layout, ScheduleName
+from sobre.plan.launch import PLANNED
+from sobre.plan.layout import WEIGHT, Layout
 from sobre.plan.outline import outline
 from sobre.rl.config import RLConfig
 from sobre.runtime.device import memory_of
 from sobre.train.config import PretrainConfig, StageConfig
 from sobre.train.share import largest_row_share, largest_share
-
-SCHEDULES: dict[Schedule, ScheduleName] = {
-    "1f1b": "1f1b",
-    "interleaved": "interleaved",
-    "zero-bubble": "zb1p",
-    "zbv": "dualpipev",
-    "dualpipev": "dualpipev",
-}
-"""What the planner calls them."""
 
 
 def settle(
@@ -125,6 +117,6 @@ def _layout(parallel: ParallelConfig, count: int) -> Layout:
         expert=parallel.experts,
         context=parallel.context,
         zero=parallel.zero if divided else 0,
-        schedule=SCHEDULES[parallel.schedule],
+        schedule=PLANNED[parallel.schedule],
         chunks=parallel.n_stages // parallel.pipeline,
     )

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from statistics import median
 
 from sobre.engine.engine import Engine
-from sobre.serve.load import PROBE_TOKENS, probe
+from sobre.serve.load import measure_speed
 
 ROUNDS = 3
-BUDGET_S = 1.0
-"""Of one probe, at the most."""
+BUDGET_S = 2.0
+"""Of one measurement, at the most."""
 OVER = ("alone_over_model", "busy_over_model")
 Speeds = dict[str, dict[str, float]]
 
@@ -16,20 +16,16 @@ Speeds = dict[str, dict[str, float]]
 def speeds(engines: Mapping[str, Engine], at_once: int) -> Speeds:
     """Tokens per second of each engine, one request alone and `at_once` together: medians of rounds in which they take
     turns, and for all but the first the medians of its ratios to the first."""
+    rounds = [
+        {name: measure_speed(engine, at_once, BUDGET_S) for name, engine in engines.items()} for _ in range(ROUNDS)
+    ]
     first = next(iter(engines))
-    found: dict[str, dict[str, list[float]]] = {name: {"alone": [], "busy": []} for name in engines}
-    for engine in engines.values():
-        probe(engine, at_once, 2, BUDGET_S)  # what a first step sets up is not counted
-    for _ in range(ROUNDS):
-        for name, engine in engines.items():
-            n_tokens = max(1, min(PROBE_TOKENS, engine.max_len - 1))
-            found[name]["alone"].append(probe(engine, 1, n_tokens, BUDGET_S))
-            found[name]["busy"].append(probe(engine, at_once, n_tokens, BUDGET_S))
     told: Speeds = {}
-    for name, of in found.items():
-        told[name] = {"alone": median(of["alone"]), "busy": median(of["busy"]), "at_once": float(at_once)}
-        for how in of if name != first else ():
-            ratios = [a / b for a, b in zip(of[how], found[first][how], strict=True)]
+    for name in engines:
+        told[name] = {how: median(getattr(found[name], how) for found in rounds) for how in ("alone", "busy")}
+        told[name]["at_once"] = float(at_once)
+        for how in ("alone", "busy") if name != first else ():
+            ratios = [getattr(found[name], how) / getattr(found[first], how) for found in rounds]
             told[name][f"{how}_over_model"] = median(ratios)
     return told
 

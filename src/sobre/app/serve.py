@@ -16,7 +16,7 @@ import logging
 import secrets
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from sobre.config.load import load
 from sobre.errors import ConfigError
 from sobre.serve.config import LOOPBACK, MIN_SECRET_CHARS, ServeConfig
 from sobre.serve.keys import Keyring, Limits, parse_key
+from sobre.serve.say import say
 
 if TYPE_CHECKING:
     from sobre.ledger.prices import Price
@@ -228,9 +229,3 @@ def model_entry(name: str, max_len: int, usd_per_h: float, usd_per_million: floa
         "max_model_len": max_len,
         "pricing": {"usd_per_hour": usd_per_h, "usd_per_million_output_tokens": usd_per_million},
     }
-
-
-def say(line: str) -> None:
-    """A line on standard error. A log that cannot be written, as on a full disk, is no reason to stop answering."""
-    with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)

@@ -227,7 +227,7 @@ class SpeculateBench(BenchConfig):
     """Files or folders of text that the model was not trained on; it goes on from their beginnings."""
     lang: str = ""
     """Only rows of this language; empty takes all."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     batches: tuple[int, ...] = (1, 16)
     """Answers written together."""
     temperatures: tuple[float, ...] = (0.0, 0.6)

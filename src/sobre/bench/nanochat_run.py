@@ -88,11 +88,10 @@ def main(argv: Sequence[str]) -> int:
     energy = meter.read(wall_s)
     scores = score(model, tokenizer, held_out, recipe.data.seq_len)
     tokens = steps * recipe.pretrain.batch_tokens
-    rate = price(recipe.budget.price)
     found = {
         "wall_s": wall_s,
         "flops": tokens * float(model.estimate_flops()),
-        "usd": wall_s / 3600 * rate.usd_per_h,
+        "usd": price(recipe.budget.price).usd(wall_s),
         "model MiB": sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20,
         "pretrain steps": steps,
         "pretrain tokens": tokens,

@@ -53,7 +53,7 @@ def bench(cfg: SpeculateBench, say: Say) -> Result:
     """Every size of batch and temperature, with guesses and without, in turns."""
     torch.set_num_threads(cfg.threads)
     folder = resolve(cfg.model)
-    model = load_model(folder, dtype=torch.bfloat16 if cfg.dtype == "bfloat16" else torch.float32)
+    model = load_model(folder, dtype=getattr(torch, cfg.dtype))
     prompts = _prompts(cfg, Tokenizer.load(folder))
     works: dict[str, Contestant] = {}
     for n in cfg.batches:

@@ -47,6 +47,11 @@ class Item:
     """The first reply that gives the most frequent answer (`score.majority`)."""
 
     @property
+    def verdicts(self) -> list[bool] | None:
+        """Of its replies; None where a judge failed."""
+        return [reply.right for reply in self.replies] if self.is_judged else None
+
+    @property
     def n_right(self) -> int:
         return sum(reply.right for reply in self.replies)
 

@@ -1,14 +1,14 @@
 """Weights in 8 or 4 bits, rounded to the nearest, and what products with them are: the weights multiplied out first.
 
 int8: one scale per output channel; int4: one per `GROUP` input weights of a channel, codes -8..7, chosen among a few by
-the squares that are lost. A kernel packs the
-codes as it reads them: what lies in a `Coded` is its own business. Here they lie as they are, a byte each.
+the squares that are lost. A kernel packs the codes as it reads them: what lies in a `Coded` is its own business. Here
+they lie as they are, a byte each.
 
 Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, X groups of
 inputs, G inputs and H bytes of a group, M rows of one expert.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -107,8 +107,16 @@ def linear(x_NI: Tensor, weight: Coded) -> Tensor:
     return F.linear(x_NI, multiplied_out(*weight, x_NI.dtype))
 
 
-def experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:
-    """The routed experts of every token, weighted and summed, expert by expert."""
+def experts(
+    x_ND: Tensor,
+    experts_NA: Tensor,
+    weights_NA: Tensor,
+    gate: Coded,
+    up: Coded,
+    down: Coded,
+    linear: Callable[[Tensor, Coded], Tensor] = linear,
+) -> Tensor:
+    """The routed experts of every token, weighted and summed, expert by expert; `linear` is a page's own product."""
 
     def expert(e: int, x_MD: Tensor) -> Tensor:
         inner_MF = F.silu(linear(x_MD, gate.of(e))) * linear(x_MD, up.of(e))

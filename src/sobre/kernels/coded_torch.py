@@ -1,14 +1,13 @@
 """Products with weights in 8 or 4 bits through torch's own kernels, on a CPU.
 
-Shapes: N tokens, D width, A active, F expert width, O output and I input width of a matrix, M rows of one expert.
+Shapes: N tokens, D width, A active, O output and I input width of a matrix, X groups of inputs.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sobre.kernels import coded
 from sobre.kernels.coded import GROUP, Bits, Coded
-from sobre.kernels.moe import by_expert
 
 
 def pack(scales: Tensor, codes_OI: Tensor, bits: Bits) -> Coded:
@@ -29,10 +28,5 @@ def linear(x_NI: Tensor, weight: Coded) -> Tensor:
 
 
 def experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:
-    """The same function as `coded.experts`, expert by expert."""
-
-    def expert(e: int, x_MD: Tensor) -> Tensor:
-        inner_MF = F.silu(linear(x_MD, gate.of(e))) * linear(x_MD, up.of(e))
-        return linear(inner_MF, down.of(e))
-
-    return by_expert(x_ND, experts_NA, weights_NA, expert)
+    """The same function as `coded.experts`."""
+    return coded.experts(x_ND, experts_NA, weights_NA, gate, up, down, linear)

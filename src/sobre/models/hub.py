@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from sobre.errors import CheckpointError
+from sobre.runtime.hub import why
 
 WANTED = ("*.json", "*.safetensors", "*.jinja")
 """What is fetched: nothing that would have to be unpickled or run."""
@@ -42,27 +43,15 @@ def resolve(model: Path | str, *, revision: str | None = None) -> Path:
 
 
 def _why(model: str, revision: str | None, error: Exception) -> str:
-    """What to do about it; the hub's own words come last."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
+    """What to do about it."""
     at = f" at revision {revision}" if revision else ""
-    reason = f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-    if isinstance(error, LocalEntryNotFoundError):
-        name = model.partition("/")[2]
-        return (
-            f"{model} is no folder here, not in the hub's cache{at}, and the hub cannot be reached. Where there is a"
-            f" network: `hf download {model} --local-dir {name}`; bring that folder here and name its path, ./{name}."
-            f" HF_ENDPOINT names a mirror of the hub, HF_HOME a cache that is somewhere else {reason}"
-        )
-    if isinstance(error, GatedRepoError):
-        return f"{model} is gated: accept its terms at https://huggingface.co/{model}, then set HF_TOKEN {reason}"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{model} has no revision {revision}: a branch, a tag or a commit {reason}"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{model} is no folder here, and the hub has no such model; a private one needs HF_TOKEN {reason}"
-    return f"{model} is no folder here, and the hub gave no model of that name{at} {reason}"
+    name = model.partition("/")[2]
+    return why(
+        error,
+        unreachable=f"{model} is no folder here, not in the hub's cache{at}, and the hub cannot be reached. Where there"
+        f" is a network: `hf download {model} --local-dir {name}`; bring that folder here and name its path, ./{name}.",
+        gated=f"{model} is gated: accept its terms at https://huggingface.co/{model}, then set HF_TOKEN",
+        no_revision=f"{model} has no revision {revision}: a branch, a tag or a commit",
+        no_repository=f"{model} is no folder here, and the hub has no such model; a private one needs HF_TOKEN",
+        other=f"{model} is no folder here, and the hub gave no model of that name{at}",
+    )

@@ -8,8 +8,10 @@ somebody hooked a module, and where the cache keeps its entries in another dtype
 None, and the caller takes the model's own parts. These are the specification.
 """
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sobre.kernels import select
 from sobre.kernels.native.layers import Layer, Table
@@ -19,6 +21,7 @@ from sobre.models.config import MLAConfig, MoEConfig
 from sobre.models.decoder import Block, Decoder
 from sobre.models.ffn import SwiGLU
 from sobre.models.gqa import GQA
+from sobre.models.layers import RMSNorm
 from sobre.models.mla import MLA
 from sobre.models.moe import MoE
 from sobre.models.step import StepInput, StepOutput
@@ -82,7 +85,7 @@ class WholeStep:
         return StepOutput(hidden_ND, routes, n_experts, hidden_ND.new_zeros((), dtype=torch.float32))
 
     def _learn(self, model: Decoder) -> None:
-        self._is_known, self._table = True, _ahead_table(model) if self._ahead else table(model)
+        self._is_known, self._table = True, ahead_table(model) if self._ahead else table(model)
         self._rope_T2 = (model.rope.cos_T2.float().contiguous(), model.rope.sin_T2.float().contiguous())
         everywhere = torch.nn.modules.module
         self._hooks = [everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks]
@@ -97,23 +100,24 @@ def _widens(model: Decoder, step: StepInput) -> bool:
 
 def table(model: Decoder) -> Table | None:
     """The model's layers as one call takes them; None where one of them is more than that, or other."""
-    layers = [_layer(block, model.dtype) for block in model.layers]
+    return None if model.memory is not None else _table(model.layers, model.norm, model.dtype)
+
+
+def ahead_table(model: Decoder) -> Table | None:
+    """The same of the MTP module's block, where it has one."""
+    return None if model.mtp is None else _table([model.mtp.block], model.mtp.norm, model.dtype)
+
+
+def _table(blocks: Iterable[nn.Module], norm: RMSNorm, dtype: torch.dtype) -> Table | None:
+    layers = [_layer(block, dtype) for block in blocks]
     there = [layer for layer in layers if layer is not None]
     forms = {form for layer in there for form in layer.forms}
-    if model.memory is not None or len(there) < len(layers) or len(forms) > 1:
+    if len(there) < len(layers) or len(forms) > 1:
         return None
-    return Table(there, model.norm.weight.float(), model.norm.eps)
+    return Table(there, norm.weight.float(), norm.eps)
 
 
-def _ahead_table(model: Decoder) -> Table | None:
-    """The same of the MTP module's block, where it has one."""
-    layer = None if model.mtp is None else _layer(model.mtp.block, model.dtype)
-    if model.mtp is None or layer is None or len(layer.forms) > 1:
-        return None
-    return Table([layer], model.mtp.norm.weight.float(), model.mtp.norm.eps)
-
-
-def _layer(block: torch.nn.Module, dtype: torch.dtype) -> Layer | None:
+def _layer(block: nn.Module, dtype: torch.dtype) -> Layer | None:
     if type(block) is not Block or block.attn_factors is not None:
         return None
     attention = block.attn.whole(dtype) if isinstance(block.attn, MLA | GQA) else None

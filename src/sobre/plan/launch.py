@@ -9,13 +9,16 @@ from sobre.plan.chips import Chip
 from sobre.plan.layout import Layout, ScheduleName
 from sobre.plan.train import TrainingPlan
 
-SCHEDULES: dict[ScheduleName, Schedule] = {
+PLANNED: dict[Schedule, ScheduleName] = {
     "1f1b": "1f1b",
     "interleaved": "interleaved",
-    "zb1p": "zero-bubble",
+    "zero-bubble": "zb1p",
+    "zbv": "dualpipev",
     "dualpipev": "dualpipev",
 }
-"""What a run has of the planner's schedules, by its own names."""
+"""What the planner calls a run's schedules."""
+RUN: dict[ScheduleName, Schedule] = {theirs: ours for ours, theirs in PLANNED.items()}
+"""What a run has of the planner's; of the two that it calls dualpipev, the last."""
 
 
 def division(layout: Layout, cfg: ModelConfig) -> tuple[ParallelConfig, list[str]]:
@@ -32,7 +35,7 @@ def division(layout: Layout, cfg: ModelConfig) -> tuple[ParallelConfig, list[str
         except ConfigError as error:
             notes.append(f"the plan counts on {name} {size} too: {error}")
             sizes[name] = _divisor(size, cfg) if name == "experts" else 1
-    schedule, layers = SCHEDULES.get(layout.schedule, "1f1b"), cfg.n_layers + cfg.n_mtp
+    schedule, layers = RUN.get(layout.schedule, "1f1b"), cfg.n_layers + cfg.n_mtp
     if layout.pipeline == 1:
         schedule = "1f1b"
     elif schedule == "1f1b" != layout.schedule:

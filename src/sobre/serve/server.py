@@ -4,8 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import FrameType
 
 import uvicorn
@@ -16,6 +15,7 @@ from sobre.serve.config import ServeConfig
 from sobre.serve.errors import stopping
 from sobre.serve.keys import Keyring
 from sobre.serve.loading import Meanwhile, uvicorn_config
+from sobre.serve.say import say
 from sobre.serve.service import Services
 
 GRACE_S = 2.0
@@ -57,8 +57,7 @@ class Server(uvicorn.Server):
         if self.started and sockets:
             host, port = sockets[0].getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            with suppress(OSError):  # a log that cannot be written, as on a full disk, is no reason not to answer
-                print(f"ready {self.scheme}://{shown}:{port}", file=sys.stderr, flush=True)
+            say(f"ready {self.scheme}://{shown}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Tell newcomers that it leaves; let running answers end; after `drain_s`, end them with an error."""

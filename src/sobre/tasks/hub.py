@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sobre.errors import ConfigError, DataError
+from sobre.runtime.hub import why
 
 SCHEME = "hf://"
 ADDRESSES: Mapping[str, str] = {
@@ -54,28 +55,15 @@ def located(path: str | Path) -> Path:
 
 
 def _why(repo: str, revision: str | None, name: str, error: Exception) -> str:
-    """What to do about it; the hub's own words come last."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+    """What to do about it."""
+    return why(
+        error,
+        unreachable="it is not in the hub's cache, and the hub cannot be reached. Where there is a network:"
+        f" `hf download {repo} {name} --repo-type dataset --local-dir .`; bring that file here and name its path,"
+        " NAME=PATH.",
+        gated=f"gated: accept its terms at https://huggingface.co/datasets/{repo}, then set HF_TOKEN",
+        no_revision=f"{repo} has no revision {revision}: a branch, a tag or a commit",
+        no_repository=f"the hub has no dataset {repo}; a private one needs HF_TOKEN",
+        no_file=f"the dataset {repo} has no file {name}",
+        other="the hub gave no such file",
     )
-
-    reason = f"({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-    if isinstance(error, LocalEntryNotFoundError):
-        return (
-            "it is not in the hub's cache, and the hub cannot be reached. Where there is a network:"
-            f" `hf download {repo} {name} --repo-type dataset --local-dir .`; bring that file here and name its path,"
-            f" NAME=PATH. HF_ENDPOINT names a mirror of the hub, HF_HOME a cache that is somewhere else {reason}"
-        )
-    if isinstance(error, GatedRepoError):
-        return f"gated: accept its terms at https://huggingface.co/datasets/{repo}, then set HF_TOKEN {reason}"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{repo} has no revision {revision}: a branch, a tag or a commit {reason}"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"the hub has no dataset {repo}; a private one needs HF_TOKEN {reason}"
-    if isinstance(error, EntryNotFoundError):
-        return f"the dataset {repo} has no file {name} {reason}"
-    return f"the hub gave no such file {reason}"

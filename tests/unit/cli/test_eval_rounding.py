@@ -13,6 +13,7 @@ from sobre.models.checkpoint import save_model
 from sobre.models.config import DenseConfig, GQAConfig, ModelConfig
 from sobre.models.decoder import Decoder
 from sobre.schemas import schema
+from sobre.serve.load import Speed
 from sobre.tokenizer.config import TokenizerConfig
 from sobre.tokenizer.tokenizer import Tokenizer
 
@@ -87,16 +88,20 @@ def test_every_source_of_the_text_has_its_own_bits(folder, tmp_path, capsys):
 
 
 def test_accuracy_and_speed_stand_beside_those_of_the_model_as_it_is(folder, tmp_path, monkeypatch, capsys):
-    written = iter(range(1, 100))
+    written = iter(range(3, 100))
     factor = {"model": 1.0, "int8": 2.0}
-    monkeypatch.setattr(rounded, "probe", lambda engine, *_: next(written) * factor[engine.cfg.weights])
+
+    def measured(engine, n_slots, *_):
+        return Speed(*(next(written) * factor[engine.cfg.weights] for _ in range(2)), n_slots)
+
+    monkeypatch.setattr(rounded, "measure_speed", measured)
     flags = ["--tasks", "sorting", "--n", "2", "--max-tokens", "4", "--weights", "int8"]
     out = tmp_path / "o.json"
     assert evaluation.main([str(folder), *flags, "--out", str(out)]) == 0
     document = json.loads(out.read_text())
     jsonschema.validate(document, schema("evaluation"))
     speeds, found = document["decoding"], document["tasks"]["sorting"]
-    # probes in turns: 1 and 2 warm up; as it is 3 4, 7 8, 11 12; rounded 5 6, 9 10, 13 14, all twice as fast
+    # in turns: as it is 3 4, 7 8, 11 12; rounded 5 6, 9 10, 13 14, all twice as fast
     assert speeds["model"] == {"alone": 7, "busy": 8, "at_once": 16}
     assert (speeds["int8"]["alone"], speeds["int8"]["alone_over_model"]) == (18, pytest.approx(18 / 7))
     assert found["as_it_is"]["difference"]["value"] == 0

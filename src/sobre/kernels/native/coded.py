@@ -1,15 +1,14 @@
 """Products with weights in 8 or 4 bits through `linear.c` and `experts.c`, on a CPU: of few rows in bytes, which rounds
 the inputs too (`coded.in_bytes`); many rows go to the library's product, with the weights widened to bfloat16.
 
-Shapes: N tokens, D width, E experts, A active, F expert width, O output and I input width of a matrix, M rows of one
-expert.
+Shapes: N tokens, D width, E experts, A active, O output and I input width of a matrix.
 """
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from sobre.kernels import coded
 from sobre.kernels.coded import Bits, Coded, in_nibbles
-from sobre.kernels.moe import by_expert
 from sobre.kernels.native.build import call
 from sobre.kernels.native.experts import run as run_experts
 from sobre.kernels.native.linear import run as run_rows
@@ -43,10 +42,6 @@ def experts(x_ND: Tensor, experts_NA: Tensor, weights_NA: Tensor, gate: Coded, u
     """The same function as `coded.experts`."""
     n_experts, d_expert = gate.codes.shape[:2]
     if experts_NA.numel() > FEW * n_experts:
-        return by_expert(x_ND, experts_NA, weights_NA, lambda e, x_MD: _expert(x_MD, gate.of(e), up.of(e), down.of(e)))
-    parts = [part for coded in (gate, up, down) for part in (coded.codes, coded.scales)]
+        return coded.experts(x_ND, experts_NA, weights_NA, gate, up, down, linear)
+    parts = [part for each in (gate, up, down) for part in (each.codes, each.scales)]
     return run_experts(f"few_experts_{gate.bits}", x_ND, experts_NA, weights_NA, parts, n_experts, d_expert)
-
-
-def _expert(x_MD: Tensor, gate: Coded, up: Coded, down: Coded) -> Tensor:
-    return linear(F.silu(linear(x_MD, gate)) * linear(x_MD, up), down)
